@@ -1,0 +1,95 @@
+"""The cluster map: an immutable, versioned snapshot of datacentres, datanodes, disks, partitions and replicas.
+
+Whoever holds a map holds all of it; a change is a new map with a higher version. Where maps come from (a TOML file,
+the embedded registry, ZooKeeper) is another module's business. Nothing here waits or asks for the time.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class ReplicaState(StrEnum):
+    """What is stored per replica. Up or down is derived from traffic, not written."""
+
+    JOINING = "joining"
+    SERVING = "serving"
+    LEAVING = "leaving"
+
+
+@dataclass(frozen=True, slots=True)
+class Datacentre:
+    """`number` is in every blob id put there (16 bits); it is never given to another datacentre."""
+
+    number: int
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Disk:
+    """One disk of a datanode: its folder there, and the bytes it may use."""
+
+    path: str
+    capacity: int
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """One datanode process."""
+
+    name: str
+    datacentre: int
+    rack: str
+    host: str
+    port: int
+    disks: tuple[Disk, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Replica:
+    """One copy of a partition: on which disk of which datanode, and in which state."""
+
+    node: str
+    disk_path: str
+    state: ReplicaState
+
+
+@dataclass(frozen=True, slots=True)
+class Partition:
+    """The unit of placement. `membership` grows with each change of `replicas` and fences old requests."""
+
+    number: int
+    capacity: int
+    is_sealed: bool
+    membership: int
+    replicas: tuple[Replica, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterMap:
+    """The whole map. `fingerprint` names the cluster; maps of two clusters are never mixed."""
+
+    fingerprint: str
+    version: int
+    datacentres: Mapping[int, Datacentre]
+    nodes: Mapping[str, Node]
+    partitions: Mapping[int, Partition]
+
+    def replicas_in(self, partition: int, datacentre: int) -> tuple[Replica, ...]:
+        """The partition's replicas in one datacentre, in map order; empty when there is no such partition."""
+        found = self.partitions.get(partition)
+        if found is None:
+            return ()
+        return tuple(replica for replica in found.replicas if self.nodes[replica.node].datacentre == datacentre)
+
+    def writable_partitions(self, datacentre: int) -> tuple[int, ...]:
+        """Partitions that take puts in this datacentre: not sealed, with a replica here that serves or joins."""
+        return tuple(
+            number
+            for number, partition in sorted(self.partitions.items())
+            if not partition.is_sealed
+            and any(
+                replica.state is not ReplicaState.LEAVING and self.nodes[replica.node].datacentre == datacentre
+                for replica in partition.replicas
+            )
+        )

@@ -1,0 +1,279 @@
+"""The one error tree. Each class has a stable wire code (docs/formats/wire.md) and a stable name for clients.
+
+A class says whose fault it is and whether trying again may help; the message carries the facts. Codes are on the
+wire between processes and names are in answers to clients: neither is ever renumbered, renamed or used again.
+`frontend/answers.py` has the one table from class to HTTP status. Nothing else maps errors.
+"""
+
+from typing import ClassVar, Final
+
+
+class AmbryError(Exception):
+    """Root of all errors that the store raises on purpose."""
+
+    code: ClassVar[int] = 1
+    name: ClassVar[str] = "internal_error"
+    retryable: ClassVar[bool] = False
+
+    def __init__(self, message: str, **facts: object) -> None:
+        super().__init__(message)
+        self.message = message
+        self.facts = facts
+
+    def __str__(self) -> str:
+        if not self.facts:
+            return self.message
+        return f"{self.message} ({', '.join(f'{key}={value}' for key, value in self.facts.items())})"
+
+
+# --- the caller's fault: the same request will fail again ------------------------------------------------------
+
+
+class BadRequest(AmbryError):
+    """A value that the caller sent cannot be used; `field` in the facts names it."""
+
+    code = 10
+    name = "bad_request"
+
+
+class BadBlobId(BadRequest):
+    """Not a blob id, or one of a version that this process does not know."""
+
+    code = 11
+    name = "bad_blob_id"
+
+
+class BadDigest(BadRequest):
+    """The bytes that arrived do not have the digest that the client sent."""
+
+    code = 12
+    name = "bad_digest"
+
+
+class TooLarge(AmbryError):
+    """A blob, a header or a message beyond its limit."""
+
+    code = 13
+    name = "too_large"
+
+
+class HeadersTooLarge(TooLarge):
+    """Request headers or user metadata beyond their limit."""
+
+    code = 14
+    name = "headers_too_large"
+
+
+class RangeNotSatisfiable(AmbryError):
+    """No byte of the blob lies in the ranges asked for. Facts: `size`."""
+
+    code = 15
+    name = "range_not_satisfiable"
+
+
+class PreconditionFailed(AmbryError):
+    """If-Match or If-Unmodified-Since does not hold."""
+
+    code = 16
+    name = "precondition_failed"
+
+
+class NotAllowed(AmbryError):
+    """The blob's state does not allow the change: a shorter TTL, or the undelete of a live blob."""
+
+    code = 17
+    name = "not_allowed"
+
+
+class MethodNotAllowed(AmbryError):
+    """The path exists and does not know the method. Facts: `allow`."""
+
+    code = 18
+    name = "method_not_allowed"
+
+
+class NoSuchPath(AmbryError):
+    """No operation has this path."""
+
+    code = 19
+    name = "no_such_path"
+
+
+# --- certain outcomes ------------------------------------------------------------------------------------------
+
+
+class BlobNotFound(AmbryError):
+    """A witness says that it has never stored this id."""
+
+    code = 30
+    name = "blob_not_found"
+
+
+class BlobDeleted(AmbryError):
+    """The id was deleted, and its record is still kept."""
+
+    code = 31
+    name = "blob_deleted"
+
+
+class BlobExpired(AmbryError):
+    """The id's TTL has passed."""
+
+    code = 32
+    name = "blob_expired"
+
+
+class BlobCollision(AmbryError):
+    """Another blob is already stored under this id. Never resolved silently."""
+
+    code = 33
+    name = "blob_collision"
+
+
+# --- a replica, a disk or a peer cannot answer now: another one may --------------------------------------------
+
+
+class NotHere(AmbryError):
+    """The replica knows that the blob lives and has no bytes of it (a hole, queued for repair)."""
+
+    code = 40
+    name = "not_here"
+    retryable = True
+
+
+class CorruptRecord(AmbryError):
+    """Bytes below the synced length of a log do not have their checksum. Facts: partition, segment, offset."""
+
+    code = 41
+    name = "corrupt_record"
+    retryable = True
+
+
+class DiskFull(AmbryError):
+    """No space for another put; reads and deletes go on."""
+
+    code = 42
+    name = "disk_full"
+    retryable = True
+
+
+class DiskUnavailable(AmbryError):
+    """The disk failed, or its store is closed."""
+
+    code = 43
+    name = "disk_unavailable"
+    retryable = True
+
+
+class NoSuchReplica(AmbryError):
+    """This datanode has no replica of the partition, or the request was made under an older map: reload it."""
+
+    code = 44
+    name = "no_such_replica"
+    retryable = True
+
+
+class Overloaded(AmbryError):
+    """A queue is full. Facts: `retry_after_s`."""
+
+    code = 45
+    name = "overloaded"
+    retryable = True
+
+
+class DeadlineExceeded(AmbryError):
+    """The deadline of the request passed before the answer was known."""
+
+    code = 46
+    name = "deadline_exceeded"
+    retryable = True
+
+
+class Unavailable(AmbryError):
+    """Too few replicas answered to be certain of the outcome."""
+
+    code = 47
+    name = "unavailable"
+    retryable = True
+
+
+class ConnectionLost(AmbryError):
+    """The connection to a peer closed before it answered."""
+
+    code = 48
+    name = "connection_lost"
+    retryable = True
+
+
+class ShuttingDown(AmbryError):
+    """The process is finishing what it has and takes nothing new."""
+
+    code = 49
+    name = "shutting_down"
+    retryable = True
+
+
+# --- between processes -----------------------------------------------------------------------------------------
+
+
+class ProtocolError(AmbryError):
+    """Bytes on a connection that no peer of ours sends. The connection is closed."""
+
+    code = 60
+    name = "protocol_error"
+
+
+class HandshakeRefused(AmbryError):
+    """Hello of another protocol version, another cluster, or without the cluster secret."""
+
+    code = 61
+    name = "handshake_refused"
+
+
+# --- at start: the process ends with exit status 2 -------------------------------------------------------------
+
+
+class CannotStart(AmbryError):
+    """The process refuses to start; the message says why and what to do."""
+
+    code = 70
+    name = "cannot_start"
+
+
+class BadConfiguration(CannotStart):
+    """An unknown key, a wrong type or a value out of range. The message names the key and the file."""
+
+    code = 71
+    name = "bad_configuration"
+
+
+class DirectoryInUse(CannotStart):
+    """Another process has the data directory."""
+
+    code = 72
+    name = "directory_in_use"
+
+
+class DirectoryUnusable(CannotStart):
+    """A data directory that is missing, not writable, or of a newer format."""
+
+    code = 73
+    name = "directory_unusable"
+
+
+def _subclasses(root: type[AmbryError]) -> list[type[AmbryError]]:
+    found = [root]
+    for child in root.__subclasses__():
+        found += _subclasses(child)
+    return found
+
+
+ERRORS_BY_CODE: Final[dict[int, type[AmbryError]]] = {error.code: error for error in _subclasses(AmbryError)}
+"""Wire code to class. An unknown code of a newer peer is read as AmbryError."""
+
+assert len(ERRORS_BY_CODE) == len(_subclasses(AmbryError)), "two errors share a wire code"
+
+
+def error_from_code(code: int, message: str, facts: dict[str, object] | None = None) -> AmbryError:
+    """The error that a peer sent. Codes that this version does not know become an AmbryError."""
+    return ERRORS_BY_CODE.get(code, AmbryError)(message, **(facts or {}))

@@ -1,0 +1,1 @@
+"""HTTP in front, datanodes behind. Stateless: any frontend can serve any request."""

@@ -1,0 +1,157 @@
+"""Every hard limit of the store, with its unit and its reason. docs/operations.md lists them for operators.
+
+A limit is a constant of the product; what an operator may tune lives in config.py. Limits that depend on each
+other are checked at import, so that a careless change does not start.
+"""
+
+from typing import Final
+
+KIB: Final = 1024
+MIB: Final = 1024 * KIB
+GIB: Final = 1024 * MIB
+
+# --- blobs -----------------------------------------------------------------------------------------------------
+
+CHECKSUM_BLOCK_BYTES: Final = 64 * KIB
+"""One xxh3-64 for every block of a stored body: small enough to verify a range, large enough to cost 0.01 %."""
+
+CHUNK_BYTES_MAX: Final = 4 * MIB
+"""Body of one record. A larger blob is cut into chunks of this size. Bounds the memory of every hop."""
+
+BODY_BYTES_MAX: Final = CHUNK_BYTES_MAX + 64 * KIB
+"""Stored body of one record, with room for the frames of compression and encryption around a full chunk."""
+
+BLOB_BYTES_MAX: Final = 5 * 1024 * GIB
+"""A composite blob. The manifest tree of two levels reaches further; this is what is tested and promised."""
+
+PROPERTIES_BYTES_MAX: Final = 64 * KIB
+"""Encoded properties of one record, user metadata included."""
+
+USER_METADATA_BYTES_MAX: Final = 32 * KIB
+"""All names and values of the `x-ambry-um-*` headers of one blob, in bytes of UTF-8."""
+
+KEY_BYTES_MAX: Final = 64
+"""Binary blob id in a record. Version 1 has 32 bytes; the rest is room for later versions."""
+
+MANIFEST_ENTRIES_MAX: Final = 64 * KIB
+"""Entries of one manifest: 64 Ki chunks of 4 MiB are 256 GiB a leaf, and 20 leaves reach BLOB_BYTES_MAX."""
+
+MANIFEST_CANDIDATES_MAX: Final = 3
+"""Manifest ids that an upload reserves, in different partitions, so that one lost partition does not fail it."""
+
+# --- storage ---------------------------------------------------------------------------------------------------
+
+SEGMENT_BYTES_MAX: Final = 2 * GIB
+"""A log segment. Offsets in the index have 32 bits."""
+
+SEGMENT_BYTES_DEFAULT: Final = 256 * MIB
+"""64 full chunks; small enough that compaction frees space soon."""
+
+SEGMENT_PREALLOCATE_BYTES: Final = 16 * MIB
+"""Space is reserved this far ahead of a log's end, so that the file system hands out long extents."""
+
+JOURNAL_BYTES: Final = 256 * MIB
+"""Bounds the time of recovery: the journal is read once and its records are written again."""
+
+JOURNAL_BYTES_MIN: Final = 16 * MIB
+"""Below this a commit group of full size could fill the journal between two checkpoints."""
+
+JOURNAL_BODY_BYTES_MAX: Final = 256 * KIB
+"""Larger bodies are synced in their own log, and only their header and place go through the journal."""
+
+COMMIT_GROUP_BYTES_MAX: Final = 8 * MIB
+"""Bytes of one commit group; what is above waits for the next, so one group never holds up others for long."""
+
+COMMIT_GROUP_RECORDS_MAX: Final = 512
+"""Records of one commit group."""
+
+COMMIT_QUEUE_BYTES_MAX: Final = 64 * MIB
+"""Bodies that wait for one disk. A full queue is answered with Overloaded, not with memory."""
+
+COMMIT_QUEUE_RECORDS_MAX: Final = 16 * KIB
+"""Mutations that wait for one disk."""
+
+REPLICAS_PER_DISK_MAX: Final = 2048
+"""The checkpoint slot lists every replica's active segment; at 100 GiB a partition this is 200 TiB."""
+
+INDEX_CACHE_BYTES: Final = 64 * MIB
+"""Block cache of one disk's index."""
+
+INDEX_MEMTABLE_BYTES: Final = 16 * MIB
+"""One memtable of one disk's index. A checkpoint flushes it, so it need not be large."""
+
+CHANGES_PER_PAGE_MAX: Final = 1000
+"""Entries of one answer to `changes since`."""
+
+DISK_RESERVE_BYTES: Final = 256 * MIB
+"""Puts are refused below this much free space, so that deletes, checkpoints and the index go on."""
+
+# --- wire ------------------------------------------------------------------------------------------------------
+
+FRAME_HEADER_BYTES_MAX: Final = 1 * MIB
+"""msgpack header of one frame; properties and a page of changes fit."""
+
+FRAME_BODY_BYTES_MAX: Final = 16 * MIB
+"""Raw body of one frame; a batch of many small blobs fits."""
+
+REQUESTS_PER_CONNECTION_MAX: Final = 1024
+"""Requests in flight on one connection between processes; more wait at the sender."""
+
+CONNECTION_WRITE_BUFFER_BYTES: Final = 8 * MIB
+"""Above this a sender waits for the peer to read."""
+
+BATCH_ENTRIES_MAX: Final = 1000
+"""Blobs of one batch message."""
+
+HANDSHAKE_MS: Final = 5_000
+"""From accept to a proved Hello."""
+
+REQUEST_DEADLINE_MS: Final = 30_000
+"""Default deadline of a request between processes."""
+
+CLOCK_SKEW_MS_MAX: Final = 3_600_000
+"""Assumed bound on clock skew. Datanodes reclaim a day after expiry, far beyond it."""
+
+# --- HTTP ------------------------------------------------------------------------------------------------------
+
+HTTP_LINE_BYTES_MAX: Final = 8 * KIB
+"""Request line."""
+
+HTTP_HEADER_BYTES_MAX: Final = 64 * KIB
+"""All headers of one request."""
+
+HTTP_CONNECTIONS_MAX: Final = 20_000
+"""Client connections of one frontend process; above it new ones are answered 503 and closed."""
+
+HTTP_BODY_IDLE_MS: Final = 60_000
+"""A client that sends or reads nothing for this long in the middle of a body is disconnected."""
+
+RANGES_PER_REQUEST_MAX: Final = 64
+"""Byte ranges in one GET; more are answered 416. No overlap is sent twice."""
+
+TRANSFER_BYTES_MAX: Final = 192 * MIB
+"""Bodies of large blobs in flight in one frontend process, both ways together."""
+
+TRANSFER_QUEUE_MAX: Final = 1024
+"""Transfers that wait for their share of TRANSFER_BYTES_MAX; one more is answered 503 with Retry-After."""
+
+READ_PIECE_BYTES: Final = 1 * MIB
+"""A GET holds two pieces of this size at most: one at the client's socket, one being read."""
+
+TTL_SECONDS_MAX: Final = 100 * 366 * 86_400
+"""A longer TTL is a mistake (milliseconds, or a date); for ever is -1."""
+
+# Relations that the code leans on.
+assert CHUNK_BYTES_MAX % CHECKSUM_BLOCK_BYTES == 0
+assert READ_PIECE_BYTES % CHECKSUM_BLOCK_BYTES == 0
+assert FRAME_BODY_BYTES_MAX >= 2 * BODY_BYTES_MAX
+assert FRAME_HEADER_BYTES_MAX >= 4 * PROPERTIES_BYTES_MAX
+assert SEGMENT_BYTES_DEFAULT <= SEGMENT_BYTES_MAX < 2**32
+# At least 32 full chunks per segment, or compaction would move more than it frees.
+assert SEGMENT_BYTES_DEFAULT >= 32 * CHUNK_BYTES_MAX
+assert JOURNAL_BYTES_MIN >= 2 * COMMIT_GROUP_BYTES_MAX
+assert JOURNAL_BODY_BYTES_MAX <= COMMIT_GROUP_BYTES_MAX
+assert USER_METADATA_BYTES_MAX < PROPERTIES_BYTES_MAX
+# Sixty-four Ki entries must fit one chunk.
+assert MANIFEST_ENTRIES_MAX * 48 <= CHUNK_BYTES_MAX
+assert (BLOB_BYTES_MAX // CHUNK_BYTES_MAX) <= MANIFEST_ENTRIES_MAX * MANIFEST_ENTRIES_MAX

@@ -1,0 +1,87 @@
+"""What the engine needs of a disk, and the real one. tests and `sim_disk` have the other implementation.
+
+The engine is synchronous; whoever calls it owns the thread. Every method but `pread_now` may block. Errors of the
+operating system become errors of the store here and nowhere else: ENOSPC and EDQUOT are DiskFull, all others are
+DiskUnavailable. A write either writes everything or raises; what a failed write left behind is not known.
+"""
+
+from collections.abc import Sequence
+from typing import Protocol, TypeAlias
+
+Buffer: TypeAlias = bytes | bytearray | memoryview
+
+
+class File(Protocol):
+    """An open file. Offsets and sizes are in bytes."""
+
+    def pread(self, size: int, offset: int) -> bytes:
+        """Up to `size` bytes; fewer only at the end of the file."""
+        ...
+
+    def pread_now(self, size: int, offset: int) -> bytes | None:
+        """Exactly `size` bytes from the page cache, or None when that would block or the file is shorter."""
+        ...
+
+    def pwrite(self, pieces: Sequence[Buffer], offset: int) -> None:
+        """Write all pieces one after the other. Durable only after `sync`."""
+        ...
+
+    def sync(self) -> None:
+        """Make everything written so far durable, the size included. Never retried after it failed."""
+        ...
+
+    def size(self) -> int:
+        """Bytes of the file."""
+        ...
+
+    def truncate(self, size: int) -> None:
+        """Cut or extend with zeros. Durable only after `sync`."""
+        ...
+
+    def reserve(self, offset: int, size: int) -> None:
+        """Reserve space without changing the size, where the file system can; otherwise nothing."""
+        ...
+
+    def close(self) -> None:
+        """Close without a sync. Closing twice is harmless."""
+        ...
+
+
+class Disk(Protocol):
+    """One folder on one disk. Paths are relative to it, with '/'."""
+
+    def open(self, path: str) -> File:
+        """Open an existing file for reading and writing. Raises FileNotFoundError."""
+        ...
+
+    def create(self, path: str) -> File:
+        """Create an empty file; FileExistsError when there is one. Its name is durable after `sync_folder`."""
+        ...
+
+    def replace(self, path: str, data: bytes) -> None:
+        """Put a small file in place as a whole, durably: write, sync, rename, sync the folder."""
+        ...
+
+    def read(self, path: str) -> bytes:
+        """A small file as a whole. Raises FileNotFoundError."""
+        ...
+
+    def names(self, folder: str) -> list[str]:
+        """Names in a folder, sorted; empty when there is no such folder."""
+        ...
+
+    def make_folder(self, folder: str) -> None:
+        """Create a folder and its parents, durably. Fine when it is there."""
+        ...
+
+    def remove(self, path: str) -> None:
+        """Remove a file. Durable only after `sync_folder` of its folder. Fine when it is gone."""
+        ...
+
+    def sync_folder(self, folder: str) -> None:
+        """Make the names in a folder durable."""
+        ...
+
+    def free_bytes(self) -> int:
+        """Space that is left for this process."""
+        ...

@@ -1,0 +1,46 @@
+"""What the engine needs of an index: an ordered map of bytes with atomic batches. Two implementations, one contract
+suite (tests/storage/test_index_contract.py): RocksIndex and SimIndex.
+
+Contract: `write` is atomic and visible at once to every reader. After a crash the index is what some prefix of the
+batches makes, never shorter than what the last `flush` covered. Keys and values are bytes; keys sort bytewise. All
+key spaces share one ordered map (a prefix byte tells them apart), because a flush of RocksDB through rocksdict covers
+one column family only: with two, a crash would keep one and lose the other.
+
+The index is a cache of the logs: it can be deleted, and `rebuild` makes it anew. What the bytes mean stands in
+`index_entry.py`; this module does not know.
+"""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+
+class Index(Protocol):
+    """An ordered map of bytes with atomic batches."""
+
+    def get(self, key: bytes) -> bytes | None:
+        """The value of a key, or None. May block."""
+        ...
+
+    def get_now(self, key: bytes) -> tuple[bool, bytes | None]:
+        """Without blocking: (True, value) or (True, None) when the answer is certain, (False, None) when a read is needed."""
+        ...
+
+    def get_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        """Values in the order of the keys. May block; releases the interpreter meanwhile."""
+        ...
+
+    def write(self, batch: Sequence[tuple[bytes, bytes | None]]) -> None:
+        """Put (key, value) and delete (key, None), in order, all or nothing."""
+        ...
+
+    def scan(self, start: bytes, stop: bytes, limit: int) -> list[tuple[bytes, bytes]]:
+        """Up to `limit` entries with start <= key < stop, ascending."""
+        ...
+
+    def flush(self) -> None:
+        """Make every batch written so far durable."""
+        ...
+
+    def close(self) -> None:
+        """Flush and close. Closing twice is harmless."""
+        ...
