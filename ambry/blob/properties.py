@@ -43,6 +43,10 @@ _FIELD_OF_KEY: Final = {key: name for name, key in KEYS.items()}
 assert len(_FIELD_OF_KEY) == len(KEYS)
 
 
+def _no_entries() -> Mapping[str, Any]:
+    return MappingProxyType({})
+
+
 @dataclass(frozen=True, slots=True)
 class Properties:
     """What is known of a blob beside its bytes. `unknown` holds the keys of newer versions, as they came."""
@@ -53,7 +57,7 @@ class Properties:
     filename: str | None = None
     service_id: str | None = None
     owner_id: str | None = None
-    user_metadata: Mapping[str, str] = MappingProxyType({})
+    user_metadata: Mapping[str, str] = field(default_factory=_no_entries)
     account_name: str | None = None
     container_name: str | None = None
     name: str | None = None
@@ -61,10 +65,10 @@ class Properties:
     manifest_ids: tuple[bytes, ...] = ()
     upload_id: bytes | None = None
     deadline_ms: int | None = None
-    digests: Mapping[str, bytes] = MappingProxyType({})
+    digests: Mapping[str, bytes] = field(default_factory=_no_entries)
     frames: tuple[Any, ...] | None = None
     level: int | None = None
-    unknown: Mapping[str, Any] = field(default=MappingProxyType({}))
+    unknown: Mapping[str, Any] = field(default_factory=_no_entries)
 
 
 _DEFAULTS: Final = Properties(size=-1)
