@@ -141,6 +141,11 @@ READ_PIECE_BYTES: Final = 1 * MIB
 TTL_SECONDS_MAX: Final = 100 * 366 * 86_400
 """A longer TTL is a mistake (milliseconds, or a date); for ever is -1."""
 
+# --- processes -------------------------------------------------------------------------------------------------
+
+METRIC_SERIES_MAX: Final = 4096
+"""Series of one metric name: one for each replica of a disk, and room. Labels never come from requests."""
+
 # Relations that the code leans on.
 assert CHUNK_BYTES_MAX % CHECKSUM_BLOCK_BYTES == 0
 assert READ_PIECE_BYTES % CHECKSUM_BLOCK_BYTES == 0
