@@ -135,7 +135,9 @@ def _checked(name: str, value: Any) -> Any:
             good = isinstance(value, dict) and all(isinstance(v, str) for pair in value.items() for v in pair)
             value = MappingProxyType(value) if good else value
         case "digests":
-            good = isinstance(value, dict) and all(isinstance(k, str) and isinstance(v, bytes) for k, v in value.items())
+            good = isinstance(value, dict) and all(
+                isinstance(k, str) and isinstance(v, bytes) for k, v in value.items()
+            )
             value = MappingProxyType(value) if good else value
         case "manifest_ids":
             good = isinstance(value, list) and all(isinstance(one, bytes) for one in value)

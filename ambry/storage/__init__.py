@@ -1,1 +1,1 @@
-"""The storage engine of one disk: synchronous, over a Disk and an Index. Knows records, not HTTP and not the cluster."""
+"""The storage engine of one disk: synchronous, over a Disk and an Index. It knows records, not HTTP nor the cluster."""

@@ -22,7 +22,7 @@ class Index(Protocol):
         ...
 
     def get_now(self, key: bytes) -> tuple[bool, bytes | None]:
-        """Without blocking: (True, value) or (True, None) when the answer is certain, (False, None) when a read is needed."""
+        """Without blocking: (True, value or None) when the answer is certain, (False, None) when a read is needed."""
         ...
 
     def get_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
