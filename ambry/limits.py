@@ -146,6 +146,12 @@ TTL_SECONDS_MAX: Final = 100 * 366 * 86_400
 METRIC_SERIES_MAX: Final = 4096
 """Series of one metric name: one for each replica of a disk, and room. Labels never come from requests."""
 
+SECRET_BYTES_MIN: Final = 16
+"""A shorter cluster secret is a placeholder that someone forgot to replace."""
+
+PARTITIONS_MAX: Final = 100_000
+"""Partitions of one cluster map; a blob id has 32 bits for the number, the map has to fit in memory."""
+
 # Relations that the code leans on.
 assert CHUNK_BYTES_MAX % CHECKSUM_BLOCK_BYTES == 0
 assert READ_PIECE_BYTES % CHECKSUM_BLOCK_BYTES == 0
