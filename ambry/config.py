@@ -23,7 +23,7 @@ from ambry import limits
 from ambry.errors import BadConfiguration
 from ambry.limits import GIB, KIB, MIB
 
-SECRET_VARIABLE: Final = "AMBRY_CLUSTER_SECRET"
+SECRET_VARIABLE: Final = "AMBRY_CLUSTER_SECRET"  # noqa: S105 -- a name, not a secret
 """Environment variable with the cluster secret, for those who keep secrets out of files."""
 
 _SIZE_UNITS: Final = {"B": 1, "KiB": KIB, "MiB": MIB, "GiB": GIB, "TiB": 1024 * GIB}
@@ -187,7 +187,7 @@ def load(path: Path, settings: type[SettingsT]) -> SettingsT:
     return parse_table(table, settings, source)
 
 
-def read_toml(path: Path) -> tuple[Source, dict[str, Any]]:
+def read_toml(path: Path) -> tuple[Source, dict[str, object]]:
     """The file and its top table. Raises BadConfiguration for a file that cannot be read or is not TOML."""
     try:
         text = path.read_text(encoding="utf-8")
@@ -200,7 +200,7 @@ def read_toml(path: Path) -> tuple[Source, dict[str, Any]]:
 
 
 def parse_table(
-    table: Mapping[str, Any], settings: type[SettingsT], source: Source, keys: tuple[str | int, ...] = ()
+    table: Mapping[str, object], settings: type[SettingsT], source: Source, keys: tuple[str | int, ...] = ()
 ) -> SettingsT:
     """A table of TOML as a dataclass; `keys` is where the table stands in the file."""
     assert dataclasses.is_dataclass(settings)
@@ -209,7 +209,7 @@ def parse_table(
     for key in table:
         if key not in fields:
             raise source.error((*keys, key), f"unknown key; known are {', '.join(sorted(fields))}")
-    values: dict[str, Any] = {}
+    values: dict[str, object] = {}
     for name, each in fields.items():
         if name in table:
             values[name] = parse_value(table[name], hints[name], source, (*keys, name))
@@ -218,12 +218,13 @@ def parse_table(
     return typing.cast("SettingsT", settings(**values))
 
 
-def parse_value(value: Any, hint: Any, source: Source, keys: tuple[str | int, ...]) -> Any:
+def parse_value(value: object, hint: object, source: Source, keys: tuple[str | int, ...]) -> object:
     """A value of TOML as what the annotation `hint` asks for."""
     origin = typing.get_origin(hint)
     if origin is Annotated:
         base, bounds = typing.get_args(hint)[:2]
-        assert base is int and isinstance(bounds, Range)
+        assert base is int
+        assert isinstance(bounds, Range)
         return _parse_int(value, bounds, source, keys)
     if origin in (typing.Union, types.UnionType):
         (inner,) = (each for each in typing.get_args(hint) if each is not type(None))
@@ -246,13 +247,14 @@ def parse_value(value: Any, hint: Any, source: Source, keys: tuple[str | int, ..
     return _parse_text(value, hint, source, keys)
 
 
-def _parse_text(value: str, hint: Any, source: Source, keys: tuple[str | int, ...]) -> Any:
+def _parse_text(value: str, hint: object, source: Source, keys: tuple[str | int, ...]) -> object:
     if not value:
         raise source.error(keys, "must not be empty")
     if hint is str:
         return value
     if hint is Path:
         return source.path.parent / Path(value).expanduser()
+    assert isinstance(hint, type)
     assert issubclass(hint, StrEnum), f"no parser for {hint}"
     try:
         return hint(value)
@@ -260,7 +262,7 @@ def _parse_text(value: str, hint: Any, source: Source, keys: tuple[str | int, ..
         raise source.error(keys, f"must be one of {', '.join(hint)}, not {value!r}") from error
 
 
-def _parse_int(value: Any, bounds: Range, source: Source, keys: tuple[str | int, ...]) -> int:
+def _parse_int(value: object, bounds: Range, source: Source, keys: tuple[str | int, ...]) -> int:
     if isinstance(value, str) and bounds.unit is not Unit.COUNT:
         number = parse_size(value) if bounds.unit is Unit.BYTES else parse_duration_ms(value)
         if number is None:
@@ -353,6 +355,6 @@ def line_of(text: str, keys: tuple[str | int, ...]) -> int | None:
     return best[1] if best else None
 
 
-def _kind(value: Any) -> str:
+def _kind(value: object) -> str:
     names = {bool: "a boolean", int: "an integer", float: "a float", str: "a string", list: "a list", dict: "a table"}
     return names.get(type(value), type(value).__name__)

@@ -146,6 +146,9 @@ TTL_SECONDS_MAX: Final = 100 * 366 * 86_400
 METRIC_SERIES_MAX: Final = 4096
 """Series of one metric name: one for each replica of a disk, and room. Labels never come from requests."""
 
+LOG_VALUE_CHARACTERS_MAX: Final = 2048
+"""One value of a log line; the rest is cut. Values come from clients, disks stay bounded."""
+
 SECRET_BYTES_MIN: Final = 16
 """A shorter cluster secret is a placeholder that someone forgot to replace."""
 
