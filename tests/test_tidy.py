@@ -1,0 +1,336 @@
+"""The tidy test: what the house style asks of every file, as far as a program can see it. CONTRIBUTING.md has the rest.
+
+Each rule is one test that collects every place and prints all of them. An exception stands in a table of this file with
+its reason; an exception that nothing needs any more fails too.
+"""
+
+import ast
+import re
+from collections.abc import Iterator, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Final
+
+from ambry import limits
+
+ROOT: Final = Path(__file__).resolve().parent.parent
+FOLDERS: Final = ("ambry", "bench", "config", "docs", "tests", ".ci")
+FUNCTION_LINES_MAX: Final = 90
+MODULE_LINES_MAX: Final = 800
+PROSE_LINE_CHARACTERS_MAX: Final = 200
+
+SAYS_NOTHING: Final = {"util", "utils", "helper", "helpers", "common", "misc", "manager", "managers", "base"}
+"""Names of modules that could hold anything, and then do."""
+
+FORBIDDEN_WORDS: Final = {"needle", "volume", "shard", "manager", "util", "utils", "helper", "factory"}
+"""Words that docs/GLOSSARY.md replaces by ours, and words that say nothing."""
+
+# One letter of each in brackets, so that this file does not find itself.
+UNFINISHED: Final = re.compile(
+    r"\b(TO[D]O|FIX[M]E|XX[X])\b|Not[I]mplementedError|\bfor n[o]w\b|place[h]older|in a r[e]al (system|deployment)"
+)
+MACHINE_PATHS: Final = re.compile(r"(?<![\w.~])/(work|tmp|root|home)/[a-z.]")
+REGISTRY_HOSTS: Final = re.compile(
+    r"(pyp[i]|python[h]osted|npm[j]s|crat[e]s|dock[e]r|qu[a]y|gh[c]r|anacond[a])\.(org|com|io)|index-ur[l]\s*[=h]"
+)
+
+DOORS_TO_TIME_AND_CHANCE: Final[Mapping[str, str]] = {
+    "ambry/clock.py": "the clock itself",
+}
+"""Files of ambry/ that may ask the operating system for wall time or randomness. All others get them as arguments."""
+
+OWN_ERRORS: Final[Mapping[str, str]] = {}
+"""Exception classes that are not in errors.py, as path:class."""
+
+CATCH_ALLS: Final[Mapping[str, str]] = {}
+"""Functions that catch Exception or BaseException, as path:function. Few: the borders where nothing may get through."""
+
+LONG_FUNCTIONS: Final[Mapping[str, str]] = {}
+"""Functions that are longer than FUNCTION_LINES_MAX, as path:function."""
+
+LONG_MODULES: Final[Mapping[str, str]] = {}
+"""Modules that are longer than MODULE_LINES_MAX."""
+
+TESTS_WITHOUT_ASSERTIONS: Final[Mapping[str, str]] = {}
+"""Tests whose claim is checked where a reader of the function cannot see it, as path:function."""
+
+
+def files(*suffixes: str) -> Iterator[Path]:
+    """Every text file of the tree that we wrote, those in the root included."""
+    for folder in FOLDERS:
+        for path in sorted((ROOT / folder).rglob("*")):
+            if (
+                path.is_file()
+                and not {"__pycache__", "results", "golden"} & set(path.parts)
+                and matches(path, suffixes)
+            ):
+                yield path
+    for path in sorted(ROOT.iterdir()):
+        if path.is_file() and matches(path, suffixes) and path.name != ".git":
+            yield path
+
+
+def matches(path: Path, suffixes: tuple[str, ...]) -> bool:
+    """Without suffixes, everything but compiled files."""
+    return path.suffix in suffixes if suffixes else path.suffix not in {".pyc", ".so"}
+
+
+def name_of(path: Path) -> str:
+    """The path as people write it."""
+    return path.relative_to(ROOT).as_posix()
+
+
+@cache
+def parsed(path: Path) -> ast.Module:
+    """The syntax tree of a module."""
+    return ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
+
+
+def functions(tree: ast.AST, prefix: str = "") -> Iterator[tuple[str, ast.FunctionDef | ast.AsyncFunctionDef]]:
+    """All functions with their dotted names, methods and inner ones included."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            yield prefix + node.name, node
+            yield from functions(node, prefix + node.name + ".")
+        elif isinstance(node, ast.ClassDef):
+            yield from functions(node, prefix + node.name + ".")
+        else:
+            yield from functions(node, prefix)
+
+
+def hold(found: Mapping[str, str], allowed: Mapping[str, str]) -> None:
+    """All that was found is allowed, and all that is allowed was found."""
+    unexpected = [f"{place}: {what}" for place, what in found.items() if place not in allowed]
+    needless = [f"{place} is an exception that nothing needs" for place in allowed if place not in found]
+    assert not unexpected + needless, "\n".join(["", *unexpected, *needless])
+
+
+def test_every_module_says_what_it_is_for() -> None:
+    # An empty file (a package of tests) has nothing to say.
+    found = {
+        name_of(path): "no docstring"
+        for path in files(".py")
+        if parsed(path).body and not ast.get_docstring(parsed(path))
+    }
+    hold(found, {})
+
+
+def test_module_names_say_something() -> None:
+    found = {name_of(path): "the name says nothing" for path in files(".py") if path.stem in SAYS_NOTHING}
+    hold(found, {})
+
+
+def test_nothing_is_left_unfinished() -> None:
+    found = {}
+    for path in files(".py", ".md", ".toml", ".yml", ".yaml", ""):
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+            if UNFINISHED.search(line):
+                found[f"{name_of(path)}:{number}"] = line.strip()
+    hold(found, {})
+
+
+def test_functions_fit_a_screen_and_modules_hold_one_idea() -> None:
+    found = {}
+    for path in files(".py"):
+        for name, node in functions(parsed(path)):
+            lines = (node.end_lineno or node.lineno) - node.lineno + 1
+            if lines > FUNCTION_LINES_MAX:
+                found[f"{name_of(path)}:{name}"] = f"{lines} lines"
+    hold(found, LONG_FUNCTIONS)
+    long_modules = {}
+    for path in files(".py"):
+        lines = path.read_text(encoding="utf-8").count("\n")
+        if lines > MODULE_LINES_MAX:
+            long_modules[name_of(path)] = f"{lines} lines"
+    hold(long_modules, LONG_MODULES)
+
+
+def defined_names(tree: ast.Module) -> Iterator[tuple[int, str]]:
+    """Names that a module gives: functions, classes, arguments, variables, attributes."""
+    for node in ast.walk(tree):
+        match node:
+            case ast.FunctionDef() | ast.AsyncFunctionDef() | ast.ClassDef():
+                yield node.lineno, node.name
+            case ast.arg():
+                yield node.lineno, node.arg
+            case ast.Name(ctx=ast.Store()):
+                yield node.lineno, node.id
+            case ast.Attribute(ctx=ast.Store()):
+                yield node.lineno, node.attr
+
+
+def words_of(name: str) -> set[str]:
+    """`BodyReader` and `body_reader` are both {body, reader}."""
+    return {word.lower() for word in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+", name)}
+
+
+def test_names_use_the_words_of_the_glossary() -> None:
+    found = {}
+    for path in files(".py"):
+        for number, name in defined_names(parsed(path)):
+            if words_of(name) & FORBIDDEN_WORDS:
+                found[f"{name_of(path)}:{number}"] = name
+    hold(found, {})
+
+
+def asks_for_time_or_chance(node: ast.AST) -> bool:
+    """Imports of random, secrets and uuid; uses of time.time, time.time_ns, datetime.now, os.urandom."""
+    match node:
+        case ast.Import(names=names):
+            return any(alias.name in {"random", "secrets", "uuid"} for alias in names)
+        case ast.ImportFrom(module=module, names=names):
+            taken = {alias.name for alias in names}
+            return module in {"random", "secrets", "uuid"} or (
+                module in {"time", "os"} and bool(taken & {"time", "time_ns", "urandom"})
+            )
+        case ast.Attribute(value=ast.Name(id=base), attr=attribute):
+            return (base, attribute) in {("time", "time"), ("time", "time_ns"), ("os", "urandom"), ("datetime", "now")}
+    return False
+
+
+def test_time_and_chance_come_as_arguments() -> None:
+    found = {
+        name_of(path): "asks for time or randomness itself"
+        for path in files(".py")
+        if name_of(path).startswith("ambry/") and any(asks_for_time_or_chance(node) for node in ast.walk(parsed(path)))
+    }
+    hold(found, DOORS_TO_TIME_AND_CHANCE)
+
+
+def test_errors_are_in_the_one_tree() -> None:
+    found = {}
+    for path in files(".py"):
+        if not name_of(path).startswith("ambry/") or name_of(path) == "ambry/errors.py":
+            continue
+        for node in ast.walk(parsed(path)):
+            if isinstance(node, ast.ClassDef) and any(
+                re.search(r"(Error|Exception)$", ast.unparse(base)) for base in node.bases
+            ):
+                found[f"{name_of(path)}:{node.name}"] = "an error outside errors.py"
+    hold(found, OWN_ERRORS)
+
+
+def catches_all(node: ast.AST) -> bool:
+    """An `except` of everything (bare, Exception, BaseException) that does not raise at its end."""
+    if not isinstance(node, ast.ExceptHandler):
+        return False
+    caught = node.type.elts if isinstance(node.type, ast.Tuple) else [node.type]
+    names = {one.id for one in caught if isinstance(one, ast.Name)}
+    is_broad = node.type is None or bool(names & {"Exception", "BaseException"})
+    last = node.body[-1]
+    # A border that translates (`raise DiskUnavailable(...) from error`) lets nothing get lost.
+    return is_broad and not isinstance(last, ast.Raise)
+
+
+def test_catch_alls_are_few_and_known() -> None:
+    found = {}
+    for path in files(".py"):
+        if name_of(path).startswith("ambry/"):
+            for name, function in functions(parsed(path)):
+                if any(catches_all(node) for node in ast.walk(function)):
+                    found[f"{name_of(path)}:{name}"] = "catches everything"
+    hold(found, CATCH_ALLS)
+
+
+def test_the_tree_knows_no_machine_and_no_registry() -> None:
+    found = {}
+    for path in files():
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+            if MACHINE_PATHS.search(line) or REGISTRY_HOSTS.search(line):
+                found[f"{name_of(path)}:{number}"] = line.strip()[:120]
+    hold(found, {})
+
+
+def test_every_exception_of_a_linter_has_its_reason() -> None:
+    found = {}
+    for path in files(".py"):
+        lines = path.read_text(encoding="utf-8").splitlines()
+        for number, line in enumerate(lines, 1):
+            mark = re.search(
+                r"#\s*(noqa|type:\s*ignore|pragma)(:\s*[A-Z]+[0-9]+(,\s*[A-Z]+[0-9]+)*|\[[a-z-, ]+\])?", line
+            )
+            if mark is None or name_of(path) == "tests/test_tidy.py":
+                continue
+            reason = line[mark.end() :].strip(" -#:")
+            is_explained_above = number > 1 and lines[number - 2].strip().startswith("#")
+            if mark[2] is None or (len(reason) < 10 and not is_explained_above):
+                found[f"{name_of(path)}:{number}"] = "say which rule, and why not here"
+    hold(found, {})
+
+
+def test_every_limit_has_its_reason() -> None:
+    body = parsed(ROOT / "ambry/limits.py").body
+    found = {}
+    for node, after in zip(body, [*body[1:], ast.Pass()], strict=True):
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            is_explained = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
+            if not is_explained and node.target.id not in {"KIB", "MIB", "GIB"}:
+                found[f"ambry/limits.py:{node.target.id}"] = "no sentence below it"
+    hold(found, {})
+    assert limits.CHUNK_BYTES_MAX < limits.SEGMENT_BYTES_DEFAULT
+
+
+def asserts_something(function: ast.AST) -> bool:
+    """What a reader of the function can see: assert, raise, pytest.raises, or a call that says that it checks."""
+    for node in ast.walk(function):
+        if isinstance(node, ast.Assert | ast.Raise):
+            return True
+        if isinstance(node, ast.With | ast.AsyncWith) and any(
+            re.search("raises|warns", ast.dump(item.context_expr)) for item in node.items
+        ):
+            return True
+        if isinstance(node, ast.Call):
+            name = getattr(node.func, "attr", getattr(node.func, "id", ""))
+            if re.match("assert|check|verify|expect|hold|run_state_machine", name or ""):
+                return True
+    return False
+
+
+def test_every_test_asserts_something() -> None:
+    found = {}
+    for path in files(".py"):
+        if name_of(path).startswith("tests/"):
+            for name, function in functions(parsed(path)):
+                if function.name.startswith("test_") and not asserts_something(function):
+                    found[f"{name_of(path)}:{name}"] = "asserts nothing that a reader can see"
+    hold(found, TESTS_WITHOUT_ASSERTIONS)
+
+
+def test_every_decision_has_the_same_headings() -> None:
+    folder = ROOT / "docs/decisions"
+    overview = (folder / "README.md").read_text(encoding="utf-8")
+    pages = sorted(folder.glob("[0-9]*.md"))
+    assert pages
+    found = {}
+    for expected, page in enumerate(pages, 1):
+        text = page.read_text(encoding="utf-8")
+        headings = re.findall(r"^## (.*)$", text, re.MULTILINE)
+        if headings != ["Context", "Decision", "Consequences", "Not chosen"]:
+            found[name_of(page)] = f"headings {headings}"
+        elif not text.startswith(f"# {page.name[:4]} "):
+            found[name_of(page)] = "the title begins with another number"
+        elif not re.match(r"# .*\n\n(Accepted|Superseded by \d{4}), \d{4}-\d{2}-\d{2}\.\n", text):
+            found[name_of(page)] = "no status and date below the title"
+        elif page.name not in overview:
+            found[name_of(page)] = "not listed in README.md"
+        elif int(page.name[:4]) != expected:
+            found[name_of(page)] = f"number {expected} is missing"
+    hold(found, {})
+
+
+def test_pages_are_plain_english_text() -> None:
+    # Latin letters, and the signs that figures and tables need; so no page is half in another language or in emoji.
+    plain = re.compile(
+        r"[\x20-\x7e\u00a7\u00b0-\u00ff\u2013\u2014\u2018-\u201e\u2026\u2190-\u2193\u221e\u2248\u2260\u2264\u2265⌊⌋·×µ│─├└┌┐┘┤┬┴┼▼▶]*"
+    )
+    found = {}
+    for path in files(".md", ".py", ".toml"):
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+            if not plain.fullmatch(line):
+                found[f"{name_of(path)}:{number}"] = "a character that is not plain text"
+            elif line != line.rstrip():
+                found[f"{name_of(path)}:{number}"] = "spaces at the end"
+            elif path.suffix == ".md" and len(line) > PROSE_LINE_CHARACTERS_MAX:
+                found[f"{name_of(path)}:{number}"] = f"a line of {len(line)} characters"
+    # Tests of decoders feed them other scripts on purpose.
+    hold({place: what for place, what in found.items() if not place.startswith("tests/")}, {})
