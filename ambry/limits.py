@@ -155,6 +155,14 @@ SECRET_BYTES_MIN: Final = 16
 PARTITIONS_MAX: Final = 100_000
 """Partitions of one cluster map; a blob id has 32 bits for the number, the map has to fit in memory."""
 
+PARTITION_BYTES: Final = 100 * GIB
+"""Capacity of a partition that nobody gave another one. No minimum for the disk: space is taken as it is filled."""
+
+PARTITIONS_EMBEDDED_DEFAULT_MIN: Final = 4
+PARTITIONS_EMBEDDED_DEFAULT_MAX: Final = 64
+"""Partitions of a new embedded store. Four, so that several are in use from the first day; more than 64 gain nothing
+on one disk, and can be added."""
+
 # Relations that the code leans on.
 assert CHUNK_BYTES_MAX % CHECKSUM_BLOCK_BYTES == 0
 assert READ_PIECE_BYTES % CHECKSUM_BLOCK_BYTES == 0
@@ -165,6 +173,7 @@ assert SEGMENT_BYTES_DEFAULT <= SEGMENT_BYTES_MAX < 2**32
 assert SEGMENT_BYTES_DEFAULT >= 32 * CHUNK_BYTES_MAX
 assert JOURNAL_BYTES_MIN >= 2 * COMMIT_GROUP_BYTES_MAX
 assert JOURNAL_BODY_BYTES_MAX <= COMMIT_GROUP_BYTES_MAX
+assert PARTITIONS_EMBEDDED_DEFAULT_MAX <= REPLICAS_PER_DISK_MAX
 assert USER_METADATA_BYTES_MAX < PROPERTIES_BYTES_MAX
 # Sixty-four Ki entries must fit one chunk.
 assert MANIFEST_ENTRIES_MAX * 48 <= CHUNK_BYTES_MAX
