@@ -1,0 +1,179 @@
+"""The servers that are measured: started fresh on free ports of 127.0.0.1, and always ended.
+
+Each has a folder of its own under `build/` of the working tree, because the disk under the tree is what is to be
+measured: a folder for temporary files is often memory. Output of the processes goes to files in that folder.
+"""
+
+import contextlib
+import http.client
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from bench.load import HOST
+from bench.processes import rss_bytes, with_children
+
+READY_SECONDS_MAX: Final = 120.0
+STOP_SECONDS_MAX: Final = 60.0
+_POLL_SECONDS: Final = 0.005
+
+TREE: Final = Path(__file__).resolve().parent.parent
+
+
+class ServerFailed(Exception):
+    """A server ended or did not become ready. The message has the end of its output."""
+
+
+@dataclass(slots=True)
+class Server:
+    """One measured server: one process or more, one HTTP port."""
+
+    name: str
+    port: int
+    folder: Path
+    processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
+
+    @property
+    def pids(self) -> list[int]:
+        """All its processes, children included."""
+        return [pid for process in self.processes for pid in with_children(process.pid)]
+
+    def start(self, arguments: Sequence[str], environment: dict[str, str] | None = None) -> None:
+        """Start one process of it. Its output is appended to a file in the folder."""
+        with self._log_path().open("ab") as log:
+            self.processes.append(
+                subprocess.Popen(
+                    [sys.executable, *arguments],
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    cwd=TREE,
+                    env=os.environ | (environment or {}),
+                )
+            )
+
+    def take_port(self) -> None:
+        """Take a port that is free now; before each start of a server that is started more than once."""
+        self.port = free_port()
+
+    def wait_ready(self, path: str = "/healthCheck") -> float:
+        """Wait until `path` answers 200. Returns the moment (time.perf_counter). Raises ServerFailed."""
+        give_up_at = time.perf_counter() + READY_SECONDS_MAX
+        while time.perf_counter() < give_up_at:
+            for process in self.processes:
+                if process.poll() is not None:
+                    raise ServerFailed(f"{self.name} ended with status {process.returncode}:\n{self._log_end()}")
+            with contextlib.suppress(OSError, http.client.HTTPException):
+                connection = http.client.HTTPConnection(HOST, self.port, timeout=5)
+                connection.request("GET", path)
+                status = connection.getresponse().status
+                connection.close()
+                if status == http.client.OK:
+                    return time.perf_counter()
+            time.sleep(_POLL_SECONDS)
+        raise ServerFailed(f"{self.name} is not ready after {READY_SECONDS_MAX} s:\n{self._log_end()}")
+
+    def rss_bytes(self) -> int:
+        """Resident memory of all its processes."""
+        return rss_bytes(self.pids)
+
+    def kill(self) -> None:
+        """SIGKILL, as a crash would."""
+        for process in self.processes:
+            process.kill()
+            process.wait()
+        self.processes.clear()
+
+    def stop(self) -> None:
+        """SIGTERM, last started first; SIGKILL for what does not end in time."""
+        for process in reversed(self.processes):
+            process.send_signal(signal.SIGTERM)
+            try:
+                process.wait(STOP_SECONDS_MAX)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+        self.processes.clear()
+
+    def _log_path(self) -> Path:
+        return self.folder / "output.log"
+
+    def _log_end(self) -> str:
+        return self._log_path().read_text(errors="replace")[-4000:]
+
+
+def free_port() -> int:
+    """A TCP port of 127.0.0.1 that nobody has now."""
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@contextlib.contextmanager
+def fresh_folder() -> Iterator[Path]:
+    """A folder on the file system of the working tree, removed afterwards."""
+    build = TREE / "build"
+    build.mkdir(exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix="bench-", dir=build))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def started(name: str, folder: Path, size: int) -> Iterator[Server]:
+    """A server of one of LAYOUTS, ready; stopped at the end. Its data are in `folder`/`name`, so twice is a restart."""
+    server = Server(name, free_port(), folder / name)
+    server.folder.mkdir(parents=True, exist_ok=True)
+    try:
+        LAYOUTS[name](server, size)
+        server.wait_ready()
+        yield server
+    finally:
+        server.stop()
+
+
+def start_bare(server: Server, size: int) -> None:
+    """The yardstick."""
+    server.start(["-m", "bench.bare", "--port", str(server.port), "--size", str(size)])
+
+
+def start_embedded(server: Server, size: int, partitions: int | None = None) -> None:
+    """`ambry serve`: frontend and datanode in one process."""
+    del size
+    extra = [] if partitions is None else ["--partitions", str(partitions)]
+    data = str(server.folder / "data")
+    server.start(["-m", "ambry.cli.main", "serve", "--data", data, "--port", str(server.port), *extra])
+
+
+def start_separate(server: Server, size: int) -> None:
+    """One `ambry frontend` and one `ambry datanode`, talking over loopback."""
+    del size
+    folder = server.folder
+    node_port = free_port()
+    (folder / "cluster.toml").write_text(_CLUSTER.format(port=node_port, disk=folder / "disk"))
+    (folder / "datanode.toml").write_text(_DATANODE.format(admin_port=free_port()))
+    (folder / "frontend.toml").write_text(_FRONTEND.format(port=server.port))
+    (folder / "disk").mkdir(exist_ok=True)
+    secret = {"AMBRY_CLUSTER_SECRET": "a secret of the benchmark, for this machine only"}
+    server.start(["-m", "ambry.cli.main", "datanode", "--config", str(folder / "datanode.toml")], secret)
+    server.start(["-m", "ambry.cli.main", "frontend", "--config", str(folder / "frontend.toml")], secret)
+
+
+LAYOUTS: Final = {"bare": start_bare, "embedded": start_embedded, "separate": start_separate}
+"""Name of a layout to what starts it."""
+
+_CLUSTER: Final = "{port} {disk}"
+_DATANODE: Final = "{admin_port}"
+_FRONTEND: Final = "{port}"
