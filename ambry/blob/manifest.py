@@ -79,7 +79,7 @@ def entries_in_range(manifest: Manifest, start: int, stop: int) -> Iterator[tupl
     assert 0 <= start <= stop <= manifest.size
     at = 0
     for entry in manifest.entries:
-        if at >= stop:
+        if at >= stop or start == stop:
             return
         if at + entry.size > start:
             yield entry, max(start - at, 0), min(stop - at, entry.size)

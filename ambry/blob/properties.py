@@ -107,9 +107,11 @@ def _decode(data: bytes) -> Properties:
     values: dict[str, Any] = {}
     unknown: dict[str, Any] = {}
     for key, value in document.items():
-        name = _FIELD_OF_KEY.get(key) if isinstance(key, str) else None
+        if not isinstance(key, str):
+            raise CorruptRecord("properties with a key that is not text")
+        name = _FIELD_OF_KEY.get(key)
         if name is None:
-            unknown[str(key)] = value
+            unknown[key] = value
         else:
             values[name] = _checked(name, value)
     if "size" not in values:
