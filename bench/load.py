@@ -446,7 +446,10 @@ def self_test(size: int, connections: int, seconds: float) -> Report:
     port = listener.getsockname()[1]
     child = os.fork()
     if child == 0:
-        _serve_trivially(listener, size)
+        try:
+            _serve_trivially(listener, size)
+        finally:
+            os._exit(1)
     listener.close()
     try:
         load = Load(port, connections, size, seconds, warm_up_seconds=0.5, paths=(("/" + "x" * 43, 0),))

@@ -174,6 +174,40 @@ def start_separate(server: Server, size: int) -> None:
 LAYOUTS: Final = {"bare": start_bare, "embedded": start_embedded, "separate": start_separate}
 """Name of a layout to what starts it."""
 
-_CLUSTER: Final = "{port} {disk}"
-_DATANODE: Final = "{admin_port}"
-_FRONTEND: Final = "{port}"
+_CLUSTER: Final = """\
+fingerprint = "bench"
+version = 1
+
+[[datacentre]]
+number = 1
+name = "here"
+
+[[node]]
+name = "node"
+datacentre = "here"
+host = "127.0.0.1"
+port = {port}
+
+[[node.disk]]
+path = "{disk}"
+capacity_bytes = "1024 GiB"
+
+[[partitions]]
+numbers = "1-4"
+capacity_bytes = "100 GiB"
+
+[[partitions.replica]]
+node = "node"
+"""
+
+_DATANODE: Final = """\
+cluster_map = "cluster.toml"
+node = "node"
+admin_port = {admin_port}
+"""
+
+_FRONTEND: Final = """\
+cluster_map = "cluster.toml"
+datacentre = "here"
+port = {port}
+"""

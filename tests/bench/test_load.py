@@ -51,7 +51,7 @@ def test_puts_are_mixed_in_evenly(put_percent: int) -> None:
     ids=str,
 )
 def test_a_load_without_an_end_is_refused(change: dict[str, object]) -> None:
-    with pytest.raises(ValueError, match="beyond|nothing to get"):
+    with pytest.raises(ValueError, match=r"beyond|nothing to get"):
         dataclasses.replace(LOAD, **change).check()  # type: ignore[arg-type]
 
 
