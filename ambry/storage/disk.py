@@ -18,7 +18,7 @@ class File(Protocol):
         """Up to `size` bytes; fewer only at the end of the file."""
         ...
 
-    def pread_now(self, size: int, offset: int) -> bytes | None:
+    def pread_now(self, size: int, offset: int) -> Buffer | None:
         """Exactly `size` bytes from the page cache, or None when that would block or the file is shorter."""
         ...
 

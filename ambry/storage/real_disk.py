@@ -1,0 +1,273 @@
+"""A folder on a real file system as the engine's Disk: system calls, and the one place that reads their errors.
+
+ENOSPC and EDQUOT become DiskFull, everything else DiskUnavailable; a missing or an existing file keeps Python's own
+exception, since the engine asks for it. A failed sync is always DiskUnavailable, and so is every later sync of that
+file: after a failure the kernel may drop the dirty pages and report success the next time (PostgreSQL's "fsyncgate").
+
+Measured on Linux 6.18, 4 KiB from the page cache: `pread_now` 1.5 us (of it 0.2 us for the buffer), `pread` 1.0 us.
+Knows files, not records.
+"""
+
+import contextlib
+import ctypes
+import errno
+import fcntl
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Final
+
+from ambry.errors import AmbryError, DirectoryInUse, DirectoryUnusable, DiskFull, DiskUnavailable
+from ambry.storage.disk import Buffer
+
+IOV_MAX: Final = 1024
+"""Pieces of one pwritev. Linux refuses more; POSIX guarantees 16, every system we know has 1024."""
+
+LOCK_NAME: Final = "lock"
+TEMPORARY_SUFFIX: Final = ".tmp"
+"""What `replace` writes before it renames. A crash may leave one; `names` does not show it."""
+
+_NO_SPACE: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
+_UNSUPPORTED: Final = frozenset({errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL})
+_FALLOC_FL_KEEP_SIZE: Final = 1
+_RWF_NOWAIT: Final[int] = getattr(os, "RWF_NOWAIT", 0)
+"""Zero where the system does not have it; then nothing can be read without the risk of waiting."""
+
+_fdatasync: Final[Callable[[int], None]] = getattr(os, "fdatasync", os.fsync)
+_fallocate: Final = getattr(ctypes.CDLL(None, use_errno=True), "fallocate", None)
+if _fallocate is not None:
+    _fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
+
+_preadv: Final = getattr(os, "preadv", None)
+
+
+def _translated(error: OSError, what: str) -> AmbryError:
+    """The store's error for the operating system's."""
+    kind = DiskFull if error.errno in _NO_SPACE else DiskUnavailable
+    return kind(f"{what}: {error.strerror or error}", errno=errno.errorcode.get(error.errno or 0, "?"))
+
+
+@contextlib.contextmanager
+def _errors_of(what: str) -> Iterator[None]:
+    try:
+        yield
+    except (FileNotFoundError, FileExistsError):
+        raise
+    except OSError as error:
+        raise _translated(error, what) from error
+
+
+class RealFile:
+    """An open file. Threads may share it, except that nobody may use it while another closes it."""
+
+    __slots__ = ("_descriptor", "_path", "_sync_failed")
+
+    def __init__(self, descriptor: int, path: str) -> None:
+        self._descriptor = descriptor
+        self._path = path
+        self._sync_failed = False
+
+    def pread(self, size: int, offset: int) -> bytes:
+        """Up to `size` bytes; fewer only at the end of the file. Raises DiskUnavailable."""
+        try:
+            data = os.pread(self._descriptor, size, offset)
+            while 0 < len(data) < size:
+                more = os.pread(self._descriptor, size - len(data), offset + len(data))
+                if not more:
+                    break
+                data += more
+        except OSError as error:
+            raise _translated(error, f"read of {self._path}") from error
+        return data
+
+    def pread_now(self, size: int, offset: int) -> Buffer | None:
+        """Exactly `size` bytes from the page cache, or None when that would block or the file is shorter."""
+        data = bytearray(size)
+        try:
+            count = _preadv(self._descriptor, (data,), offset, _RWF_NOWAIT) if _RWF_NOWAIT and _preadv else -1
+        except BlockingIOError:
+            return None
+        except OSError as error:
+            if error.errno in _UNSUPPORTED:
+                return None
+            raise _translated(error, f"read of {self._path}") from error
+        return data if count == size else None
+
+    def pwrite(self, pieces: Sequence[Buffer], offset: int) -> None:
+        """Write all pieces one after the other. Raises DiskFull or DiskUnavailable; then any part may be written."""
+        try:
+            for first in range(0, len(pieces), IOV_MAX):
+                some = pieces[first : first + IOV_MAX]
+                size = sum(map(len, some))
+                count = os.pwritev(self._descriptor, some, offset)
+                if count < size:
+                    self._write_rest(b"".join(some), count, offset)
+                offset += size
+        except OSError as error:
+            raise _translated(error, f"write to {self._path}") from error
+
+    def _write_rest(self, data: bytes, count: int, offset: int) -> None:
+        """A short write (a signal, or more than 2 GiB) goes on where it stopped; a full disk raises then."""
+        rest = memoryview(data)
+        while count < len(data):
+            count += os.pwrite(self._descriptor, rest[count:], offset + count)
+
+    def sync(self) -> None:
+        """Make everything written so far durable, the size included. Raises DiskUnavailable, then always."""
+        if self._sync_failed:
+            raise DiskUnavailable(f"an earlier sync of {self._path} failed; what it holds is not known")
+        if self._descriptor < 0:
+            raise DiskUnavailable(f"sync of {self._path}: the file is closed")
+        try:
+            _fdatasync(self._descriptor)
+        except OSError as error:
+            self._sync_failed = True
+            raise DiskUnavailable(f"sync of {self._path}: {error.strerror}") from error
+
+    def size(self) -> int:
+        """Bytes of the file."""
+        with _errors_of(f"size of {self._path}"):
+            return os.fstat(self._descriptor).st_size
+
+    def truncate(self, size: int) -> None:
+        """Cut or extend with zeros. Durable only after `sync`."""
+        with _errors_of(f"truncation of {self._path}"):
+            os.ftruncate(self._descriptor, size)
+
+    def reserve(self, offset: int, size: int) -> None:
+        """Reserve space without changing the size, where the file system can; otherwise nothing. Raises DiskFull."""
+        if _fallocate is None or size <= 0:
+            return
+        if _fallocate(self._descriptor, _FALLOC_FL_KEEP_SIZE, offset, size) != 0:
+            code = ctypes.get_errno()
+            if code not in _UNSUPPORTED:
+                raise _translated(OSError(code, os.strerror(code)), f"reservation in {self._path}")
+
+    def close(self) -> None:
+        """Close without a sync. Closing twice is harmless."""
+        descriptor, self._descriptor = self._descriptor, -1
+        if descriptor >= 0:
+            with _errors_of(f"close of {self._path}"):
+                os.close(descriptor)
+
+
+class RealDisk:
+    """The folder `root` and everything below it. Raises DirectoryUnusable when it is missing or cannot be written."""
+
+    def __init__(self, root: Path | str) -> None:
+        self._root = Path(root).absolute()
+        self._lock_descriptor = -1
+        if not self._root.exists():
+            raise DirectoryUnusable(f"{self._root} does not exist")
+        if not self._root.is_dir():
+            raise DirectoryUnusable(f"{self._root} is not a folder")
+        if not os.access(self._root, os.R_OK | os.W_OK | os.X_OK):
+            raise DirectoryUnusable(f"{self._root} cannot be written by this user")
+
+    @property
+    def root(self) -> Path:
+        """The folder, as an absolute path."""
+        return self._root
+
+    def lock(self) -> None:
+        """Take the folder for this process until `unlock` or its end. Raises DirectoryInUse, DirectoryUnusable."""
+        if self._lock_descriptor >= 0:
+            return
+        try:
+            descriptor = os.open(self._root / LOCK_NAME, os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            raise DirectoryUnusable(f"{self._root} cannot be locked: {error.strerror}") from error
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            owner = os.pread(descriptor, 32, 0).decode("ascii", "replace").strip()
+            os.close(descriptor)
+            if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+                raise DirectoryInUse(f"{self._root} is in use by another process", pid=owner or "unknown") from error
+            raise DirectoryUnusable(f"{self._root} cannot be locked: {error.strerror}") from error
+        # The number is for the message to whoever comes second; the lock is the kernel's.
+        os.ftruncate(descriptor, 0)
+        with contextlib.suppress(OSError):
+            os.pwrite(descriptor, b"%d\n" % os.getpid(), 0)
+        self._lock_descriptor = descriptor
+
+    def unlock(self) -> None:
+        """Give the folder back. Harmless without a lock."""
+        descriptor, self._lock_descriptor = self._lock_descriptor, -1
+        if descriptor >= 0:
+            os.close(descriptor)
+
+    def open(self, path: str) -> RealFile:
+        """Open an existing file for reading and writing. Raises FileNotFoundError."""
+        with _errors_of(f"open of {path}"):
+            return RealFile(os.open(self._full(path), os.O_RDWR), path)
+
+    def create(self, path: str) -> RealFile:
+        """Create an empty file; FileExistsError when there is one. Its name is durable after `sync_folder`."""
+        with _errors_of(f"creation of {path}"):
+            return RealFile(os.open(self._full(path), os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644), path)
+
+    def replace(self, path: str, data: bytes) -> None:
+        """Put a small file in place as a whole, durably: write, sync, rename, sync the folder."""
+        target = self._full(path)
+        temporary = target + TEMPORARY_SUFFIX
+        with _errors_of(f"replacement of {path}"):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(temporary)
+            file = RealFile(os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644), path)
+            try:
+                file.pwrite([data], 0)
+                # Sync the file before its name: a durable name for an empty file would look like lost data.
+                file.sync()
+            finally:
+                file.close()
+            os.rename(temporary, target)
+        self.sync_folder(path.rpartition("/")[0])
+
+    def read(self, path: str) -> bytes:
+        """A small file as a whole. Raises FileNotFoundError."""
+        with _errors_of(f"read of {path}"):
+            return Path(self._full(path)).read_bytes()
+
+    def names(self, folder: str) -> list[str]:
+        """Names in a folder, sorted; empty when there is no such folder. What a crash in `replace` left is left out."""
+        with _errors_of(f"listing of {folder or '.'}"):
+            try:
+                names = os.listdir(self._full(folder))
+            except FileNotFoundError:
+                return []
+        return sorted(name for name in names if not name.endswith(TEMPORARY_SUFFIX))
+
+    def make_folder(self, folder: str) -> None:
+        """Create a folder and its parents, durably. Fine when it is there."""
+        parts = folder.split("/") if folder else []
+        for count in range(1, len(parts) + 1):
+            with _errors_of(f"creation of {folder}"), contextlib.suppress(FileExistsError):
+                os.mkdir(self._full("/".join(parts[:count])), 0o755)
+            # Also when it was there: a crash may have come between its creation and this.
+            self.sync_folder("/".join(parts[: count - 1]))
+
+    def remove(self, path: str) -> None:
+        """Remove a file. Durable only after `sync_folder` of its folder. Fine when it is gone."""
+        with _errors_of(f"removal of {path}"), contextlib.suppress(FileNotFoundError):
+            os.unlink(self._full(path))
+
+    def sync_folder(self, folder: str) -> None:
+        """Make the names in a folder durable."""
+        with _errors_of(f"sync of folder {folder or '.'}"):
+            descriptor = os.open(self._full(folder), os.O_RDONLY | getattr(os, "O_DIRECTORY", 0))
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+
+    def free_bytes(self) -> int:
+        """Space that is left for this process, without what the file system keeps for root."""
+        with _errors_of("free space"):
+            stat = os.statvfs(self._root)
+        return stat.f_bavail * stat.f_frsize
+
+    def _full(self, path: str) -> str:
+        assert not path.startswith("/")
+        assert ".." not in path.split("/")
+        return str(self._root / path)

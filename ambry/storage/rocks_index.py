@@ -1,0 +1,184 @@
+"""The index of one disk in RocksDB, through rocksdict: one database, one column family, no log of its own.
+
+No write-ahead log, because the journal and the logs of the disk are the truth: after a crash RocksDB holds the
+batches up to some flush, and recovery puts the later ones again. One column family, because `flush` of rocksdict
+covers the default one only. Keys and values are opaque here.
+
+The choices, for 10^8 blobs (two entries each, 27 to 50 bytes of file an entry) on one disk:
+- Bloom filters (10 bits of the whole key) and index blocks stay on the heap, not in the block cache: the answer
+  "certainly absent", which every put needs, must never wait for a filter that was evicted. They cost about 1.5 bytes
+  an entry, 300 MB for 10^8 blobs; the cache has only data blocks.
+- Nothing stalls writes: level 0 may grow and compaction may lag. The commit groups of the disk are throttled above us.
+  Only memtables that wait for their flush have a bound (MEMTABLES_MAX), since they are memory.
+- Level 1 is as large as level 0 at its trigger, so one compaction rewrites about twice what it adds.
+
+Measured with rocksdict 0.3.29, Python 3.11, 2 cores, 300 000 blobs over 64 partitions: `write` 0.85 us an entry,
+`get_now` 0.8 us when absent and 2.6 us from the cache, `get` 6 us from the cache, `scan` 0.6 us an entry and 40 us to
+begin. After a restart the first `get` in a table file opens it; until then `get_now` is never certain about its keys.
+`get_now` is RocksDB's KeyMayExist: (False, None) is certain, (True, value)
+came from memory, (True, None) needs the disk. `get` and `get_many` use the list form of rocksdict's get, the one that
+releases the interpreter; `flush` does too. `write` and `scan` hold it.
+"""
+
+import contextlib
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Final
+
+import rocksdict
+
+from ambry.errors import AmbryError, DiskFull, DiskUnavailable
+from ambry.limits import KIB, MIB
+
+MEMTABLES_MAX: Final = 6
+"""Memtables in memory, the active one included. Beyond it `write` waits for a flush."""
+
+OPEN_FILES_MAX: Final = 512
+"""Table files that RocksDB keeps open; 10^8 blobs are about 400."""
+
+_LEVEL_ZERO_FILES: Final = 4
+_NEVER: Final = 1 << 20
+_BLOCK_BYTES: Final = 4 * KIB
+
+
+def destroy_index(path: Path | str) -> None:
+    """Delete an index with everything in it; the logs can make it anew. Fine when there is none. It must be closed."""
+    with contextlib.suppress(FileNotFoundError):
+        shutil.rmtree(path)
+
+
+class RocksIndex:
+    """An Index over a RocksDB database in the folder `path`, created when it is missing.
+
+    Any thread may call any method at any time, except that `close` waits for nobody. Raises DiskUnavailable when the
+    database is locked by another process or damaged; a damaged one may be destroyed and rebuilt.
+    """
+
+    __slots__ = ("_database", "_is_closed", "_key_may_exist", "_write_options")
+
+    def __init__(self, path: Path | str, cache_bytes: int, memtable_bytes: int) -> None:
+        with _errors_of(f"open of index {path}"):
+            self._database = rocksdict.Rdict(str(path), _options(cache_bytes, memtable_bytes))
+        self._key_may_exist = self._database.key_may_exist
+        self._write_options = rocksdict.WriteOptions()
+        # The stub calls it a method; it is a property.
+        self._write_options.disable_wal = True  # type: ignore[method-assign,assignment]
+        self._is_closed = False
+
+    def get(self, key: bytes) -> bytes | None:
+        """The value of a key, or None. May block; releases the interpreter meanwhile. Raises DiskUnavailable."""
+        return self.get_many((key,))[0]
+
+    def get_now(self, key: bytes) -> tuple[bool, bytes | None]:
+        """Without blocking: (True, value) or (True, None) when that is certain, (False, None) when a read is needed."""
+        try:
+            may_exist, value = self._key_may_exist(key, True)  # type: ignore[misc]
+        except Exception as error:
+            raise _translated(error, "read of the index") from error
+        if may_exist and value is None:
+            return False, None
+        return True, value
+
+    def get_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        """Values in the order of the keys. May block; releases the interpreter meanwhile. Raises DiskUnavailable."""
+        with _errors_of("read of the index"):
+            values: list[bytes | None] = self._database.get(list(keys))  # type: ignore[assignment]
+        return values
+
+    def write(self, batch: Sequence[tuple[bytes, bytes | None]]) -> None:
+        """Put (key, value) and delete (key, None), in order, all or nothing. Raises DiskUnavailable or DiskFull."""
+        with _errors_of("write to the index"):
+            group = rocksdict.WriteBatch(raw_mode=True)
+            put, delete = group.put, group.delete
+            for key, value in batch:
+                if value is None:
+                    delete(key)
+                else:
+                    put(key, value)
+            self._database.write(group, self._write_options)
+
+    def scan(self, start: bytes, stop: bytes, limit: int) -> list[tuple[bytes, bytes]]:
+        """Up to `limit` entries with start <= key < stop, ascending. Keep pages small: it holds the interpreter."""
+        if start >= stop:
+            return []
+        entries: list[tuple[bytes, bytes]] = []
+        with _errors_of("scan of the index"):
+            bounds = rocksdict.ReadOptions()
+            bounds.set_iterate_upper_bound(stop)
+            iterator = self._database.iter(bounds)
+            iterator.seek(start)
+            while len(entries) < limit and iterator.valid():
+                entries.append((iterator.key(), iterator.value()))
+                iterator.next()
+            # An iterator that met a damaged block is not valid either; only its status tells it from the end.
+            iterator.status()
+        return entries
+
+    def flush(self) -> None:
+        """Make every batch written so far durable. Raises DiskFull or DiskUnavailable."""
+        with _errors_of("flush of the index"):
+            self._database.flush(True)
+
+    def close(self) -> None:
+        """Flush and close. Closing twice is harmless."""
+        if self._is_closed:
+            return
+        self._is_closed = True
+        try:
+            self.flush()
+        finally:
+            with _errors_of("close of the index"):
+                self._database.close()
+
+
+def _options(cache_bytes: int, memtable_bytes: int) -> rocksdict.Options:
+    blocks = rocksdict.BlockBasedOptions()
+    blocks.set_block_cache(rocksdict.Cache(cache_bytes))
+    blocks.set_block_size(_BLOCK_BYTES)
+    blocks.set_bloom_filter(10, False)
+    blocks.set_cache_index_and_filter_blocks(False)
+    blocks.set_data_block_index_type(rocksdict.DataBlockIndexType.binary_and_hash())
+    blocks.set_format_version(5)
+    options = rocksdict.Options(raw_mode=True)
+    options.create_if_missing(True)
+    options.set_block_based_table_factory(blocks)
+    # LZ4 took two entries of a blob from 98 to 53 bytes in a trial, and made a read from the cache 3 % slower.
+    options.set_compression_type(rocksdict.DBCompressionType.lz4())
+    options.set_write_buffer_size(memtable_bytes)
+    options.set_max_write_buffer_number(MEMTABLES_MAX)
+    options.set_max_background_jobs(2)
+    options.set_compaction_style(rocksdict.DBCompactionStyle.level())
+    options.set_level_zero_file_num_compaction_trigger(_LEVEL_ZERO_FILES)
+    options.set_level_zero_slowdown_writes_trigger(_NEVER)
+    options.set_level_zero_stop_writes_trigger(_NEVER)
+    options.set_soft_pending_compaction_bytes_limit(0)
+    options.set_hard_pending_compaction_bytes_limit(0)
+    options.set_max_bytes_for_level_base(_LEVEL_ZERO_FILES * memtable_bytes)
+    options.set_target_file_size_base(memtable_bytes)
+    options.set_target_file_size_multiplier(2)
+    options.set_bytes_per_sync(1 * MIB)
+    options.set_max_open_files(OPEN_FILES_MAX)
+    # Its own log is for people who debug RocksDB: two files of 1 MiB at most, no statistics.
+    options.set_keep_log_file_num(2)
+    options.set_max_log_file_size(1 * MIB)
+    options.set_stats_dump_period_sec(0)
+    options.set_stats_persist_period_sec(0)
+    return options
+
+
+def _translated(error: Exception, what: str) -> AmbryError:
+    if isinstance(error, rocksdict.DbClosedError):
+        return DiskUnavailable("the index is closed")
+    reason = str(error)
+    kind = DiskFull if "No space left" in reason else DiskUnavailable
+    return kind(f"{what}: {reason}")
+
+
+@contextlib.contextmanager
+def _errors_of(what: str) -> Iterator[None]:
+    """Catch all: rocksdict raises plain Exception for whatever RocksDB says."""
+    try:
+        yield
+    except Exception as error:
+        raise _translated(error, what) from error
