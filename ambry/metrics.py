@@ -262,8 +262,8 @@ class Metrics:
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(_Families(self.requests, self._families))
         ProcessCollector(registry=self._registry)
-        started_s = time.time()
-        self.watch_gauge("ambry_up_seconds", "Since the process made its metrics.", lambda: time.time() - started_s)
+        started_s = time.monotonic()
+        self.watch_gauge("ambry_up_seconds", "Since the process made its metrics.", lambda: time.monotonic() - started_s)
 
     def counter(self, name: str, text: str, **labels: str) -> Counter:
         """The counter `name`_total with these labels."""

@@ -27,6 +27,16 @@ BINARY_SIZE: Final = 32
 TEXT_SIZE: Final = 43
 UNIQUE_SIZE: Final = 16
 
+LAYOUT: Final = (
+    ("version", 0, 1),
+    ("kind", 1, 1),
+    ("datacentre", 2, 2),
+    ("account", 4, 4),
+    ("container", 8, 4),
+    ("partition", 12, 4),
+    ("time_ms", 16, 6),
+    ("random", 22, 10),
+)
 _FIELDS: Final = struct.Struct(">BBHIII16s")
 assert _FIELDS.size == BINARY_SIZE
 

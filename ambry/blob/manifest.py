@@ -25,6 +25,17 @@ from ambry.limits import MANIFEST_ENTRIES_MAX
 MAGIC: Final = b"AMNF"
 VERSION: Final = 1
 LEVEL_MAX: Final = 1
+LAYOUT: Final = (
+    ("magic", 0, 4),
+    ("version", 4, 1),
+    ("level", 5, 1),
+    ("zero", 6, 2),
+    ("entry_count", 8, 4),
+    ("zero", 12, 4),
+    ("size", 16, 8),
+    ("entries", 24, None),
+)
+ENTRY_LAYOUT: Final = (("blob_id", 0, 32), ("size", 32, 8), ("root", 40, 8))
 _HEADER: Final = struct.Struct("<4sBBHIIQ")
 _ENTRY: Final = struct.Struct("<32sQQ")
 HEADER_SIZE: Final = _HEADER.size
