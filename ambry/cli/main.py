@@ -1,0 +1,69 @@
+"""`ambry`: the command line. Names of commands and what they are for; each one's module is imported when it is run.
+
+Exit status: 0 done, 1 an operation failed, 2 wrong usage or the process cannot start. Errors are one line on standard
+error, without a traceback: whoever reads it is not looking for a line of our code.
+"""
+
+import importlib
+from typing import Final
+
+import click
+
+from ambry import __version__
+from ambry.errors import AmbryError, CannotStart
+
+_COMMANDS: Final = {
+    "serve": ("ambry.cli.serve", "Run the whole store on this machine: one command, no configuration file."),
+    "frontend": ("ambry.cli.frontend", "Run a frontend: HTTP to clients, the wire protocol to datanodes."),
+    "datanode": ("ambry.cli.datanode", "Run a datanode on the disks of a cluster map; check a directory."),
+    "put": ("ambry.cli.blobs", "Store files and print their ids."),
+    "get": ("ambry.cli.blobs", "Write a blob to a file or to standard output."),
+    "stat": ("ambry.cli.blobs", "Show what is known about a blob."),
+    "rm": ("ambry.cli.blobs", "Delete blobs."),
+}
+"""Command to module and to its line in the help. The module has the command under the same name."""
+
+FAILED: Final = 1
+CANNOT_START: Final = 2
+
+
+class Commands(click.Group):
+    """A group that imports a command's module when it is asked for: `ambry --version` needs no HTTP client."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """All names, in the order of the table."""
+        del ctx
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The command, or None when there is none of that name."""
+        del ctx
+        if cmd_name not in _COMMANDS:
+            return None
+        command = getattr(importlib.import_module(_COMMANDS[cmd_name][0]), cmd_name)
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The list in `ambry --help`, from the table: nothing is imported for it."""
+        del ctx
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in _COMMANDS.items()])
+
+    def invoke(self, ctx: click.Context) -> object:
+        """Run a command; errors of the store become a line and an exit status."""
+        try:
+            return super().invoke(ctx)
+        except AmbryError as error:
+            click.echo(f"ambry: {error}", err=True)
+            ctx.exit(CANNOT_START if isinstance(error, CannotStart) else FAILED)
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="ambry", message="%(prog)s %(version)s")
+def main() -> None:
+    """Ambry: a distributed, immutable blob store."""
+
+
+if __name__ == "__main__":
+    main(prog_name="ambry")
