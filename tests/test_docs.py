@@ -140,3 +140,17 @@ def test_the_page_for_operators_lists_every_limit_with_its_value() -> None:
         if name.isupper() and isinstance(value, int) and name not in {"KIB", "MIB", "GIB"}
     }
     assert listed == held
+
+
+def pinned(path: Path) -> dict[str, str]:
+    """Name to version of every package in a list of requirements."""
+    return dict(re.findall(r"^([a-zA-Z0-9_.-]+)==([^ ;\\]+)", path.read_text(encoding="utf-8"), re.MULTILINE))
+
+
+def test_both_lists_of_requirements_pin_the_same_versions_with_hashes() -> None:
+    run, dev = (ROOT / "requirements.lock", ROOT / "requirements-dev.lock")
+    assert pinned(run).items() <= pinned(dev).items()
+    for path in (run, dev):
+        text = path.read_text(encoding="utf-8")
+        assert text.count("==") == len(re.findall(r"==[^\n]*\\\n +--hash=sha256:", text)), "every package has a hash"
+        assert "://" not in text, "a list of requirements says what, not from where"
