@@ -47,7 +47,7 @@ DOORS_TO_TIME_AND_CHANCE: Final[Mapping[str, str]] = {
 """Files of ambry/ that may ask the operating system for wall time or randomness. All others get them as arguments."""
 
 OWN_ERRORS: Final[Mapping[str, str]] = {
-    "ambry/protocol/connection.py:_PeerClosed": "carries an error of the tree out of a decoder, never leaves the module",
+    "ambry/protocol/connection.py:_PeerClosed": "carries an error of the tree, never leaves the module",
     "ambry/storage/sim_disk.py:PowerCut": "not an error: the simulated machine stops here",
 }
 """Exception classes that are not in errors.py, as path:class."""
