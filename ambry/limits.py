@@ -106,6 +106,48 @@ BATCH_ENTRIES_MAX: Final = 1000
 HANDSHAKE_MS: Final = 5_000
 """From accept to a proved Hello."""
 
+HANDSHAKE_HEADER_BYTES_MAX: Final = 4 * KIB
+"""msgpack header of a frame before the peer has proved who it is. Nobody is given more memory on his word."""
+
+NODE_NAME_BYTES_MAX: Final = 256
+"""Name of a node, or fingerprint of a cluster, in Hello."""
+
+WIRE_ARRAY_MAX: Final = 8 * KIB
+"""Elements of one array in a message: replicas of four full disks. A few bytes cannot claim more."""
+
+ERROR_MESSAGE_CHARACTERS_MAX: Final = 400
+"""Message of an error on the wire; the rest is cut. 1000 of them fit the header of one batch answer."""
+
+ERROR_FACTS_BYTES_MAX: Final = 256
+"""Encoded facts of an error on the wire; without room for them they are left out."""
+
+REQUESTS_WAITING_MAX: Final = 4096
+"""Requests to one datanode that wait for a connection or for room on it; one more is Overloaded."""
+
+REQUESTS_WAITING_BYTES_MAX: Final = 64 * MIB
+"""Bodies of those requests."""
+
+CONNECTION_ANSWER_BYTES_MAX: Final = 256 * MIB
+"""Bodies that reads in flight on one connection may bring, at worst: 64 of BODY_BYTES_MAX."""
+
+NODE_CONNECTIONS_MAX: Final = 4096
+"""Connections from other processes that one datanode keeps; above it new ones are closed."""
+
+PING_AFTER_MS: Final = 10_000
+"""A client that has heard nothing for this long asks whether the peer is still there."""
+
+PING_ANSWER_MS: Final = 10_000
+"""A peer that has not answered a ping for this long is gone, whatever TCP still believes."""
+
+PEER_SILENT_MS: Final = 60_000
+"""A server closes a connection from which nothing came, or to which nothing could be written, for this long."""
+
+RECONNECT_MS_MIN: Final = 50
+"""Pause after the first failed attempt to connect; doubled with every further one, with jitter."""
+
+RECONNECT_MS_MAX: Final = 5_000
+"""Longest pause between attempts to connect."""
+
 REQUEST_DEADLINE_MS: Final = 30_000
 """Default deadline of a request between processes."""
 
@@ -141,6 +183,24 @@ READ_PIECE_BYTES: Final = 1 * MIB
 TTL_SECONDS_MAX: Final = 100 * 366 * 86_400
 """A longer TTL is a mistake (milliseconds, or a date); for ever is -1."""
 
+HTTP_FIELD_BYTES_MAX: Final = 48 * KIB
+"""One header line: user metadata of full size in one value fits, and is judged by its own limit."""
+
+HTTP_FIELDS_MAX: Final = 256
+"""Header lines of one request."""
+
+PROPERTY_BYTES_MAX: Final = 1 * KIB
+"""One property of a blob that is not user metadata: a content type, a file name, an owner."""
+
+UPLOAD_CHUNKS_IN_FLIGHT_MAX: Final = 2
+"""Chunks of one upload that wait for their disks while the next one fills: enough that neither side stands still."""
+
+UPLOAD_DEADLINE_MS: Final = 7 * 86_400_000
+"""From the first byte of an upload to its manifest: BLOB_BYTES_MAX at 10 MB/s. Then its chunks may be collected."""
+
+RECLAIM_QUEUE_MAX: Final = 64 * KIB
+"""Ids of failed puts that wait for their tombstone; what does not fit is left to the sweeper."""
+
 # --- processes -------------------------------------------------------------------------------------------------
 
 METRIC_SERIES_MAX: Final = 4096
@@ -150,7 +210,7 @@ LOG_VALUE_CHARACTERS_MAX: Final = 2048
 """One value of a log line; the rest is cut. Values come from clients, disks stay bounded."""
 
 SECRET_BYTES_MIN: Final = 16
-"""A shorter cluster secret is a placeholder that someone forgot to replace."""
+"""A shorter cluster secret is an example that someone forgot to replace."""
 
 PARTITIONS_MAX: Final = 100_000
 """Partitions of one cluster map; a blob id has 32 bits for the number, the map has to fit in memory."""
@@ -168,6 +228,13 @@ assert CHUNK_BYTES_MAX % CHECKSUM_BLOCK_BYTES == 0
 assert READ_PIECE_BYTES % CHECKSUM_BLOCK_BYTES == 0
 assert FRAME_BODY_BYTES_MAX >= 2 * BODY_BYTES_MAX
 assert FRAME_HEADER_BYTES_MAX >= 4 * PROPERTIES_BYTES_MAX
+assert HANDSHAKE_HEADER_BYTES_MAX >= 4 * NODE_NAME_BYTES_MAX
+assert WIRE_ARRAY_MAX >= 4 * REPLICAS_PER_DISK_MAX
+assert WIRE_ARRAY_MAX >= max(BATCH_ENTRIES_MAX, CHANGES_PER_PAGE_MAX)
+# 400 characters are up to 1600 bytes, but messages of ours are ASCII; a batch that does not fit is refused as a whole.
+assert BATCH_ENTRIES_MAX * (ERROR_MESSAGE_CHARACTERS_MAX + ERROR_FACTS_BYTES_MAX + 64) <= FRAME_HEADER_BYTES_MAX
+assert CONNECTION_ANSWER_BYTES_MAX >= FRAME_BODY_BYTES_MAX
+assert PEER_SILENT_MS >= 2 * (PING_AFTER_MS + PING_ANSWER_MS)
 assert SEGMENT_BYTES_DEFAULT <= SEGMENT_BYTES_MAX < 2**32
 # At least 32 full chunks per segment, or compaction would move more than it frees.
 assert SEGMENT_BYTES_DEFAULT >= 32 * CHUNK_BYTES_MAX
