@@ -108,6 +108,15 @@ class TlsSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class NodeTlsSettings:
+    """Mutual TLS between frontends and datanodes: own certificate and key, and the authority of the cluster (PEM)."""
+
+    certificate_file: Path
+    key_file: Path
+    authority_file: Path
+
+
+@dataclass(frozen=True, slots=True)
 class FrontendSettings:
     """`ambry frontend --config FILE`."""
 
@@ -133,6 +142,7 @@ class FrontendSettings:
     """After SIGTERM, requests in flight have this long to finish."""
 
     tls: TlsSettings | None = None
+    node_tls: NodeTlsSettings | None = None
     log: LogSettings = field(default_factory=LogSettings)
 
 
@@ -159,6 +169,7 @@ class DatanodeSettings:
     shutdown_grace_ms: Annotated[int, Range(Unit.MS, 0, 600_000)] = 10_000
     """After SIGTERM, requests in flight have this long to finish."""
 
+    node_tls: NodeTlsSettings | None = None
     storage: StorageSettings = field(default_factory=StorageSettings)
     log: LogSettings = field(default_factory=LogSettings)
 

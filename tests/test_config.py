@@ -219,7 +219,7 @@ def test_the_examples_show_every_key_with_its_default(
     loaded = load(path, settings)
     text = path.read_text()
     for field in dataclasses.fields(settings):
-        is_table = dataclasses.is_dataclass(getattr(loaded, field.name)) or field.name == "tls"
+        is_table = dataclasses.is_dataclass(getattr(loaded, field.name)) or field.name in {"tls", "node_tls"}
         assert re.search(rf"^(# )?\[{field.name}\]$" if is_table else rf"^(# )?{field.name} = ", text, re.MULTILINE)
         if field.default is not dataclasses.MISSING:
             assert getattr(loaded, field.name) == field.default, field.name

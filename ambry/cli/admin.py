@@ -1,0 +1,50 @@
+"""The admin port of a datanode: plain HTTP with /metrics and /healthCheck, nothing else."""
+
+import asyncio
+import socket
+from collections.abc import Sequence
+from typing import Final
+
+from aiohttp import web
+
+from ambry.errors import AmbryError
+from ambry.metrics import CONTENT_TYPE, Metrics
+from ambry.protocol.datanode import Datanode
+
+_HEALTH_SECONDS: Final = 5.0
+
+
+class AdminServer:
+    """Answers on sockets that are bound already."""
+
+    def __init__(self, datanode: Datanode, metrics: Metrics) -> None:
+        self._datanode = datanode
+        self._metrics = metrics
+        app = web.Application()
+        app.router.add_get("/metrics", self._render_metrics)
+        app.router.add_get("/healthCheck", self._check_health)
+        self._runner = web.AppRunner(app, access_log=None)
+
+    async def start(self, sockets: Sequence[socket.socket]) -> None:
+        """Listen and answer."""
+        await self._runner.setup()
+        for each in sockets:
+            await web.SockSite(self._runner, each).start()
+
+    async def stop(self) -> None:
+        """Close the port."""
+        await self._runner.cleanup()
+
+    async def _render_metrics(self, _request: web.Request) -> web.Response:
+        return web.Response(body=self._metrics.render(), headers={"Content-Type": CONTENT_TYPE})
+
+    async def _check_health(self, _request: web.Request) -> web.Response:
+        """GOOD as long as the datanode answers and one of its replicas takes puts; else BAD, and 503."""
+        deadline = asyncio.get_running_loop().time() + _HEALTH_SECONDS
+        try:
+            status = await self._datanode.status(deadline)
+        except AmbryError as error:
+            return web.Response(text=f"BAD: {error}", status=503)
+        if not any(replica.is_writable for replica in status.replicas):
+            return web.Response(text="BAD: no replica takes puts", status=503)
+        return web.Response(text="GOOD")

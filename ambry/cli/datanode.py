@@ -1,0 +1,77 @@
+"""`ambry datanode`: the disks of one node of a cluster map, behind the wire protocol. `ambry datanode check`: offline."""
+
+import contextlib
+from pathlib import Path
+
+import click
+
+from ambry.cli import check as check_command
+from ambry.cli.admin import AdminServer
+from ambry.cli.listen import bind, port_of
+from ambry.cli.processes import Stop, configure_logs, run
+from ambry.cli.tls import node_server_context
+from ambry.clock import SystemClock
+from ambry.cluster.map import ClusterMap, Node
+from ambry.cluster.static_map import load_static_map
+from ambry.config import DatanodeSettings, load, load_secret
+from ambry.datanode.local import LocalDatanode, Placement
+from ambry.errors import BadConfiguration
+from ambry.logs import get_logger
+from ambry.metrics import Metrics
+from ambry.transport.server import DatanodeServer
+
+_log = get_logger(__name__)
+
+
+@click.group(invoke_without_command=True)
+@click.option("--config", type=click.Path(path_type=Path), metavar="FILE", help="Settings, in TOML.")
+@click.pass_context
+def datanode(ctx: click.Context, config: Path | None) -> None:
+    """Run a datanode; config/datanode.toml shows every setting. Or check the directory of one that is stopped."""
+    if ctx.invoked_subcommand is not None:
+        return
+    if config is None:
+        raise click.UsageError("--config FILE is missing", ctx)
+    settings = load(config, DatanodeSettings)
+    configure_logs(settings.log)
+    run(lambda: _serve(settings))
+
+
+datanode.add_command(check_command.check)
+
+
+def placements_of(cluster_map: ClusterMap, node: Node) -> list[Placement]:
+    """Which partitions each disk of a node has, and of which capacity."""
+    capacities: dict[str, dict[int, int]] = {disk.path: {} for disk in node.disks}
+    for partition in cluster_map.partitions.values():
+        for replica in partition.replicas:
+            if replica.node == node.name:
+                capacities[replica.disk_path][partition.number] = partition.capacity
+    return [Placement(path, partitions) for path, partitions in capacities.items()]
+
+
+async def _serve(settings: DatanodeSettings) -> None:
+    stop = Stop()
+    cluster_map = load_static_map(settings.cluster_map)
+    node = cluster_map.nodes.get(settings.node)
+    if node is None:
+        raise BadConfiguration(f"{settings.cluster_map}: there is no node {settings.node!r}")
+    secret = load_secret(settings.secret_file)
+    ssl = node_server_context(settings.node_tls) if settings.node_tls else None
+    admin_sockets = bind(settings.admin_host, settings.admin_port)
+    metrics = Metrics(operations=())
+    async with contextlib.AsyncExitStack() as stack:
+        local = await LocalDatanode.open(
+            node.name, placements_of(cluster_map, node), settings.storage, SystemClock(), metrics
+        )
+        stack.push_async_callback(local.close)
+        server = DatanodeServer(local, node.name, cluster_map.fingerprint, secret, ssl)
+        metrics.watch_gauge("ambry_node_connections", "Connections from other processes.", lambda: server.connections)
+        stack.push_async_callback(server.stop, settings.shutdown_grace_ms / 1000)
+        host, port = await server.start(settings.listen_host or node.host, node.port)
+        admin = AdminServer(local, metrics)
+        stack.push_async_callback(admin.stop)
+        await admin.start(admin_sockets)
+        _log.info("datanode ready", node=node.name, host=host, port=port, admin_port=port_of(admin_sockets))
+        await stop.wait()
+    _log.info("stopped", node=node.name)
