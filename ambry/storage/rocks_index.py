@@ -28,7 +28,7 @@ from typing import Final
 
 import rocksdict
 
-from ambry.errors import AmbryError, DiskFull, DiskUnavailable
+from ambry.errors import AmbryError, DirectoryInUse, DiskFull, DiskUnavailable
 from ambry.limits import KIB, MIB
 
 MEMTABLES_MAX: Final = 6
@@ -42,17 +42,37 @@ _NEVER: Final = 1 << 20
 _BLOCK_BYTES: Final = 4 * KIB
 
 
-def destroy_index(path: Path | str) -> None:
-    """Delete an index with everything in it; the logs can make it anew. Fine when there is none. It must be closed."""
-    with contextlib.suppress(FileNotFoundError):
-        shutil.rmtree(path)
+class RocksIndexSource:
+    """The folder of one disk's index. RocksDB's own lock keeps a second process out."""
+
+    def __init__(self, path: Path | str, cache_bytes: int, memtable_bytes: int) -> None:
+        self._path = Path(path)
+        self._cache_bytes = cache_bytes
+        self._memtable_bytes = memtable_bytes
+
+    def open(self) -> "RocksIndex":
+        """The index as it is; empty when there is none. Raises DirectoryInUse, DiskUnavailable when it is damaged."""
+        return RocksIndex(self._path, self._cache_bytes, self._memtable_bytes)
+
+    def discard(self) -> None:
+        """Delete the closed index with everything in it. Fine when there is none. Raises DiskUnavailable."""
+        # Renamed first: a crash in the middle of a deletion must not leave half a database that still opens.
+        discarded = self._path.with_name(self._path.name + ".discarded")
+        try:
+            for _ in range(2):
+                if discarded.exists():
+                    shutil.rmtree(discarded)
+                if self._path.exists():
+                    self._path.rename(discarded)
+        except OSError as error:
+            raise DiskUnavailable(f"deletion of index {self._path}: {error.strerror}") from error
 
 
 class RocksIndex:
     """An Index over a RocksDB database in the folder `path`, created when it is missing.
 
-    Any thread may call any method at any time, except that `close` waits for nobody. Raises DiskUnavailable when the
-    database is locked by another process or damaged; a damaged one may be destroyed and rebuilt.
+    Any thread may call any method at any time; whoever comes after `close` gets DiskUnavailable. Raises DirectoryInUse
+    when another has the database open, DiskUnavailable when it is damaged.
     """
 
     __slots__ = ("_database", "_is_closed", "_key_may_exist", "_write_options")
@@ -171,6 +191,8 @@ def _translated(error: Exception, what: str) -> AmbryError:
     if isinstance(error, rocksdict.DbClosedError):
         return DiskUnavailable("the index is closed")
     reason = str(error)
+    if "While lock file" in reason or "lock hold by current process" in reason:
+        return DirectoryInUse(f"{what}: {reason}")
     kind = DiskFull if "No space left" in reason else DiskUnavailable
     return kind(f"{what}: {reason}")
 

@@ -4,6 +4,8 @@ What is durable and what is not:
 - Bytes are durable after `sync` of their file. Until then each write and each truncation may be on the platter,
   missing, or (a write) there in part: whole sectors of 512 bytes, pages of 4 KiB, all but the last byte. They may
   arrive in any order. A file may have its new size without its new bytes; then there are zeros.
+- A failed sync never becomes a good one: what it covered is read on, and may be missing after any later power cut
+  unless it is written again.
 - Names are durable after `sync_folder`. Until then each creation, removal or rename may have happened or not, in any
   combination. A file's sync does not make its name durable; a durable name does not make a file's bytes durable.
 - A folder is durable after `make_folder`; a cut inside it may leave it or not.
@@ -92,14 +94,20 @@ Decide: TypeAlias = Callable[[_Change], Fate]
 
 
 class _Inode:
-    """A file without its name: what is durable, what a reader sees, and the changes between the two."""
+    """A file without its name: what is durable, what a reader sees, and the changes between the two.
 
-    __slots__ = ("durable", "live", "pending", "reserved_end", "sync_failed")
+    A failed sync dooms the changes it was to make durable: readers go on seeing them, later syncs pass them over, and
+    only a later write of the same bytes makes those durable. So synced changes behind a doomed one stay in the list.
+    """
+
+    __slots__ = ("changes", "doomed", "durable", "live", "reserved_end", "sync_failed", "synced")
 
     def __init__(self, content: bytes = b"") -> None:
         self.durable = bytearray(content)
         self.live = bytearray(content)
-        self.pending: list[_Write | _Truncate] = []
+        self.changes: list[_Write | _Truncate] = []
+        self.synced: set[int] = set()
+        self.doomed: set[int] = set()
         self.reserved_end = 0
         self.sync_failed = False
 
@@ -107,14 +115,23 @@ class _Inode:
     def used(self) -> int:
         return max(len(self.live), self.reserved_end)
 
+    @property
+    def pending(self) -> list[_Write | _Truncate]:
+        return [change for change in self.changes if change.step not in self.synced]
+
     def change(self, change: _Write | _Truncate) -> None:
         _apply(self.live, change)
-        self.pending.append(change)
+        self.changes.append(change)
 
     def sync(self) -> None:
-        for change in self.pending:
-            _apply(self.durable, change)
-        self.pending.clear()
+        self.synced |= {change.step for change in self.changes} - self.doomed
+        while self.changes and self.changes[0].step in self.synced:
+            self.synced.remove(self.changes[0].step)
+            _apply(self.durable, self.changes.pop(0))
+
+    def fail_sync(self) -> None:
+        self.sync_failed = True
+        self.doomed |= {change.step for change in self.pending}
 
 
 class _Folder:
@@ -203,7 +220,7 @@ class SimFile:
             if fault is None or fault.done:
                 self._inode.sync()
             if fault is not None:
-                self._inode.sync_failed = True
+                self._inode.fail_sync()
                 raise fault.error(f"sync of {self._path}: as told")
 
     def size(self) -> int:
@@ -404,6 +421,19 @@ class SimDisk:
         """The power was cut."""
         return self._is_off
 
+    def restart(self) -> None:
+        """The process was killed and the machine was not: what was written is there, no more durable than before.
+
+        Call it after PowerCut, which then stands for SIGKILL. Files of the former process must not be used any more.
+        """
+        with self.lock:
+            self._is_off = False
+            self._steps_left = None
+            self._faults.clear()
+            for inode in self._inodes():
+                # The next process opens the file anew, and the kernel has told the former one already.
+                inode.sync_failed = False
+
     def crash(self, random: random_module.Random) -> "SimDisk":
         """A disk as a power cut at this moment might leave it. This one is left as it is."""
         mode = random.choice(("nothing", "everything", "prefix", "each", "each", "each"))
@@ -522,7 +552,10 @@ class SimDisk:
         """The disk after a cut, given the fate of every unsynced change. All of it is durable there."""
         with self.lock:
             disk = SimDisk(self.capacity_bytes)
-            contents = {id(inode): _Inode(_survivor(inode, decide, random)) for inode in self._inodes()}
+            contents = {}
+            for inode in self._inodes():
+                contents[id(inode)] = copy = _Inode(_survivor(inode, decide, random))
+                copy.reserved_end = inode.reserved_end
             for path, folder in sorted(self._folders.items()):
                 is_kept = folder.is_durable or decide(_Name(folder.step, path, None)) is not Fate.LOST
                 parent = path.rpartition("/")[0]
@@ -532,11 +565,11 @@ class SimDisk:
                 for change in folder.pending:
                     if decide(change) is not Fate.LOST:
                         _apply_name(names, change)
-                copy = _Folder(0)
-                copy.is_durable = True
-                copy.durable = {name: contents[id(inode)] for name, inode in names.items()}
-                copy.live = dict(copy.durable)
-                disk._folders[path] = copy
+                left = _Folder(0)
+                left.is_durable = True
+                left.durable = {name: contents[id(inode)] for name, inode in names.items()}
+                left.live = dict(left.durable)
+                disk._folders[path] = left
             return disk
 
 
@@ -571,8 +604,8 @@ def _resize(content: bytearray, size: int) -> None:
 def _survivor(inode: _Inode, decide: Decide, random: random_module.Random) -> bytes:
     """The durable bytes and whatever the fates leave of the unsynced changes."""
     content = bytearray(inode.durable)
-    for change in inode.pending:
-        fate = decide(change)
+    for change in inode.changes:
+        fate = Fate.KEPT if change.step in inode.synced else decide(change)
         if isinstance(change, _Truncate):
             if fate is not Fate.LOST:
                 _apply(content, change)

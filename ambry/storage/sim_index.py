@@ -16,6 +16,28 @@ from ambry.errors import AmbryError, DiskUnavailable
 _Batch: TypeAlias = tuple[tuple[bytes, bytes | None], ...]
 
 
+class SimIndexSource:
+    """Where a simulated index is kept over crashes and restarts. `index` is the one that was opened last."""
+
+    def __init__(self, index: "SimIndex | None" = None) -> None:
+        self.index = index or SimIndex()
+        self.discards = 0
+
+    def open(self) -> "SimIndex":
+        """The index as it is."""
+        self.index = self.index.crash_states()[-1]
+        return self.index
+
+    def discard(self) -> None:
+        """Forget everything."""
+        self.index = SimIndex()
+        self.discards += 1
+
+    def crash(self, random: random_module.Random) -> "SimIndexSource":
+        """What is left when the process or the machine stops now."""
+        return SimIndexSource(self.index.crash(random))
+
+
 class SimIndex:
     """An Index in memory. `batches_unflushed` says how many batches a crash may take."""
 

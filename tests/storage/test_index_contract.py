@@ -12,11 +12,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ambry.errors import DiskFull, DiskUnavailable
+from ambry.errors import DirectoryInUse, DiskFull, DiskUnavailable
 from ambry.limits import MIB
-from ambry.storage.index import Index
-from ambry.storage.rocks_index import RocksIndex, destroy_index
-from ambry.storage.sim_index import SimIndex
+from ambry.storage.index import Index, IndexSource
+from ambry.storage.rocks_index import RocksIndex, RocksIndexSource
+from ambry.storage.sim_index import SimIndex, SimIndexSource
 
 
 def rocks(path: Path) -> RocksIndex:
@@ -164,6 +164,24 @@ def test_an_index_is_a_sorted_dictionary(
     index.close()
 
 
+@pytest.mark.parametrize("kind", ["rocks", "simulated"])
+def test_a_source_opens_what_was_closed_until_it_is_discarded(kind: str, tmp_path: Path) -> None:
+    rocks_source = RocksIndexSource(tmp_path / "index", 1 * MIB, 1 * MIB)
+    source: IndexSource = SimIndexSource() if kind == "simulated" else rocks_source
+    source.discard()
+    index = source.open()
+    index.write([(b"a", b"1")])
+    index.close()
+    again = source.open()
+    assert again.get(b"a") == b"1"
+    again.close()
+    source.discard()
+    source.discard()
+    empty = source.open()
+    assert empty.get(b"a") is None
+    empty.close()
+
+
 # --- RocksDB ---------------------------------------------------------------------------------------------------
 
 
@@ -174,16 +192,11 @@ def test_what_was_closed_is_there_again(tmp_path: Path) -> None:
     again = rocks(tmp_path / "index")
     assert again.get(b"a") == b"1"
     again.close()
-    destroy_index(tmp_path / "index")
-    destroy_index(tmp_path / "index")
-    empty = rocks(tmp_path / "index")
-    assert empty.get(b"a") is None
-    empty.close()
 
 
-def test_a_locked_index_is_unavailable_and_says_why(tmp_path: Path) -> None:
+def test_a_locked_index_is_in_use(tmp_path: Path) -> None:
     index = rocks(tmp_path / "index")
-    with pytest.raises(DiskUnavailable, match="lock"):
+    with pytest.raises(DirectoryInUse, match="lock"):
         rocks(tmp_path / "index")
     index.close()
 
@@ -197,6 +210,20 @@ def test_a_damaged_index_is_unavailable_and_says_why(tmp_path: Path, name: str) 
         path.write_bytes(b"damage")
     with pytest.raises(DiskUnavailable, match="open of index"):
         rocks(tmp_path / "index")
+
+
+def test_a_damaged_index_can_be_discarded(tmp_path: Path) -> None:
+    source = RocksIndexSource(tmp_path / "index", 1 * MIB, 1 * MIB)
+    source.open().close()
+    (tmp_path / "index" / "CURRENT").write_bytes(b"damage")
+    with pytest.raises(DiskUnavailable):
+        source.open()
+    # What an interrupted attempt to discard an earlier one may have left.
+    (tmp_path / "index.discarded").mkdir()
+    (tmp_path / "index.discarded" / "file").write_bytes(b"")
+    source.discard()
+    assert list(tmp_path.iterdir()) == []
+    source.open().close()
 
 
 def test_the_configuration_file_of_rocksdict_may_be_torn(tmp_path: Path) -> None:

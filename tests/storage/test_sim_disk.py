@@ -262,6 +262,19 @@ def test_the_power_goes_at_the_step_that_was_named() -> None:
     assert [step.operation for step in disk.trace] == ["create", "pwrite", "sync", "pwrite"]
 
 
+def test_a_killed_process_leaves_what_it_wrote_no_more_durable_than_before() -> None:
+    disk = SimDisk()
+    durable_file(disk, "file", b"old")
+    disk.stop_after(1)
+    with pytest.raises(PowerCut):
+        disk.open("file").pwrite([b"new"], 0)
+    disk.restart()
+    assert disk.read("file") == b"new"
+    assert {b"old", b"new"} <= after_crashes(disk, "file")
+    disk.open("file").sync()
+    assert after_crashes(disk, "file") == {b"new"}
+
+
 def test_a_sync_in_which_the_power_goes_has_not_happened() -> None:
     disk = SimDisk()
     durable_file(disk, "file", b"o")
@@ -309,6 +322,25 @@ def test_a_sync_that_failed_never_succeeds_again() -> None:
     assert {b"old", b"new"} <= after_crashes(disk, "file")
 
 
+def test_what_a_failed_sync_covered_is_durable_only_when_it_is_written_again() -> None:
+    disk = SimDisk()
+    durable_file(disk, "file", b"___")
+    file = disk.open("file")
+    file.pwrite([b"aa"], 0)
+    disk.fail("sync", 1, DiskUnavailable)
+    with pytest.raises(DiskUnavailable):
+        file.sync()
+    disk.restart()
+    file = disk.open("file")
+    file.pwrite([b"b"], 2)
+    file.sync()
+    assert disk.read("file") == b"aab"
+    assert {b"__b", b"aab"} <= after_crashes(disk, "file")
+    file.pwrite([b"aa"], 0)
+    file.sync()
+    assert after_crashes(disk, "file") == {b"aab"}
+
+
 def test_a_full_disk_takes_what_fits_and_frees_what_is_removed() -> None:
     disk = SimDisk(capacity_bytes=10)
     file = disk.create("file")
@@ -318,7 +350,12 @@ def test_a_full_disk_takes_what_fits_and_frees_what_is_removed() -> None:
         file.pwrite([b"y" * 6], 6)
     assert disk.read("file") == b"x" * 6 + b"y" * 4
     file.pwrite([b"z" * 10], 0)
-    for full in (lambda: file.truncate(11), lambda: file.reserve(0, 11), lambda: disk.replace("meta", b"1")):
+    calls: list[Callable[[], object]] = [
+        lambda: file.truncate(11),
+        lambda: file.reserve(0, 11),
+        lambda: disk.replace("meta", b"1"),
+    ]
+    for full in calls:
         with pytest.raises(DiskFull):
             full()
     disk.remove("file")
