@@ -1,0 +1,61 @@
+"""Ports: what is in use is said, what is beyond loopback must be asked for, what is shared is shared only by us."""
+
+import socket
+
+import pytest
+
+from ambry.cli.listen import bind, join, port_of, refuse_beyond_loopback
+from ambry.errors import CannotStart
+
+
+def close(sockets: list[socket.socket]) -> None:
+    for each in sockets:
+        each.close()
+
+
+@pytest.mark.parametrize("is_shared", [False, True])
+def test_a_port_in_use_is_refused(is_shared: bool) -> None:
+    taken = bind("127.0.0.1", 0, is_shared=is_shared)
+    try:
+        taken[0].listen()
+        with pytest.raises(CannotStart, match=f"127.0.0.1:{port_of(taken)}: address already in use"):
+            bind("127.0.0.1", port_of(taken), is_shared=is_shared)
+    finally:
+        close(taken)
+
+
+def test_workers_join_a_shared_port() -> None:
+    first = bind("127.0.0.1", 0, is_shared=True)
+    second = join("127.0.0.1", port_of(first))
+    assert port_of(second) == port_of(first)
+    close(first + second)
+
+
+def test_a_port_may_be_taken_again_at_once() -> None:
+    first = bind("127.0.0.1", 0)
+    first[0].listen()
+    port = port_of(first)
+    client = socket.create_connection(("127.0.0.1", port))
+    first[0].setblocking(True)
+    accepted, _ = first[0].accept()
+    close([accepted, *first, client])
+    close(bind("127.0.0.1", port))
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.8.9.1", "localhost"])
+def test_loopback_needs_no_permission(host: str) -> None:
+    refuse_beyond_loopback(host, is_allowed=False, how="--x")
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "10.1.2.3", "::"])
+def test_beyond_loopback_must_be_asked_for(host: str) -> None:
+    with pytest.raises(CannotStart, match=r"no authentication yet.*--insecure-listen"):
+        refuse_beyond_loopback(host, is_allowed=False, how="--insecure-listen")
+    refuse_beyond_loopback(host, is_allowed=True, how="--insecure-listen")
+
+
+def test_an_address_that_is_none_is_named() -> None:
+    with pytest.raises(CannotStart, match=r"'999\.1\.1\.1'"):
+        bind("999.1.1.1", 0)
+    with pytest.raises(CannotStart, match=r"192\.0\.2\.1"):
+        bind("192.0.2.1", 0)
