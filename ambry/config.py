@@ -131,6 +131,7 @@ class FrontendSettings:
 
     host: str = "127.0.0.1"
     port: Port = 1174
+    """Address and port that clients reach."""
 
     insecure_listen: bool = False
     """There is no authentication yet: listening beyond loopback must be asked for in so many words."""
