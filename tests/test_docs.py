@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import pytest
 
-from ambry import limits
+from tests import tables
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 FORMATS: Final = ROOT / "docs/formats"
@@ -118,28 +118,10 @@ def test_every_layout_of_the_code_is_on_a_page() -> None:
     assert found == described
 
 
-def size_text(value: int) -> str:
-    """A limit as the page writes it: `64 KiB`, `20,000`."""
-    for unit, name in ((limits.GIB, "GiB"), (limits.MIB, "MiB"), (limits.KIB, "KiB")):
-        if value % unit == 0 and value >= unit:
-            return f"{value // unit:,} {name}"
-    return f"{value:,}"
-
-
-def expected_limit(name: str, value: int) -> str:
-    """Sizes in binary units, all other numbers plainly."""
-    return size_text(value) if "BYTES" in name else f"{value:,}"
-
-
-def test_the_page_for_operators_lists_every_limit_with_its_value() -> None:
-    text = (ROOT / "docs/operations.md").read_text(encoding="utf-8")
-    listed = dict(re.findall(r"^\| `([A-Z_0-9]+)` \| ([^|]+?) +\|", text, re.MULTILINE))
-    held = {
-        name: expected_limit(name, value)
-        for name, value in vars(limits).items()
-        if name.isupper() and isinstance(value, int) and name not in {"KIB", "MIB", "GIB"}
-    }
-    assert listed == held
+def test_tables_for_operators_are_what_the_code_says() -> None:
+    text = tables.PAGE.read_text(encoding="utf-8")
+    assert sorted(re.findall(r"<!-- table: (.*?) -->", text)) == sorted(tables.TABLES)
+    assert text == tables.written(text), "run `python -m tests.tables`"
 
 
 def pinned(path: Path) -> dict[str, str]:
