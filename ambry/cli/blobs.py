@@ -8,8 +8,11 @@ import os
 import stat as file_kind
 import sys
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
+from datetime import timedelta
+from email.utils import format_datetime, parsedate_to_datetime
 from pathlib import Path
 from typing import IO, Any, Final
+from urllib.parse import quote, unquote
 
 import click
 
@@ -244,9 +247,10 @@ def _metadata_headers(metadata: tuple[str, ...]) -> dict[str, str]:
         key, equals, value = pair.partition("=")
         if not equals or not key.replace("-", "").replace("_", "").isalnum() or not key.isascii():
             raise click.BadParameter(f"{pair!r} is not KEY=VALUE", param_hint="--um")
-        if not value.isprintable():
-            raise click.BadParameter(f"{pair!r} has control characters", param_hint="--um")
-        headers[f"x-ambry-um-{key.lower()}"] = value
+        if value.isascii() and value.isprintable() and value == value.strip():
+            headers[f"{_METADATA}{key.lower()}"] = value
+        else:
+            headers[f"{_ENCODED_METADATA}{key.lower()}"] = quote(value, safe="")
     return headers
 
 
@@ -261,6 +265,8 @@ def _content_headers(file: str, content_type: str | None) -> dict[str, str]:
 
 
 _BYTES: Final = "application/octet-stream"
+_METADATA: Final = "x-ambry-um-"
+_ENCODED_METADATA: Final = "x-ambry-enc-um-"
 _STAT_NAMES: Final = {
     "x-ambry-blob-size": "size",
     "x-ambry-content-type": "content_type",
@@ -268,7 +274,6 @@ _STAT_NAMES: Final = {
     "x-ambry-filename": "filename",
     "x-ambry-creation-time": "created",
     "x-ambry-ttl": "ttl",
-    "x-ambry-expires-at": "expires",
     "x-ambry-service-id": "service_id",
     "x-ambry-owner-id": "owner_id",
     "x-ambry-life-version": "life_version",
@@ -280,12 +285,22 @@ _STAT_NAMES: Final = {
 def _described(headers: Mapping[str, str]) -> dict[str, object]:
     """What the headers of a blob say, under names of ours."""
     found: dict[str, object] = {
-        name: int(headers[header]) if name == "size" else headers[header]
+        name: int(headers[header]) if name in {"size", "ttl"} else headers[header]
         for header, name in _STAT_NAMES.items()
         if header in headers
     }
-    prefix = "x-ambry-um-"
-    metadata = {name.removeprefix(prefix): value for name, value in headers.items() if name.startswith(prefix)}
+    if found.get("ttl", -1) == -1:
+        # For ever; a number that means something else than a number is no good in JSON either.
+        found.pop("ttl", None)
+    elif "created" in found:
+        created = parsedate_to_datetime(headers["x-ambry-creation-time"])
+        found["expires"] = format_datetime(created + timedelta(seconds=int(headers["x-ambry-ttl"])), usegmt=True)
+    metadata: dict[str, str] = {}
+    for header, value in headers.items():
+        if header.startswith(_METADATA):
+            metadata[header.removeprefix(_METADATA)] = value
+        elif header.startswith(_ENCODED_METADATA):
+            metadata[header.removeprefix(_ENCODED_METADATA)] = unquote(value)
     if metadata:
         found["user_metadata"] = metadata
     return found
