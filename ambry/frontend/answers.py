@@ -1,0 +1,262 @@
+"""What is answered: THE table from error to HTTP status, error bodies, and response headers as ordered lists.
+
+Both ways to a client, aiohttp's and the fast lane, render these very lists, so they cannot differ. Headers that change
+from answer to answer stand first, those that depend only on a blob's stored properties last. Pure: the time and the
+request id are arguments. Messages of errors that are not the client's fault are fixed texts: what went wrong inside
+(paths, peers, offsets) is for the log.
+"""
+
+import json
+from dataclasses import dataclass
+from email.utils import formatdate
+from functools import lru_cache
+from typing import Final, TypeAlias
+from urllib.parse import quote
+
+from ambry import errors
+from ambry.blob.properties import Properties
+from ambry.blob.state import NEVER, BlobState
+from ambry.errors import AmbryError
+from ambry.frontend.conditions import ByteRange
+from ambry.frontend.digests import render_base64, render_repr_digest
+from ambry.frontend.headers import ENCODED_USER_METADATA, USER_METADATA
+
+Headers: TypeAlias = list[tuple[str, str]]
+
+SERVER: Final = "ambry"
+CACHE_SECONDS_MAX: Final = 365 * 86_400
+"""As in Ambry. A blob never changes; one that is deleted may live on in caches, which whoever needs it can forbid."""
+
+JSON_TYPE: Final = "application/json"
+
+STATUS: Final[dict[type[AmbryError], int]] = {
+    errors.AmbryError: 500,
+    errors.BadRequest: 400,
+    errors.TooLarge: 413,
+    errors.HeadersTooLarge: 431,
+    errors.RangeNotSatisfiable: 416,
+    errors.PreconditionFailed: 412,
+    errors.NotAllowed: 409,
+    errors.MethodNotAllowed: 405,
+    errors.NoSuchPath: 404,
+    errors.BlobNotFound: 404,
+    errors.BlobDeleted: 410,
+    errors.BlobExpired: 410,
+    errors.BlobCollision: 500,
+    errors.NotHere: 503,
+    errors.CorruptRecord: 503,
+    errors.DiskFull: 507,
+    errors.DiskUnavailable: 503,
+    errors.NoSuchReplica: 503,
+    errors.Overloaded: 503,
+    errors.DeadlineExceeded: 503,
+    errors.Unavailable: 503,
+    errors.ConnectionLost: 503,
+    errors.ShuttingDown: 503,
+    errors.ProtocolError: 500,
+    errors.HandshakeRefused: 503,
+    errors.CannotStart: 500,
+}
+"""The one table. A class that is not in it has the status of its parent."""
+
+PUBLIC_MESSAGE: Final = {
+    500: "the store made a mistake; the request id finds it in the log",
+    503: "the store cannot do this now; try again",
+    507: "no space for another blob; blobs that are stored can be read and deleted",
+}
+"""Said instead of an error's own message when the fault is not the client's."""
+
+REASONS: Final = {
+    200: "OK", 201: "Created", 202: "Accepted", 206: "Partial Content", 304: "Not Modified", 400: "Bad Request",
+    404: "Not Found", 405: "Method Not Allowed", 408: "Request Timeout", 409: "Conflict", 410: "Gone",
+    412: "Precondition Failed", 413: "Content Too Large", 416: "Range Not Satisfiable",
+    431: "Request Header Fields Too Large", 500: "Internal Server Error", 503: "Service Unavailable",
+    507: "Insufficient Storage",
+}  # fmt: skip
+"""Reason phrases of every status that is answered."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A whole answer with a short body."""
+
+    status: int
+    headers: Headers
+    body: bytes = b""
+
+
+def status_of(error: AmbryError) -> int:
+    """The HTTP status of an error."""
+    for cls in type(error).__mro__:
+        status = STATUS.get(cls)
+        if status is not None:
+            return status
+    raise AssertionError("the root of the tree is in the table")
+
+
+@lru_cache(maxsize=256)
+def http_date(seconds: int) -> str:
+    """IMF-fixdate of a moment in seconds since 1970."""
+    return formatdate(seconds, usegmt=True)
+
+
+def common_headers(now_ms: int, request_id: str) -> Headers:
+    """What every answer begins with."""
+    return [("Date", http_date(now_ms // 1000)), ("Server", SERVER), ("x-ambry-request-id", request_id)]
+
+
+def error_answer(error: AmbryError, now_ms: int, request_id: str) -> Answer:
+    """The answer to a request that failed: JSON with code, message and request id."""
+    status = status_of(error)
+    message = PUBLIC_MESSAGE.get(status, error.message)
+    document = {"code": error.name, "message": message, "request_id": request_id}
+    field = error.facts.get("field")
+    if isinstance(field, str):
+        document["field"] = field
+    body = json.dumps(document).encode() + b"\n"
+    headers = common_headers(now_ms, request_id)
+    headers += [("Content-Length", str(len(body))), ("Content-Type", JSON_TYPE)]
+    headers += [("X-Content-Type-Options", "nosniff"), ("Cache-Control", "no-store")]
+    if isinstance(error, errors.MethodNotAllowed):
+        headers.append(("Allow", str(error.facts["allow"])))
+    if isinstance(error, errors.RangeNotSatisfiable) and "size" in error.facts:
+        headers.append(("Content-Range", f"bytes */{error.facts['size']}"))
+    if status == 503:
+        headers.append(("Retry-After", str(error.facts.get("retry_after_s", 1))))
+    return Answer(status, headers, body)
+
+
+def empty_answer(status: int, now_ms: int, request_id: str) -> Answer:
+    """An answer that says all by its status."""
+    headers = common_headers(now_ms, request_id)
+    headers += [("Content-Length", "0"), ("X-Content-Type-Options", "nosniff")]
+    return Answer(status, headers)
+
+
+def created_answer(blob_id: str, created_ms: int, now_ms: int, request_id: str) -> Answer:
+    """201 for a blob that is stored."""
+    headers = common_headers(now_ms, request_id)
+    headers += [
+        ("Content-Length", "0"),
+        ("Location", f"/{blob_id}"),
+        ("x-ambry-blob-id", blob_id),
+        ("x-ambry-creation-time", http_date(created_ms // 1000)),
+        ("X-Content-Type-Options", "nosniff"),
+    ]
+    return Answer(201, headers)
+
+
+def text_answer(status: int, body: bytes, content_type: str, now_ms: int, request_id: str) -> Answer:
+    """A short text: health, metrics."""
+    headers = common_headers(now_ms, request_id)
+    headers += [("Content-Length", str(len(body))), ("Content-Type", content_type)]
+    headers += [("X-Content-Type-Options", "nosniff"), ("Cache-Control", "no-store")]
+    return Answer(status, headers, body)
+
+
+# --- blobs -----------------------------------------------------------------------------------------------------
+
+
+def etag_of(blob_id: str) -> str:
+    """The strong validator of a blob: its id, since the bytes behind an id never change."""
+    return f'"{blob_id}"'
+
+
+def blob_headers(
+    blob_id: str, created_ms: int, state: BlobState, now_ms: int, request_id: str, content_length: int
+) -> Headers:
+    """The part of a blob's headers that is its own; `property_headers` follow. A pure function of its arguments."""
+    return [
+        ("Date", http_date(now_ms // 1000)),
+        ("Server", SERVER),
+        ("x-ambry-request-id", request_id),
+        ("Content-Length", str(content_length)),
+        ("Accept-Ranges", "bytes"),
+        ("ETag", f'"{blob_id}"'),
+        ("Last-Modified", http_date(created_ms // 1000)),
+        ("Cache-Control", _cache_control(state, now_ms)),
+        ("x-ambry-creation-time", http_date(created_ms // 1000)),
+        ("x-ambry-ttl", _ttl(state, created_ms)),
+        ("x-ambry-life-version", str(state.life // 2)),
+    ]
+
+
+def _cache_control(state: BlobState, now_ms: int) -> str:
+    if state.is_deleted or state.is_expired(now_ms):
+        return "no-store"
+    if state.expires_at_ms == NEVER:
+        return f"max-age={CACHE_SECONDS_MAX}"
+    return f"max-age={min(CACHE_SECONDS_MAX, (state.expires_at_ms - now_ms) // 1000)}"
+
+
+def _ttl(state: BlobState, created_ms: int) -> str:
+    return "-1" if state.expires_at_ms == NEVER else str(max(state.expires_at_ms - created_ms, 0) // 1000)
+
+
+def property_headers(properties: Properties) -> Headers:
+    """Headers of a whole blob that depend on its stored properties alone, so that they can be kept by these."""
+    headers = [("Content-Type", properties.content_type), *described_headers(properties)]
+    if "md5" in properties.digests:
+        # RFC 1864 is of the body that is sent, so it is left out where that is a part.
+        headers.append(("Content-MD5", render_base64(properties.digests["md5"])))
+    return headers
+
+
+def described_headers(properties: Properties) -> Headers:
+    """What describes a blob, whether all, a part or none of its bytes follow."""
+    headers = [("X-Content-Type-Options", "nosniff")]
+    if properties.content_encoding is not None:
+        headers.append(("Content-Encoding", properties.content_encoding))
+    disposition = _disposition(properties)
+    if disposition is not None:
+        headers.append(("Content-Disposition", disposition))
+    headers.append(("x-ambry-blob-size", str(properties.size)))
+    headers.append(("x-ambry-content-type", properties.content_type))
+    for name, value in (
+        ("x-ambry-content-encoding", properties.content_encoding),
+        ("x-ambry-service-id", properties.service_id),
+        ("x-ambry-owner-id", properties.owner_id),
+        ("x-ambry-filename", properties.filename),
+    ):
+        if value is not None:
+            headers.append((name, value))
+    repr_digest = render_repr_digest(properties.digests)
+    if repr_digest:
+        headers.append(("Repr-Digest", repr_digest))
+    return headers + user_metadata_headers(properties)
+
+
+def user_metadata_headers(properties: Properties) -> Headers:
+    """User metadata; values that are not plain printable ASCII come back URL-encoded."""
+    return [
+        (f"{USER_METADATA}{key}", value)
+        if value.isascii() and value.isprintable() and value == value.strip()
+        else (f"{ENCODED_USER_METADATA}{key}", quote(value, safe=""))
+        for key, value in properties.user_metadata.items()
+    ]
+
+
+def partial_headers(
+    common: Headers, properties: Properties, ranges: tuple[ByteRange, ...], multipart_type: str | None
+) -> Headers:
+    """Headers of a 206: `common` from `blob_headers` with the size of what is sent."""
+    headers = list(common)
+    if multipart_type is None:
+        headers.append(("Content-Range", ranges[0].content_range(properties.size)))
+        headers.append(("Content-Type", properties.content_type))
+    else:
+        headers.append(("Content-Type", multipart_type))
+    return headers + described_headers(properties)
+
+
+_RUNS_IN_BROWSERS: Final = ("html", "svg", "xml", "javascript", "ecmascript", "mathml", "flash")
+"""Parts of media types whose content could act in the name of the site that serves it."""
+
+
+def _disposition(properties: Properties) -> str | None:
+    media_type = properties.content_type.partition(";")[0].lower()
+    is_active = any(part in media_type for part in _RUNS_IN_BROWSERS)
+    if properties.filename is None:
+        return "attachment" if is_active else None
+    kind = "attachment" if is_active else "inline"
+    return f"{kind}; filename*=UTF-8''{quote(properties.filename, safe='')}"

@@ -1,0 +1,165 @@
+"""The frontend of one process: constructs its parts in order, listens, and stops without cutting anyone off.
+
+A frontend holds nothing (guarantee G8): datanodes, clock and metrics are given, and are their owner's to close.
+"""
+
+import asyncio
+import contextlib
+import ssl
+from collections.abc import Mapping
+from typing import Final
+
+from aiohttp import web_server
+
+from ambry.clock import Clock
+from ambry.cluster.map import ClusterMap
+from ambry.config import FrontendSettings
+from ambry.errors import CannotStart
+from ambry.frontend.chance import Chance
+from ambry.frontend.connection import Connection, HttpServer, Services
+from ambry.frontend.native import NativeApi
+from ambry.frontend.operations import Operations
+from ambry.frontend.request_id import RequestIds
+from ambry.limits import (
+    HTTP_BACKLOG,
+    HTTP_BODY_IDLE_MS,
+    HTTP_FIELD_BYTES_MAX,
+    HTTP_FIELDS_MAX,
+    HTTP_KEEP_ALIVE_MS,
+    HTTP_LINE_BYTES_MAX,
+)
+from ambry.logs import get_logger
+from ambry.metrics import Metrics
+from ambry.protocol.datanode import Datanode
+
+_log = get_logger(__name__)
+
+_POLL_S: Final = 0.02
+"""While stopping, how often it is seen whether requests have finished."""
+
+
+class Frontend:
+    """One HTTP frontend. Make it, `start` it and `stop` it inside one running event loop."""
+
+    def __init__(
+        self,
+        *,
+        cluster_map: ClusterMap,
+        datacentre: int,
+        datanodes: Mapping[str, Datanode],
+        clock: Clock,
+        metrics: Metrics,
+        settings: FrontendSettings,
+        node: str,
+        connection_class: type[Connection] = Connection,
+    ) -> None:
+        chance = Chance()
+        self.operations = Operations(
+            cluster_map=cluster_map, datacentre=datacentre, datanodes=datanodes, clock=clock, chance=chance
+        )
+        self.services = Services(self.operations, metrics, RequestIds(chance), clock, node)
+        self._tls = _tls_context(settings)
+        self._connection_class = connection_class
+        self._server: HttpServer | None = None
+        self._listener: asyncio.Server | None = None
+        self._watch: asyncio.Task[None] | None = None
+        _watch_operations(metrics, self.operations)
+
+    async def start(self, host: str, port: int, *, reuse_port: bool = False) -> tuple[str, int]:
+        """Listen; the address that was taken, where port 0 is replaced. Raises CannotStart for a port in use."""
+        assert self._server is None
+        loop = asyncio.get_running_loop()
+        server = self.make_server()
+        try:
+            self._listener = await loop.create_server(
+                server, host, port, backlog=HTTP_BACKLOG, reuse_port=reuse_port or None, ssl=self._tls
+            )
+        except OSError as error:
+            raise CannotStart(f"cannot listen on {host}:{port}: {error.strerror or error}") from error
+        self._server = server
+        self._watch = loop.create_task(self._watch_progress(), name="watch slow clients")
+        address = self._listener.sockets[0].getsockname()
+        _log.info("listening", host=address[0], port=address[1])
+        return str(address[0]), int(address[1])
+
+    async def stop(self, grace_s: float) -> None:
+        """Stop accepting, let requests finish for `grace_s` seconds at most, then close what is left."""
+        self.services.is_stopping = True
+        deadline = asyncio.get_running_loop().time() + grace_s
+        if self._listener is not None:
+            self._listener.close()
+        if self._server is not None:
+            await _finish_requests(self._server, deadline)
+            # A last moment for what is being written; the grace was the time to finish.
+            await self._server.shutdown(0.1)
+        if self._watch is not None:
+            self._watch.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._watch
+        await self.operations.close(max(deadline - asyncio.get_running_loop().time(), 0.1))
+        self._server = self._listener = self._watch = None
+
+    def make_server(self) -> HttpServer:
+        """Makes the protocol of each connection. The one place that knows aiohttp's knobs."""
+        return HttpServer(
+            self.services,
+            self._connection_class,
+            NativeApi(self.services).handle,
+            access_log=None,
+            # Bodies are stored as they were sent; Content-Encoding describes them to whoever reads them.
+            auto_decompress=False,
+            keepalive_timeout=HTTP_KEEP_ALIVE_MS / 1000,
+            lingering_time=1.0,
+            max_line_size=HTTP_LINE_BYTES_MAX,
+            max_field_size=HTTP_FIELD_BYTES_MAX,
+            max_headers=HTTP_FIELDS_MAX,
+        )
+
+    async def _watch_progress(self) -> None:
+        while True:
+            await asyncio.sleep(HTTP_BODY_IDLE_MS / 1000 / 6)
+            server = self._server
+            now = self.services.clock.monotonic()
+            for connection in server.connections if server is not None else ():
+                assert isinstance(connection, Connection)
+                connection.check_progress(now)
+
+
+async def _finish_requests(server: web_server.Server, deadline: float) -> None:
+    """Close connections as they become idle, until none is left or the time is over."""
+    loop = asyncio.get_running_loop()
+    while True:
+        busy = 0
+        for connection in server.connections:
+            assert isinstance(connection, Connection)
+            if connection.is_idle:
+                connection.force_close()
+            else:
+                busy += 1
+        if not busy or loop.time() >= deadline:
+            return
+        await asyncio.sleep(_POLL_S)
+
+
+def _tls_context(settings: FrontendSettings) -> ssl.SSLContext | None:
+    if settings.tls is None:
+        return None
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    try:
+        context.load_cert_chain(settings.tls.certificate_file, settings.tls.key_file)
+    except (OSError, ssl.SSLError) as error:
+        raise CannotStart(f"cannot use {settings.tls.certificate_file}: {error}") from error
+    return context
+
+
+def _watch_operations(metrics: Metrics, operations: Operations) -> None:
+    budget, reclaimer = operations.budget, operations.reclaimer
+    metrics.watch_gauge("ambry_transfer_bytes", "Bytes of bodies in flight.", lambda: budget.size - budget.free)
+    metrics.watch_gauge("ambry_transfers_waiting", "Transfers that wait for memory.", lambda: budget.waiting)
+    metrics.watch_gauge("ambry_reclaim_waiting", "Records that wait for their tombstone.", lambda: reclaimer.waiting)
+    metrics.watch_counter(
+        "ambry_reclaimed", "Records of failed puts that were tombstoned.", lambda: reclaimer.tombstoned
+    )
+    metrics.watch_counter(
+        "ambry_reclaim_dropped", "Records of failed puts left to the sweeper.", lambda: reclaimer.dropped
+    )

@@ -1,0 +1,84 @@
+"""The bytes of bodies that one frontend process may hold, shared by all transfers (guarantee G7).
+
+Nobody waits for a share while holding one, so there is no deadlock: an upload that gets no more puts what it has as a
+shorter chunk, and a reader sends what it has before it asks for the next piece. Shares are given first come, first
+served. Not for use from other threads.
+"""
+
+import asyncio
+from collections import deque
+
+from ambry.errors import Overloaded
+from ambry.limits import KIB, READ_PIECE_BYTES
+
+
+class TransferBudget:
+    """`size` bytes, and a queue of at most `queue_max` transfers that have not begun."""
+
+    __slots__ = ("_queue_max", "_waiters", "free", "size")
+
+    def __init__(self, size: int, queue_max: int) -> None:
+        self.size = size
+        self.free = size
+        self._queue_max = queue_max
+        self._waiters: deque[tuple[int, asyncio.Future[None]]] = deque()
+
+    @property
+    def waiting(self) -> int:
+        """Transfers that wait for their share."""
+        return len(self._waiters)
+
+    def try_take(self, share: int) -> bool:
+        """Take `share` bytes if they are there and nobody waits; says whether."""
+        if self._waiters or share > self.free:
+            return False
+        self.free -= share
+        return True
+
+    async def enter(self, share: int) -> None:
+        """Take the first share of a transfer, or wait for it. Raises Overloaded when the queue is full."""
+        if not self.try_take(share):
+            if len(self._waiters) >= self._queue_max:
+                raise Overloaded("too many transfers wait", retry_after_s=1)
+            await self._wait(share)
+
+    async def take(self, share: int) -> None:
+        """Take the next share of a transfer that is under way. As many may wait as there are connections."""
+        if not self.try_take(share):
+            await self._wait(share)
+
+    def give(self, share: int) -> None:
+        """Return what was taken, and wake those whose turn has come."""
+        self.free += share
+        assert self.free <= self.size
+        while self._waiters:
+            wanted, waiter = self._waiters[0]
+            if waiter.done():
+                self._waiters.popleft()
+            elif wanted <= self.free:
+                self._waiters.popleft()
+                self.free -= wanted
+                waiter.set_result(None)
+            else:
+                return
+
+    def piece_bytes(self) -> int:
+        """How much a reader should ask for at once: less as the budget runs low, so that many slow readers fit."""
+        if self.free * 2 >= self.size:
+            return READ_PIECE_BYTES
+        return READ_PIECE_BYTES // 4 if self.free * 4 >= self.size else 64 * KIB
+
+    async def _wait(self, share: int) -> None:
+        assert share <= self.size
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiters.append((share, waiter))
+        try:
+            await waiter
+        except asyncio.CancelledError:
+            if waiter.cancelled() or not waiter.done():
+                waiter.cancel()
+                # Whoever stands behind may fit now.
+                self.give(0)
+            else:
+                self.give(share)
+            raise

@@ -1,0 +1,183 @@
+"""One client connection: aiohttp's request handler, with our errors, our limits and our idea of a slow client.
+
+aiohttp parses and keeps the connection alive. Added here: requests that its parser refuses get the same JSON errors as
+all others; a client that stands still in the middle of a body, sending or reading, is disconnected; a process that is
+stopping lets requests finish. The fast lane is a subclass that sees the bytes first.
+"""
+
+import asyncio
+from dataclasses import dataclass
+from typing import Any, Final
+
+from aiohttp import web
+from aiohttp.http_exceptions import LineTooLong
+from aiohttp.web_protocol import RequestHandler, RequestPayloadError, _ErrInfo
+from aiohttp.web_request import BaseRequest
+from aiohttp.web_server import Server
+from multidict import CIMultiDict
+
+from ambry.clock import Clock
+from ambry.errors import AmbryError, BadRequest, HeadersTooLarge, Overloaded
+from ambry.frontend.answers import REASONS, Answer, error_answer, status_of
+from ambry.frontend.operations import Operations
+from ambry.frontend.request_id import RequestIds
+from ambry.limits import HTTP_BODY_IDLE_MS, HTTP_CONNECTIONS_MAX
+from ambry.logs import get_logger
+from ambry.metrics import Metrics
+
+_log = get_logger(__name__)
+
+_TOO_MANY: Final = "Too many headers received"
+"""What aiohttp's parser says of more header lines than it was told to take."""
+
+
+@dataclass(slots=True)
+class Services:
+    """What every connection of a frontend shares."""
+
+    operations: Operations
+    metrics: Metrics
+    request_ids: RequestIds
+    clock: Clock
+    node: str
+    is_stopping: bool = False
+
+
+class ShortResponse(web.StreamResponse):
+    """A response whose headers and body leave in one write."""
+
+    _send_headers_immediately = False
+
+
+class Connection(RequestHandler):
+    """The protocol of one client connection."""
+
+    __slots__ = ("_progress", "_stuck_since", "is_awaiting_body", "received", "services")
+
+    def __init__(self, server: "HttpServer", **options: Any) -> None:  # noqa: ANN401 -- aiohttp's own, handed through
+        super().__init__(server, **options)
+        self.services = server.services
+        self.received = 0
+        self.is_awaiting_body = False
+        self._progress = (0, 0)
+        self._stuck_since: float | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Take the connection, or refuse it when there are too many."""
+        super().connection_made(transport)
+        requests = self.services.metrics.requests
+        requests.connections += 1
+        if requests.connections > HTTP_CONNECTIONS_MAX:
+            assert isinstance(transport, asyncio.WriteTransport)
+            transport.write(self.refusal(Overloaded("too many connections", retry_after_s=1)))
+            self.force_close()
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        """The client is gone, or we have closed."""
+        if self._manager is not None:
+            self.services.metrics.requests.connections -= 1
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Bytes of requests and of bodies."""
+        self.received += len(data)
+        super().data_received(data)
+        if self._messages and isinstance(self._messages[-1][0], _ErrInfo):
+            self._break_body()
+
+    def _break_body(self) -> None:
+        """The parser gave up in the middle of a body: whoever reads it must not wait for the rest."""
+        request = self._current_request
+        if request is not None and not request.content.is_eof() and request.content.exception() is None:
+            request.content.set_exception(RequestPayloadError("malformed body"))
+
+    def refusal(self, error: AmbryError) -> bytes:
+        """A whole HTTP answer to someone whose request is not even read; the connection is to be closed."""
+        services = self.services
+        answer = error_answer(error, services.clock.now_ms(), services.request_ids.new())
+        lines = [f"HTTP/1.1 {answer.status} {REASONS[answer.status]}"]
+        lines += [f"{name}: {value}" for name, value in [*answer.headers, ("Connection", "close")]]
+        return "\r\n".join([*lines, "", ""]).encode() + answer.body
+
+    def handle_error(
+        self,
+        request: BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,  # noqa: ARG002 -- aiohttp's own; it may quote the request
+    ) -> web.StreamResponse:
+        """The answer to what aiohttp refuses, or to an exception that no one of ours foresaw."""
+        services = self.services
+        request_id = services.request_ids.new()
+        if request.writer.output_size > 0:
+            # Half an answer is out; only a broken connection tells the client that it is no whole one.
+            if self.transport is not None:
+                self.transport.abort()
+            raise ConnectionResetError("the answer broke off")
+        error = refusal_of(status, exc)
+        if not isinstance(exc, ConnectionError):
+            log = _log.error if status >= 500 else _log.debug
+            log("request refused", request_id=request_id, status=status, error=repr(exc), exc_info=status >= 500)
+            services.metrics.requests.observe("other", status_of(error), 0.0)
+        answer = error_answer(error, services.clock.now_ms(), request_id)
+        response = BodyResponse(answer)
+        response.force_close()
+        return response
+
+    # --- for the frontend --------------------------------------------------------------------------------------
+
+    @property
+    def is_idle(self) -> bool:
+        """Between two requests."""
+        return self._current_request is None and not self._messages and not self._request_in_progress
+
+    def check_progress(self, now: float) -> None:
+        """Disconnect a client that has stood still in the middle of a body for too long. `now` is monotonic."""
+        transport = self.transport
+        if transport is None or not (self.is_awaiting_body or self.writing_paused):
+            self._stuck_since = None
+            return
+        progress = (self.received, transport.get_write_buffer_size())
+        if self._stuck_since is None or progress != self._progress:
+            self._progress = progress
+            self._stuck_since = now
+        elif now - self._stuck_since >= HTTP_BODY_IDLE_MS / 1000:
+            _log.info("a client that stood still was disconnected", received=self.received)
+            transport.abort()
+
+
+class BodyResponse(ShortResponse):
+    """A short answer as an aiohttp response that writes its own body."""
+
+    def __init__(self, answer: Answer) -> None:
+        super().__init__(status=answer.status, reason=REASONS[answer.status], headers=CIMultiDict(answer.headers))
+        self._bytes = answer.body
+
+    async def write_eof(self, data: bytes = b"") -> None:
+        """Write the body, unless the method or the status forbids one."""
+        assert not data
+        await super().write_eof(b"" if self._must_be_empty_body else self._bytes)
+
+
+def refusal_of(status: int, exc: BaseException | None) -> AmbryError:
+    """What aiohttp's complaint is in our words. Its own message may quote the request, so it is not passed on."""
+    if isinstance(exc, LineTooLong):
+        return HeadersTooLarge("a request line or a header is too long")
+    if status < 500:
+        if str(exc) == _TOO_MANY:
+            return HeadersTooLarge("too many headers")
+        return BadRequest("malformed HTTP", field="request")
+    return AmbryError("unforeseen")
+
+
+class HttpServer(Server):
+    """Makes the protocol of every connection: the one place where its class is chosen."""
+
+    def __init__(self, services: Services, connection_class: type[Connection], handler: Any, **options: Any) -> None:  # noqa: ANN401 -- aiohttp's own, handed through
+        super().__init__(handler, **options)
+        self.services = services
+        self._connection_class = connection_class
+
+    def __call__(self) -> RequestHandler:
+        """A protocol for a connection that was accepted."""
+        return self._connection_class(self, loop=self._loop, **self._kwargs)

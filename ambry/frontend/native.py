@@ -1,0 +1,405 @@
+"""The native HTTP API over aiohttp: from a request to an operation, and from its outcome to a response.
+
+Paths and headers are Ambry's. This module decides nothing about blobs (operations.py), headers (headers.py), ranges and
+conditions (conditions.py) or statuses (answers.py); it knows aiohttp's requests and responses, and when a connection
+has to be broken so that no client takes half a body for a whole one.
+"""
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Final, TypeAlias
+
+from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
+from aiohttp.web_protocol import RequestPayloadError
+from aiohttp.web_request import BaseRequest
+from multidict import CIMultiDict
+
+from ambry.blob.blob_id import binary_from_text
+from ambry.blob.requests import Buffer
+from ambry.errors import (
+    AmbryError,
+    BadBlobId,
+    BadRequest,
+    HeadersTooLarge,
+    MethodNotAllowed,
+    NoSuchPath,
+    PreconditionFailed,
+    TooLarge,
+)
+from ambry.frontend import answers, conditions
+from ambry.frontend.answers import REASONS, Answer, Headers
+from ambry.frontend.conditions import ByteRange, Multipart, Outcome
+from ambry.frontend.connection import BodyResponse, Connection, Services
+from ambry.frontend.digests import DigestCheck
+from ambry.frontend.get import OpenBlob
+from ambry.frontend.headers import GetOption, expiry, parse_get_option, parse_put_headers, required_ttl
+from ambry.frontend.put import PutPlan
+from ambry.limits import BLOB_BYTES_MAX, HTTP_HEADER_BYTES_MAX, KIB
+from ambry.logs import get_logger, request_scope
+from ambry.metrics import CONTENT_TYPE as METRICS_TYPE
+from ambry.metrics import OTHER
+
+_log = get_logger(__name__)
+
+_CLIENT_GONE: Final = 499
+"""Status in the metrics for a request whose client did not wait for the answer."""
+
+_ONE_WRITE_BYTES_MAX: Final = 64 * KIB
+"""Bodies up to this are copied behind their headers; above it the copy costs more than a second write."""
+
+_CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
+
+_CONDITIONS: Final = ("If-Match", "If-Unmodified-Since", "If-None-Match", "If-Modified-Since")
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One request on its way: `subject` is the id in its path, or nothing."""
+
+    request: BaseRequest
+    request_id: str
+    now_ms: int
+    subject: str
+
+    @property
+    def blob_id(self) -> bytes:
+        """The binary id in the path. Raises BadBlobId."""
+        try:
+            return binary_from_text(self.subject.encode("ascii"))
+        except UnicodeEncodeError as error:
+            raise BadBlobId("a blob id has only letters, digits, '-' and '_'", field="blob id") from error
+
+
+Operation: TypeAlias = Callable[[Call], Awaitable[web.StreamResponse]]
+Methods: TypeAlias = Mapping[str, tuple[str, Operation]]
+
+
+class NativeApi:
+    """The operations of the native API by path and method. `handle` is aiohttp's handler."""
+
+    __slots__ = ("_blob", "_fixed", "_of_blob", "_services")
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+        put = ("put_blob", self._put_blob)
+        health = ("health_check", self._health_check)
+        metrics = ("metrics", self._metrics)
+        blob_info = ("blob_info", self._blob_info)
+        user_metadata = ("user_metadata", self._user_metadata)
+        self._fixed: dict[str, Methods] = {
+            "/": {"POST": put, "PUT": put},
+            "/healthCheck": {"GET": health, "HEAD": health},
+            "/metrics": {"GET": metrics, "HEAD": metrics},
+        }
+        self._blob: Methods = {
+            "GET": ("get_blob", self._get_blob),
+            "HEAD": ("head_blob", self._head_blob),
+            "DELETE": ("delete_blob", self._delete_blob),
+        }
+        self._of_blob: dict[str, Methods] = {
+            "BlobInfo": {"GET": blob_info, "HEAD": blob_info},
+            "UserMetadata": {"GET": user_metadata, "HEAD": user_metadata},
+            "ttl": {"PUT": ("update_ttl", self._update_ttl)},
+            "undelete": {"PUT": ("undelete_blob", self._undelete_blob)},
+        }
+
+    async def handle(self, request: BaseRequest) -> web.StreamResponse:
+        """Answer a request. Whatever happens is answered, counted, or breaks the connection."""
+        services = self._services
+        started = services.clock.monotonic()
+        request_id = services.request_ids.new()
+        requests = services.metrics.requests
+        requests.in_flight += 1
+        label = OTHER
+        status = _CLIENT_GONE
+        try:
+            with request_scope(request_id):
+                try:
+                    label, operation, subject = self._find(request)
+                    response = await operation(Call(request, request_id, services.clock.now_ms(), subject))
+                except AmbryError as error:
+                    response = self._failed(request, error, request_id)
+            if services.is_stopping:
+                response.force_close()
+            status = response.status
+            return response
+        except Exception as error:
+            status = _CLIENT_GONE if isinstance(error, ConnectionError) else 500
+            raise
+        finally:
+            requests.in_flight -= 1
+            requests.observe(label, status, services.clock.monotonic() - started)
+
+    def _find(self, request: BaseRequest) -> tuple[str, Operation, str]:
+        """The operation behind a path and a method. Raises NoSuchPath, MethodNotAllowed, HeadersTooLarge."""
+        if sum(len(name) + len(value) + 4 for name, value in request.raw_headers) > HTTP_HEADER_BYTES_MAX:
+            raise HeadersTooLarge(f"headers have {HTTP_HEADER_BYTES_MAX} bytes at most")
+        path = request.rel_url.raw_path
+        subject = ""
+        methods = self._fixed.get(path)
+        if methods is None:
+            subject, slash, rest = path[1:].partition("/")
+            methods = self._of_blob.get(rest) if slash else self._blob
+        if methods is None or not path.startswith("/"):
+            raise NoSuchPath("no operation has this path")
+        found = methods.get(request.method)
+        if found is None:
+            raise MethodNotAllowed("the path does not know this method", allow=", ".join(methods))
+        return (*found, subject)
+
+    def _failed(self, request: BaseRequest, error: AmbryError, request_id: str) -> web.StreamResponse:
+        answer = answers.error_answer(error, self._services.clock.now_ms(), request_id)
+        if request.writer.output_size > len(_CONTINUE):
+            # Headers are out. Nothing but a broken connection says that the rest does not come.
+            _log.warning("an answer broke off", error=str(error))
+            if request.transport is not None:
+                request.transport.abort()
+            raise ConnectionResetError("the answer broke off") from error
+        if answer.status >= 500:
+            _log.warning("request failed", status=answer.status, error=str(error), kind=error.name)
+        response = BodyResponse(answer)
+        if not request.content.is_eof():
+            # The rest of the body is not worth reading, and the next request would come behind it.
+            response.force_close()
+        return response
+
+    # --- put ---------------------------------------------------------------------------------------------------
+
+    async def _put_blob(self, call: Call) -> web.StreamResponse:
+        request = call.request
+        sent = parse_put_headers(request.headers.items())
+        size = _body_size(request)
+        if size is not None and size > BLOB_BYTES_MAX:
+            raise TooLarge(f"a blob has {BLOB_BYTES_MAX} bytes at most")
+        _let_continue(request)
+        plan = PutPlan(
+            sent.properties,
+            call.now_ms,
+            sent.expires_at_ms(call.now_ms),
+            size,
+            DigestCheck(sent.digests) if sent.digests else None,
+        )
+        blob_id = await self._services.operations.put(_Body(request, self._services), plan)
+        now_ms = self._services.clock.now_ms()
+        return BodyResponse(answers.created_answer(blob_id, call.now_ms, now_ms, call.request_id))
+
+    # --- get ---------------------------------------------------------------------------------------------------
+
+    async def _get_blob(self, call: Call) -> web.StreamResponse:
+        """GET: the head of the blob is read together with what is known of it, unless it may not be wanted."""
+        headers = call.request.headers
+        blob_id, option = call.blob_id, _option(call)
+        specs = conditions.parse_range(headers.get("Range"))
+        operations = self._services.operations
+        is_plain = not specs and not any(name in headers for name in _CONDITIONS)
+        share = operations.budget.piece_bytes() if is_plain else 0
+        await operations.budget.enter(share)
+        try:
+            blob = await operations.open(blob_id, option, head_size=share)
+            operations.budget.give(share - len(blob.head))
+            share = len(blob.head)
+            if not is_plain and _is_not_modified(call, blob):
+                return _not_modified(call, blob)
+            ranges = _ranges(call, blob, specs)
+            if ranges:
+                return await self._send_ranges(call, blob, ranges)
+            return await self._send_whole(call, blob)
+        finally:
+            operations.budget.give(share)
+
+    async def _head_blob(self, call: Call) -> web.StreamResponse:
+        """HEAD: the headers of the GET with the same headers."""
+        specs = conditions.parse_range(call.request.headers.get("Range"))
+        blob = await self._services.operations.stat(call.blob_id, _option(call))
+        if _is_not_modified(call, blob):
+            return _not_modified(call, blob)
+        ranges = _ranges(call, blob, specs)
+        if ranges:
+            headers, _ = self._partial(call, blob, ranges)
+            return BodyResponse(Answer(206, headers))
+        return BodyResponse(Answer(200, _whole_headers(call, blob)))
+
+    async def _send_whole(self, call: Call, blob: OpenBlob) -> web.StreamResponse:
+        headers = _whole_headers(call, blob)
+        if len(blob.head) == blob.size <= _ONE_WRITE_BYTES_MAX:
+            self._services.metrics.requests.bytes_out += blob.size
+            return BodyResponse(Answer(200, headers, bytes(blob.head)))
+        response = _started(200, headers)
+        await response.prepare(call.request)
+        if blob.head:
+            await self._write(response, blob.head)
+        await self._send_bytes(response, blob, len(blob.head), blob.size)
+        await response.write_eof()
+        return response
+
+    def _partial(self, call: Call, blob: OpenBlob, ranges: tuple[ByteRange, ...]) -> tuple[Headers, Multipart | None]:
+        multipart = None
+        if len(ranges) > 1:
+            # Random, so that no blob can hold it on purpose.
+            boundary = self._services.operations.chance.token(16).hex()
+            multipart = Multipart(ranges, blob.size, blob.properties.content_type, boundary)
+        size = ranges[0].size if multipart is None else multipart.size
+        multipart_type = None if multipart is None else multipart.content_type
+        common = _blob_headers(call, blob, size)
+        return answers.partial_headers(common, blob.properties, ranges, multipart_type), multipart
+
+    async def _send_ranges(self, call: Call, blob: OpenBlob, ranges: tuple[ByteRange, ...]) -> web.StreamResponse:
+        headers, multipart = self._partial(call, blob, ranges)
+        response = _started(206, headers)
+        await response.prepare(call.request)
+        for place, one in enumerate(ranges):
+            if multipart is not None:
+                await response.write(multipart.heads[place])
+            await self._send_bytes(response, blob, one.start, one.stop)
+        await response.write_eof(b"" if multipart is None else multipart.closing)
+        return response
+
+    async def _send_bytes(self, response: web.StreamResponse, blob: OpenBlob, start: int, stop: int) -> None:
+        reader = self._services.operations.reader(blob, start, stop)
+        try:
+            while piece := await reader.next():
+                await self._write(response, piece)
+        finally:
+            await reader.close()
+
+    async def _write(self, response: web.StreamResponse, piece: Buffer) -> None:
+        """Write a piece and wait until the client has taken all but a little of it."""
+        self._services.metrics.requests.bytes_out += len(piece)
+        await response.write(piece)
+
+    async def _blob_info(self, call: Call) -> web.StreamResponse:
+        """All that is known of a blob, as headers."""
+        blob = await self._services.operations.stat(call.blob_id, _option(call))
+        headers = _blob_headers(call, blob, 0) + answers.described_headers(blob.properties)
+        return BodyResponse(Answer(200, headers))
+
+    async def _user_metadata(self, call: Call) -> web.StreamResponse:
+        """The user metadata of a blob, as headers."""
+        blob = await self._services.operations.stat(call.blob_id, _option(call))
+        answer = answers.empty_answer(200, call.now_ms, call.request_id)
+        return BodyResponse(Answer(200, answer.headers + answers.user_metadata_headers(blob.properties)))
+
+    # --- changes of a state ------------------------------------------------------------------------------------
+
+    async def _delete_blob(self, call: Call) -> web.StreamResponse:
+        await self._services.operations.delete(call.blob_id)
+        return self._empty(202, call)
+
+    async def _update_ttl(self, call: Call) -> web.StreamResponse:
+        """The TTL counts from now; -1 is for ever."""
+        ttl_s = required_ttl(call.request.headers.items())
+        await self._services.operations.extend(call.blob_id, expiry(ttl_s, call.now_ms))
+        return self._empty(200, call)
+
+    async def _undelete_blob(self, call: Call) -> web.StreamResponse:
+        await self._services.operations.undelete(call.blob_id)
+        return self._empty(200, call)
+
+    def _empty(self, status: int, call: Call) -> web.StreamResponse:
+        return BodyResponse(answers.empty_answer(status, self._services.clock.now_ms(), call.request_id))
+
+    # --- the process itself ------------------------------------------------------------------------------------
+
+    async def _health_check(self, call: Call) -> web.StreamResponse:
+        """GOOD as long as the process takes requests."""
+        is_good = not self._services.is_stopping
+        status, body = (200, b"GOOD") if is_good else (503, b"BAD")
+        return BodyResponse(answers.text_answer(status, body, "text/plain", call.now_ms, call.request_id))
+
+    async def _metrics(self, call: Call) -> web.StreamResponse:
+        body = self._services.metrics.render()
+        return BodyResponse(answers.text_answer(200, body, METRICS_TYPE, call.now_ms, call.request_id))
+
+
+# --- requests --------------------------------------------------------------------------------------------------
+
+
+class _Body:
+    """The body of a request as the source of an upload."""
+
+    __slots__ = ("_connection", "_content", "_requests")
+
+    def __init__(self, request: BaseRequest, services: Services) -> None:
+        assert isinstance(request.protocol, Connection)
+        self._connection = request.protocol
+        self._content = request.content
+        self._requests = services.metrics.requests
+
+    async def read(self) -> bytes:
+        """What has arrived, or the next to arrive. Raises BadRequest for broken framing, ConnectionError for no more.
+
+        Only while this waits does silence count as the client's: if the disks are slow, nobody reads.
+        """
+        self._connection.is_awaiting_body = True
+        try:
+            piece = await self._content.readany()
+        except (RequestPayloadError, HttpProcessingError) as error:
+            raise BadRequest("the body is not framed as its headers say", field="body") from error
+        finally:
+            self._connection.is_awaiting_body = False
+        self._requests.bytes_in += len(piece)
+        return piece
+
+
+def _body_size(request: BaseRequest) -> int | None:
+    """Content-Length, or None for a body in chunks. Without either there is no body."""
+    if request.headers.get("Transfer-Encoding") is not None:
+        return None
+    return request.content_length or 0
+
+
+def _let_continue(request: BaseRequest) -> None:
+    """Answer `Expect: 100-continue` now that the headers are known to be good. Raises BadRequest for other wishes."""
+    expect = request.headers.get("Expect")
+    if expect is None or request.version < (1, 1):
+        return
+    if expect.lower() != "100-continue":
+        raise BadRequest("nothing but 100-continue can be expected", field="Expect")
+    if not request.content.is_eof() and not request.content.total_bytes and request.transport is not None:
+        request.transport.write(_CONTINUE)
+
+
+def _option(call: Call) -> GetOption:
+    return parse_get_option(call.request.headers.get("x-ambry-get-option"))
+
+
+def _is_not_modified(call: Call, blob: OpenBlob) -> bool:
+    """Whether the client has the blob already. Raises PreconditionFailed, and BadRequest for malformed conditions."""
+    headers = call.request.headers
+    found = {name.lower(): ", ".join(headers.getall(name)) for name in _CONDITIONS if name in headers}
+    outcome = conditions.evaluate(found, answers.etag_of(blob.text_id), blob.created_ms // 1000)
+    if outcome is Outcome.FAILED:
+        raise PreconditionFailed("the blob is not as If-Match or If-Unmodified-Since want it")
+    return outcome is Outcome.NOT_MODIFIED
+
+
+def _ranges(call: Call, blob: OpenBlob, specs: tuple[conditions.RangeSpec, ...]) -> tuple[ByteRange, ...]:
+    """The ranges to send; empty for the whole blob. Raises RangeNotSatisfiable."""
+    if_range = call.request.headers.get("If-Range")
+    if not specs or not conditions.range_applies(if_range, answers.etag_of(blob.text_id), blob.created_ms // 1000):
+        return ()
+    return conditions.resolve_ranges(specs, blob.size)
+
+
+# --- responses -------------------------------------------------------------------------------------------------
+
+
+def _started(status: int, headers: Headers) -> web.StreamResponse:
+    """A response whose body is written in pieces."""
+    return web.StreamResponse(status=status, reason=REASONS[status], headers=CIMultiDict(headers))
+
+
+def _blob_headers(call: Call, blob: OpenBlob, content_length: int) -> Headers:
+    return answers.blob_headers(blob.text_id, blob.created_ms, blob.state, call.now_ms, call.request_id, content_length)
+
+
+def _whole_headers(call: Call, blob: OpenBlob) -> Headers:
+    return _blob_headers(call, blob, blob.size) + answers.property_headers(blob.properties)
+
+
+def _not_modified(call: Call, blob: OpenBlob) -> web.StreamResponse:
+    """304, with the headers of the 200 that caches want."""
+    kept = {"Date", "Server", "x-ambry-request-id", "ETag", "Last-Modified", "Cache-Control"}
+    headers = [line for line in _blob_headers(call, blob, 0) if line[0] in kept]
+    return BodyResponse(Answer(304, headers))

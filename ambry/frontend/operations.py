@@ -1,0 +1,140 @@
+"""What a frontend does with blobs, without HTTP: put, get, delete, extend, undelete. The one door of native.py and the
+fast lane.
+
+The small paths (`put_small`, `get_small_now`, `get_small`) make no task where a partition has one replica. Everything
+else is in put.py, get.py and update.py; this module binds them to one cluster map, one clock and one budget.
+"""
+
+import asyncio
+from collections.abc import Mapping
+
+from ambry.blob.blob_id import Kind
+from ambry.blob.requests import Buffer, GetAnswer, GetRequest
+from ambry.blob.state import BlobState
+from ambry.clock import Clock
+from ambry.cluster.map import ClusterMap
+from ambry.errors import AmbryError
+from ambry.frontend import get, replicas, update
+from ambry.frontend.budget import TransferBudget
+from ambry.frontend.chance import Chance
+from ambry.frontend.get import OpenBlob, PieceReader
+from ambry.frontend.headers import GetOption
+from ambry.frontend.placement import Placement
+from ambry.frontend.put import Cut, Means, PutPlan, SmallPut, Source, Upload
+from ambry.frontend.reclaim import Reclaimer
+from ambry.limits import BODY_BYTES_MAX, CHUNK_BYTES_MAX, REQUEST_DEADLINE_MS, TRANSFER_BYTES_MAX, TRANSFER_QUEUE_MAX
+from ambry.protocol.datanode import Datanode
+
+_SIMPLE = Kind.SIMPLE.value
+
+
+class Operations:
+    """The operations of one frontend process. Make it inside a running event loop."""
+
+    __slots__ = ("_datacentre", "_datanodes", "_means", "_placement", "budget", "chance", "clock", "reclaimer")
+
+    def __init__(
+        self,
+        *,
+        cluster_map: ClusterMap,
+        datacentre: int,
+        datanodes: Mapping[str, Datanode],
+        clock: Clock,
+        chance: Chance,
+        budget: TransferBudget | None = None,
+        cut: Cut | None = None,
+    ) -> None:
+        self._datacentre = datacentre
+        self._datanodes = datanodes
+        self.clock = clock
+        self.chance = chance
+        self.budget = budget or TransferBudget(TRANSFER_BYTES_MAX, TRANSFER_QUEUE_MAX)
+        self._placement = Placement(cluster_map, datacentre, datanodes, chance)
+        self.reclaimer = Reclaimer(self._placement, clock)
+        self._means = Means(self._placement, self.budget, self.reclaimer, clock, chance, cut or Cut())
+
+    def adopt(self, cluster_map: ClusterMap) -> None:
+        """Use a newer cluster map for what begins from here on. Never an older one."""
+        assert cluster_map.version >= self._placement.map_version
+        means = self._means
+        self._placement = Placement(cluster_map, self._datacentre, self._datanodes, self.chance)
+        self.reclaimer.adopt(self._placement)
+        self._means = Means(self._placement, self.budget, self.reclaimer, means.clock, means.chance, means.cut)
+
+    @property
+    def is_writable(self) -> bool:
+        """Whether the map has a partition that takes puts."""
+        return bool(self._placement.writable)
+
+    async def close(self, grace_s: float) -> None:
+        """Finish what runs in the background, for `grace_s` at most. Datanodes are their owner's to close."""
+        await self.reclaimer.close(grace_s)
+
+    # --- small blobs, without a task ---------------------------------------------------------------------------
+
+    def put_small(self, body: Buffer, properties: bytes, created_ms: int, expires_at_ms: int) -> "asyncio.Future[str]":
+        """Store a simple blob of at most CHUNK_BYTES_MAX, with its encoded properties. The future has its text id.
+
+        `properties` says the body's size. Errors in the future: DiskFull, Overloaded, Unavailable. Cancelling it
+        means that the client is gone.
+        """
+        assert len(body) <= CHUNK_BYTES_MAX
+        return SmallPut(self._means, body, properties, created_ms, expires_at_ms).outcome
+
+    def get_small_now(self, blob_id: bytes, size_max: int = BODY_BYTES_MAX) -> GetAnswer | None:
+        """A simple blob's first `size_max` bytes if they can be had without waiting, else None.
+
+        The caller judges expiry, and whether the body is whole. Raises BlobNotFound or BlobDeleted when that is
+        certain; None also for ids that are not of a simple blob.
+        """
+        if blob_id[1] != _SIMPLE:
+            return None
+        try:
+            route = self._placement.route_of(blob_id)
+        except AmbryError:
+            return None
+        return replicas.read_now(route, GetRequest(blob_id, 0, size_max))
+
+    def get_small(self, blob_id: bytes, size_max: int = BODY_BYTES_MAX) -> "asyncio.Future[GetAnswer] | None":
+        """As `get_small_now`, for a caller that waits. None for ids that are not of a simple blob.
+
+        Errors in the future are to be read through `replicas.read_error`: certain ones, or Unavailable.
+        """
+        if blob_id[1] != _SIMPLE:
+            return None
+        try:
+            route = self._placement.route_of(blob_id)
+        except AmbryError:
+            return None
+        deadline = asyncio.get_running_loop().time() + REQUEST_DEADLINE_MS / 1000
+        return replicas.read_soon(route, GetRequest(blob_id, 0, size_max), deadline)
+
+    # --- everything --------------------------------------------------------------------------------------------
+
+    async def put(self, source: Source, plan: PutPlan) -> str:
+        """Store a body of any size and return its text id. Nothing is readable unless this returns."""
+        return await Upload(self._means, source, plan).run()
+
+    async def open(self, blob_id: bytes, option: GetOption, *, head_size: int) -> OpenBlob:
+        """Find a blob; see get.open_blob."""
+        return await get.open_blob(self._placement, blob_id, option, now_ms=self.clock.now_ms(), head_size=head_size)
+
+    async def stat(self, blob_id: bytes, option: GetOption) -> OpenBlob:
+        """What is known of a blob, without bytes; see get.stat_blob."""
+        return await get.stat_blob(self._placement, blob_id, option, now_ms=self.clock.now_ms())
+
+    def reader(self, blob: OpenBlob, start: int, stop: int) -> PieceReader:
+        """A reader of bytes start:stop of an open blob."""
+        return PieceReader(self._placement, self.budget, blob, start, stop)
+
+    async def delete(self, blob_id: bytes) -> BlobState:
+        """Delete a blob; see update.delete."""
+        return await update.delete(self._placement, self.clock, blob_id)
+
+    async def extend(self, blob_id: bytes, expires_at_ms: int) -> BlobState:
+        """Let a blob live longer; see update.extend."""
+        return await update.extend(self._placement, self.clock, blob_id, expires_at_ms)
+
+    async def undelete(self, blob_id: bytes) -> BlobState:
+        """Bring a deleted blob back; see update.undelete."""
+        return await update.undelete(self._placement, self.clock, blob_id)

@@ -1,0 +1,436 @@
+"""The life of a PUT: a body becomes one simple blob, or chunks and then the manifest that makes them a blob.
+
+The body is cut into chunks of 4 MiB as it arrives. If it ends within the first, the blob is simple. Otherwise chunks
+are put while the next one fills, at most two at a time, and the manifest last; until it is durable nothing is readable.
+Chunks carry the ids that the upload reserved for its manifest and a deadline, so that a sweeper can collect what a
+killed frontend leaves. Manifests form a tree of two levels: full leaves are put on the way like chunks.
+
+A put that fails its quorum is tried once more in another partition; the failed attempt is tombstoned, and so is
+everything of an upload that fails. This module knows records and replicas; it does not know HTTP.
+"""
+
+import asyncio
+from dataclasses import dataclass, replace
+from typing import Final, Protocol
+
+from ambry.blob.blob_id import Kind, text_from_binary
+from ambry.blob.checksums import checksum_vector, root_of
+from ambry.blob.manifest import Entry, encode_manifest
+from ambry.blob.properties import Properties, encode_properties
+from ambry.blob.requests import Buffer, PutRequest, StateAnswer
+from ambry.clock import Clock
+from ambry.errors import AmbryError, BadRequest, DeadlineExceeded, DiskFull, Overloaded, TooLarge
+from ambry.frontend import replicas
+from ambry.frontend.budget import TransferBudget
+from ambry.frontend.chance import Chance
+from ambry.frontend.digests import DigestCheck
+from ambry.frontend.placement import Placement
+from ambry.frontend.reclaim import Reclaimer
+from ambry.limits import (
+    BLOB_BYTES_MAX,
+    CHUNK_BYTES_MAX,
+    MANIFEST_CANDIDATES_MAX,
+    MANIFEST_ENTRIES_MAX,
+    RECLAIM_QUEUE_MAX,
+    REQUEST_DEADLINE_MS,
+    UPLOAD_CHUNKS_IN_FLIGHT_MAX,
+    UPLOAD_DEADLINE_MS,
+)
+
+_ATTEMPTS: Final = 2
+"""One slipped put: a second partition failing too is no accident of one disk."""
+
+REFUSALS: Final = (DiskFull, Overloaded)
+"""Errors of a put that surely stored nothing, so there is nothing to tombstone."""
+
+
+class Source(Protocol):
+    """Where a body comes from."""
+
+    async def read(self) -> bytes:
+        """The next bytes, of any size; empty at the end. Raises when the body breaks off."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class PutPlan:
+    """What is known of a blob before its body: `properties` without size, times in ms since 1970."""
+
+    properties: Properties
+    created_ms: int
+    expires_at_ms: int
+    size: int | None = None
+    check: DigestCheck | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """Sizes at which bodies and manifests are cut. Tests use small ones."""
+
+    chunk_bytes: int = CHUNK_BYTES_MAX
+    manifest_entries: int = MANIFEST_ENTRIES_MAX
+
+
+@dataclass(frozen=True, slots=True)
+class Means:
+    """What every put of a frontend shares."""
+
+    placement: Placement
+    budget: TransferBudget
+    reclaimer: Reclaimer
+    clock: Clock
+    chance: Chance
+    cut: Cut
+
+
+class SmallPut:
+    """A put of one simple blob whose body is at hand: futures and callbacks only. `outcome` becomes the text id.
+
+    Cancel `outcome` when the client is gone: what gets stored all the same is tombstoned.
+    """
+
+    __slots__ = (
+        "_avoid",
+        "_blob_id",
+        "_body",
+        "_created_ms",
+        "_deadline",
+        "_expires_at_ms",
+        "_means",
+        "_properties",
+        "_root",
+        "_vector",
+        "outcome",
+    )
+
+    def __init__(self, means: Means, body: Buffer, properties: bytes, created_ms: int, expires_at_ms: int) -> None:
+        loop = asyncio.get_running_loop()
+        self.outcome: asyncio.Future[str] = loop.create_future()
+        self._means = means
+        self._body = body
+        self._properties = properties
+        self._created_ms = created_ms
+        self._expires_at_ms = expires_at_ms
+        self._vector = checksum_vector(body)
+        self._root = root_of(self._vector, len(body))
+        self._deadline = loop.time() + REQUEST_DEADLINE_MS / 1000
+        self._avoid: tuple[int, ...] = ()
+        self._blob_id = b""
+        self._try()
+
+    def _try(self) -> None:
+        placement = self._means.placement
+        try:
+            partition = placement.pick(self._avoid)
+            self._blob_id = placement.mint(Kind.SIMPLE, partition, self._created_ms)
+            route = placement.route_of(self._blob_id)
+        except AmbryError as error:
+            self.outcome.set_exception(error)
+            return
+        self._avoid += (partition,)
+        request = PutRequest(
+            self._blob_id,
+            self._created_ms,
+            self._expires_at_ms,
+            self._properties,
+            self._body,
+            self._vector,
+            self._root,
+        )
+        replicas.put(route, request, self._deadline).add_done_callback(self._answered)
+
+    def _answered(self, future: "asyncio.Future[StateAnswer]") -> None:
+        if future.cancelled():
+            self.outcome.cancel()
+            return
+        error = future.exception()
+        if self.outcome.done():
+            self._means.reclaimer.add([self._blob_id], self._expires_at_ms)
+        elif error is None:
+            self.outcome.set_result(text_from_binary(self._blob_id))
+        elif not isinstance(error, AmbryError):
+            self.outcome.set_exception(error)
+        else:
+            if not isinstance(error, REFUSALS):
+                self._means.reclaimer.add([self._blob_id], self._expires_at_ms)
+            if len(self._avoid) < _ATTEMPTS:
+                self._try()
+            else:
+                self.outcome.set_exception(replicas.put_error(error))
+
+
+@dataclass(slots=True)
+class _Chunk:
+    """Bytes of a body, `share` of them taken from the budget. `is_last`: the body ended here."""
+
+    body: bytearray
+    share: int
+    is_last: bool
+
+
+class Upload:
+    """One body on its way into blobs. `run` does it all."""
+
+    __slots__ = (
+        "_budget",
+        "_deadline_ms",
+        "_entries",
+        "_group",
+        "_in_flight",
+        "_is_reading_done",
+        "_leaves",
+        "_manifest_ids",
+        "_means",
+        "_next_in_group",
+        "_plan",
+        "_put_ids",
+        "_rest",
+        "_size",
+        "_source",
+        "_upload_id",
+    )
+
+    def __init__(self, means: Means, source: Source, plan: PutPlan) -> None:
+        self._means = means
+        self._budget = means.budget
+        self._source = source
+        self._plan = plan
+        self._rest = memoryview(b"")
+        self._is_reading_done = False
+        self._size = 0
+        self._in_flight: set[asyncio.Task[None]] = set()
+        self._entries: list[Entry | None] = []
+        self._leaves: list[Entry] = []
+        self._put_ids: list[bytes] = []
+        self._group: tuple[int, ...] = ()
+        self._next_in_group = 0
+        self._manifest_ids: tuple[bytes, ...] = ()
+        self._upload_id = b""
+        self._deadline_ms = 0
+
+    async def run(self) -> str:
+        """Store the body and return the blob's id. Raises what the source raises, and the errors of a put."""
+        first = await self._next_chunk()
+        try:
+            if first.is_last:
+                return await self._put_simple(first)
+            self._reserve()
+            first_share, first.share = first.share, 0
+        finally:
+            self._budget.give(first.share)
+        first.share = first_share
+        return await self._put_composite(first)
+
+    # --- simple ------------------------------------------------------------------------------------------------
+
+    async def _put_simple(self, chunk: _Chunk) -> str:
+        digests = self._checked_digests()
+        properties = replace(self._plan.properties, size=self._size, digests=digests)
+        put = SmallPut(
+            self._means, chunk.body, encode_properties(properties), self._plan.created_ms, self._plan.expires_at_ms
+        )
+        return await put.outcome
+
+    def _checked_digests(self) -> dict[str, bytes]:
+        return self._plan.check.verify() if self._plan.check is not None else {}
+
+    # --- composite ---------------------------------------------------------------------------------------------
+
+    async def _put_composite(self, first: _Chunk) -> str:
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                chunk = first
+                while True:
+                    await self._start_chunk(tasks, chunk)
+                    if chunk.is_last:
+                        break
+                    chunk = await self._next_chunk()
+                    if not chunk.body:
+                        break
+            return await self._put_manifest()
+        except BaseException as error:
+            self._means.reclaimer.add(self._put_ids, self._plan.expires_at_ms)
+            if isinstance(error, BaseExceptionGroup):
+                raise _first_of(error) from error
+            raise
+
+    def _reserve(self) -> None:
+        placement = self._means.placement
+        created_ms = self._plan.created_ms
+        # The chunks of one blob stay in few partitions, so that losing one does not touch every large blob.
+        self._group = placement.pick_group(MANIFEST_CANDIDATES_MAX)
+        self._manifest_ids = tuple(placement.mint(Kind.COMPOSITE, one, created_ms) for one in self._group)
+        self._upload_id = self._means.chance.token(16)
+        self._deadline_ms = created_ms + UPLOAD_DEADLINE_MS
+
+    async def _start_chunk(self, tasks: asyncio.TaskGroup, chunk: _Chunk) -> None:
+        """Put a chunk in the background. Waits only while a full leaf is put or too many are under way."""
+        try:
+            if len(self._entries) == self._means.cut.manifest_entries:
+                await self._put_leaf()
+            await self._wait_in_flight(UPLOAD_CHUNKS_IN_FLIGHT_MAX - 1)
+        except BaseException:
+            self._budget.give(chunk.share)
+            raise
+        place = len(self._entries)
+        self._entries.append(None)
+        share = chunk.share
+        task = tasks.create_task(self._put_chunk(chunk.body, place), name="put chunk")
+        self._in_flight.add(task)
+        task.add_done_callback(self._in_flight.discard)
+        # Not in the task itself: one that is cancelled before its first step runs no line of it.
+        task.add_done_callback(lambda _: self._budget.give(share))
+
+    async def _wait_in_flight(self, left: int) -> None:
+        while len(self._in_flight) > left:
+            await asyncio.wait(self._in_flight, return_when=asyncio.FIRST_COMPLETED)
+
+    async def _put_chunk(self, body: bytearray, place: int) -> None:
+        self._entries[place] = await self._put_owned(body, len(body), level=None)
+
+    async def _put_leaf(self) -> None:
+        await self._wait_in_flight(0)
+        entries = self._whole_entries()
+        leaf = encode_manifest(0, entries)
+        self._leaves.append(await self._put_owned(leaf, sum(entry.size for entry in entries), level=0))
+        self._entries.clear()
+
+    def _whole_entries(self) -> list[Entry]:
+        # A chunk that failed has cancelled the upload before anyone can ask for its entry.
+        entries = [entry for entry in self._entries if entry is not None]
+        assert len(entries) == len(self._entries)
+        return entries
+
+    async def _put_owned(self, body: Buffer, size: int, *, level: int | None) -> Entry:
+        """Put a chunk or a leaf in a partition of the upload's group, or elsewhere if that fails."""
+        properties = Properties(
+            size=size,
+            manifest_ids=self._manifest_ids,
+            upload_id=self._upload_id,
+            deadline_ms=self._deadline_ms,
+            level=level,
+        )
+        self._next_in_group = (self._next_in_group + 1) % len(self._group)
+        vector = checksum_vector(body)
+        root = root_of(vector, len(body))
+        encoded = encode_properties(properties)
+        partition = self._group[self._next_in_group]
+        for attempt in range(1, _ATTEMPTS + 1):
+            blob_id = self._means.placement.mint(Kind.CHUNK, partition, self._plan.created_ms)
+            error = await self._try_put(blob_id, encoded, body, vector, root)
+            if error is None:
+                return Entry(blob_id, size, root)
+            if attempt == _ATTEMPTS:
+                raise error
+            partition = self._means.placement.pick([partition])
+        raise AssertionError("unreachable")
+
+    async def _put_manifest(self) -> str:
+        """Make the chunks a blob: the manifest under one of the reserved ids, before the deadline or never."""
+        digests = self._checked_digests()
+        level = 0
+        if self._leaves:
+            await self._put_leaf()
+            level = 1
+        entries = self._leaves or self._whole_entries()
+        if len(entries) > self._means.cut.manifest_entries:
+            raise TooLarge(f"a blob of {self._size} bytes")
+        body = encode_manifest(level, entries)
+        vector = checksum_vector(body)
+        root = root_of(vector, len(body))
+        properties = encode_properties(replace(self._plan.properties, size=self._size, digests=digests, level=level))
+        error: AmbryError | None = None
+        for blob_id in self._manifest_ids[:_ATTEMPTS]:
+            if self._means.clock.now_ms() >= self._deadline_ms:
+                raise DeadlineExceeded("the upload took longer than its chunks are kept")
+            error = await self._try_put(blob_id, properties, body, vector, root)
+            if error is None:
+                return text_from_binary(blob_id)
+        assert error is not None
+        raise error
+
+    async def _try_put(
+        self, blob_id: bytes, properties: bytes, body: Buffer, vector: bytes, root: int
+    ) -> AmbryError | None:
+        """One attempt; what it may have stored is tombstoned if it fails, or later with the whole upload."""
+        plan = self._plan
+        request = PutRequest(blob_id, plan.created_ms, plan.expires_at_ms, properties, body, vector, root)
+        deadline = asyncio.get_running_loop().time() + REQUEST_DEADLINE_MS / 1000
+        if len(self._put_ids) < RECLAIM_QUEUE_MAX:
+            self._put_ids.append(blob_id)
+        try:
+            await replicas.put(self._means.placement.route_of(blob_id), request, deadline)
+        except AmbryError as error:
+            if not isinstance(error, REFUSALS):
+                self._means.reclaimer.add([blob_id], plan.expires_at_ms)
+            if self._put_ids and self._put_ids[-1] == blob_id:
+                self._put_ids.pop()
+            return replicas.put_error(error)
+        return None
+
+    # --- reading the body --------------------------------------------------------------------------------------
+
+    async def _next_chunk(self) -> _Chunk:
+        """The next bytes of the body: a full chunk, the last one, or a shorter one when memory is short."""
+        chunk = _Chunk(bytearray(), 0, is_last=False)
+        try:
+            is_cut_short = not await self._fill(chunk)
+            if not is_cut_short and not self._is_ended() and not self._rest:
+                # Only the source knows whether a body that fills its chunk exactly goes on.
+                await self._read_more()
+            chunk.is_last = self._is_ended()
+            if self._plan.check is not None:
+                await self._plan.check.update(chunk.body)
+        except BaseException:
+            self._budget.give(chunk.share)
+            raise
+        return chunk
+
+    async def _fill(self, chunk: _Chunk) -> bool:
+        """Add bytes until the chunk is full or the body ends. False: it was cut short for want of memory."""
+        capacity = self._means.cut.chunk_bytes
+        while len(chunk.body) < capacity and not self._is_ended():
+            if not self._rest:
+                await self._read_more()
+                continue
+            piece = self._rest[: capacity - len(chunk.body)]
+            if not await self._take(len(piece), chunk):
+                return False
+            chunk.body += piece
+            self._size += len(piece)
+            self._rest = self._rest[len(piece) :]
+        return True
+
+    def _is_ended(self) -> bool:
+        return not self._rest and (self._is_reading_done or self._size == self._plan.size)
+
+    async def _read_more(self) -> None:
+        piece = await self._source.read()
+        self._is_reading_done = not piece
+        if not piece and self._plan.size not in {None, self._size}:
+            raise BadRequest(f"the body ended after {self._size} bytes of {self._plan.size}", field="body")
+        self._rest = memoryview(piece)
+        if self._size + len(piece) > BLOB_BYTES_MAX:
+            raise TooLarge(f"a blob has {BLOB_BYTES_MAX} bytes at most")
+
+    async def _take(self, share: int, chunk: _Chunk) -> bool:
+        """Take a share for the next bytes. False: put what the chunk has, and come back with empty hands."""
+        while not self._budget.try_take(share):
+            if self._in_flight:
+                await self._wait_in_flight(len(self._in_flight) - 1)
+            elif chunk.body:
+                return False
+            elif self._size:
+                await self._budget.take(share)
+                break
+            else:
+                await self._budget.enter(share)
+                break
+        chunk.share += share
+        return True
+
+
+def _first_of(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The error that ended a group: what a task of it raised, before what its end made of the others."""
+    first = group.exceptions[0]
+    return _first_of(first) if isinstance(first, BaseExceptionGroup) else first

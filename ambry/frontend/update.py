@@ -1,0 +1,105 @@
+"""DELETE, TTL update and UNDELETE: changes of a state that W replicas have to reach.
+
+DELETE and UNDELETE of a composite blob write only its manifest, since chunks live while their manifest lives. A TTL
+update changes the chunks first: if it breaks off, some chunks outlive the blob until the sweeper comes, and no blob
+outlives a chunk.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
+
+from ambry.blob.blob_id import Kind
+from ambry.blob.manifest import Entry, Manifest
+from ambry.blob.requests import Change
+from ambry.blob.state import BlobState, extended, undeleted
+from ambry.clock import Clock
+from ambry.errors import BlobDeleted, BlobExpired, BlobNotFound, NotAllowed
+from ambry.frontend import replicas
+from ambry.frontend.get import open_blob, read_leaf
+from ambry.frontend.headers import GetOption
+from ambry.frontend.placement import Placement, kind_of
+from ambry.limits import REQUEST_DEADLINE_MS, UPDATE_CHUNKS_IN_FLIGHT_MAX
+
+
+async def delete(placement: Placement, clock: Clock, blob_id: bytes) -> BlobState:
+    """Delete a blob; deleting it again changes nothing. Raises BlobNotFound (certain), BlobExpired, Unavailable."""
+    kind_of(blob_id)
+    state = await _converge(placement, clock, blob_id, Change.DELETE, None)
+    if state.is_expired(clock.now_ms()):
+        raise BlobExpired("the blob has expired")
+    return state
+
+
+async def extend(placement: Placement, clock: Clock, blob_id: bytes, expires_at_ms: int) -> BlobState:
+    """Let a blob live until `expires_at_ms` or NEVER. Raises BlobNotFound, BlobDeleted, BlobExpired, NotAllowed.
+
+    NotAllowed: it already lives longer, and a TTL is never shortened.
+    """
+    kind = kind_of(blob_id)
+    state, _ = await replicas.survey(placement.route_of(blob_id), blob_id, _deadline())
+    if state.is_deleted:
+        raise BlobDeleted("the blob was deleted")
+    if state.is_expired(clock.now_ms()):
+        raise BlobExpired("the blob has expired")
+    if expires_at_ms < state.expires_at_ms:
+        raise NotAllowed("a TTL is never shortened")
+    if kind is Kind.COMPOSITE:
+        await _extend_chunks(placement, clock, blob_id, expires_at_ms)
+    return await _converge(placement, clock, blob_id, Change.JOIN, extended(state, expires_at_ms))
+
+
+async def undelete(placement: Placement, clock: Clock, blob_id: bytes) -> BlobState:
+    """Bring a deleted blob back. Raises BlobNotFound when its bytes are gone, BlobExpired, NotAllowed if it lives."""
+    kind_of(blob_id)
+    try:
+        state, _ = await replicas.survey(placement.route_of(blob_id), blob_id, _deadline())
+    except BlobDeleted as error:
+        raise BlobNotFound("the blob was deleted for good") from error
+    if state.is_expired(clock.now_ms()):
+        raise BlobExpired("the blob has expired")
+    if not state.is_deleted:
+        raise NotAllowed("the blob is not deleted")
+    return await _converge(placement, clock, blob_id, Change.JOIN, undeleted(state))
+
+
+async def _extend_chunks(placement: Placement, clock: Clock, blob_id: bytes, expires_at_ms: int) -> None:
+    blob = await open_blob(placement, blob_id, GetOption.ALL, now_ms=clock.now_ms(), head_size=0)
+    assert blob.manifest is not None
+    target = BlobState(0, expires_at_ms)
+    group: list[Entry] = []
+    async for entry in _owned_entries(placement, blob.manifest):
+        group.append(entry)
+        if len(group) == UPDATE_CHUNKS_IN_FLIGHT_MAX:
+            await _extend_group(placement, clock, group, target)
+            group = []
+    await _extend_group(placement, clock, group, target)
+
+
+async def _extend_group(placement: Placement, clock: Clock, group: list[Entry], target: BlobState) -> None:
+    results = await asyncio.gather(
+        *(_converge(placement, clock, entry.blob_id, Change.JOIN, target) for entry in group), return_exceptions=True
+    )
+    for result in results:
+        if isinstance(result, BaseException):
+            raise result
+
+
+async def _owned_entries(placement: Placement, manifest: Manifest) -> AsyncIterator[Entry]:
+    """Every chunk of a composite blob, and every leaf after its chunks."""
+    for entry in manifest.entries:
+        if manifest.level > 0:
+            for chunk in (await read_leaf(placement, entry)).entries:
+                yield chunk
+        yield entry
+
+
+async def _converge(
+    placement: Placement, clock: Clock, blob_id: bytes, change: Change, target: BlobState | None
+) -> BlobState:
+    return await replicas.converge(
+        placement.route_of(blob_id), blob_id, change, target, time_ms=clock.now_ms(), deadline=_deadline()
+    )
+
+
+def _deadline() -> float:
+    return asyncio.get_running_loop().time() + REQUEST_DEADLINE_MS / 1000
