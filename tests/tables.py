@@ -1,4 +1,4 @@
-"""Tables of docs/operations.md that are made from the code: `python -m tests.tables` writes them.
+"""Tables of docs/*.md that are made from the code: `python -m tests.tables` writes them.
 
 A table stands between `<!-- table: NAME -->` and `<!-- end -->`. The test in test_docs.py asks that the page is what
 this module would write, so a changed limit or setting changes the page in the same commit.
@@ -13,13 +13,17 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, Final
 
+import click
+
 from ambry import limits
+from ambry.cli.serve import serve
 from ambry.config import DatanodeSettings, FrontendSettings, Range, Unit
-from ambry.errors import ERRORS_BY_CODE
+from ambry.errors import ERRORS_BY_CODE, CannotStart
+from ambry.frontend.answers import status_of
 from ambry.limits import GIB, KIB, MIB
 
 ROOT: Final = Path(__file__).resolve().parent.parent
-PAGE: Final = ROOT / "docs/operations.md"
+PAGES: Final = tuple(sorted((ROOT / "docs").glob("*.md")))
 _UNITS_OF_LIMITS: Final = {"KIB", "MIB", "GIB"}
 
 
@@ -138,20 +142,37 @@ def settings_table(settings: type) -> str:
 
 
 def errors_table() -> str:
-    """Every error: the name in answers, whether trying again may help, what it means."""
+    """Every error that a client may see: its name, the status, whether trying again may help, what it means."""
 
     def rows() -> Iterator[tuple[str, ...]]:
         for _, error in sorted(ERRORS_BY_CODE.items()):
-            meaning = (error.__doc__ or "").split("\n\n")[0]
-            yield f"`{error.name}`", "yes" if error.retryable else "no", " ".join(meaning.split())
+            # A process that cannot start answers nobody.
+            if not issubclass(error, CannotStart):
+                meaning = " ".join((error.__doc__ or "").split())
+                status = status_of(error("an example"))
+                yield f"`{error.name}`", f"{status}", "yes" if error.retryable else "no", meaning
 
-    return table(("Code", "Try again?", "Meaning"), rows())
+    return table(("Code", "Status", "Try again?", "Meaning"), rows())
+
+
+def options_table(command: click.Command) -> str:
+    """All options of a command."""
+
+    def rows() -> Iterator[tuple[str, ...]]:
+        context = click.Context(command)
+        for parameter in command.get_params(context):
+            record = parameter.get_help_record(context)
+            if record is not None and parameter.name != "help":
+                yield f"`{record[0]}`", record[1]
+
+    return table(("Option", "Meaning"), rows())
 
 
 TABLES: Final[Mapping[str, Callable[[], str]]] = {
     "limits": limits_table,
     "frontend settings": lambda: settings_table(FrontendSettings),
     "datanode settings": lambda: settings_table(DatanodeSettings),
+    "serve options": lambda: options_table(serve),
     "errors": errors_table,
 }
 
@@ -166,4 +187,5 @@ def written(text: str) -> str:
 
 
 if __name__ == "__main__":
-    PAGE.write_text(written(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+    for page in PAGES:
+        page.write_text(written(page.read_text(encoding="utf-8")), encoding="utf-8")

@@ -1,0 +1,102 @@
+"""Every example in the README and in docs/ that is meant to be typed is typed here, against a store of its own.
+
+A block marked `console` holds commands behind `$ ` and, below each, what it prints; `...` stands for any text. What a
+command prints may be left out; each must succeed. One page is one shell, from top to bottom.
+"""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+ROOT: Final = Path(__file__).resolve().parent.parent
+ADDRESS: Final = "http://127.0.0.1:1174"
+AMBRY: Final = Path(sys.executable).parent / "ambry"
+SEPARATOR: Final = "\x1e"
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """A command and what the page says that it prints."""
+
+    command: str
+    expected: tuple[str, ...]
+
+
+def examples_of(page: Path) -> list[Example]:
+    """The commands of a page, in order."""
+    found = []
+    blocks = re.findall(r"^```console\n(.*?)^```$", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    for block in blocks:
+        for command, output in re.findall(r"^\$ (.*)\n((?:(?!\$ ).*\n)*)", block, re.MULTILINE):
+            found.append(Example(command, tuple(output.splitlines())))
+    return found
+
+
+EXAMPLES: Final = {page.name: examples_of(page) for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))}
+
+
+@pytest.fixture(scope="module")
+def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A store that runs."""
+    folder = tmp_path_factory.mktemp("examples")
+    command = [str(AMBRY), "serve", "--data", str(folder / "data"), "--port", "0", "--json", "--log-level", "warning"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        assert line, "the store did not start"
+        yield json.loads(line)["url"]
+        process.terminate()
+        assert process.wait(timeout=30) == 0
+
+
+def typed(examples: list[Example], url: str, folder: Path) -> list[tuple[str, int]]:
+    """What each command prints, and its status. `set -e` is not used: all of them run."""
+    lines = [f"{example.command}\nprintf '\\036%d\\036' $?" for example in examples]
+    script = "\n".join(lines).replace(ADDRESS, url).replace(".venv/bin/ambry", str(AMBRY))
+    environment = {**os.environ, "AMBRY_URL": url}
+    result = subprocess.run(
+        ["bash"],
+        input=script,
+        cwd=folder,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    parts = result.stdout.split(SEPARATOR)
+    return [(output, int(status)) for output, status in zip(parts[::2], parts[1::2], strict=False)]
+
+
+def matches(line: str, expected: str) -> bool:
+    """Whether a line is what the page shows, where `...` may be anything."""
+    pattern = ".*".join(re.escape(part) for part in re.sub(" +", " ", expected).split("..."))
+    return re.fullmatch(pattern, re.sub(" +", " ", line).rstrip()) is not None
+
+
+@pytest.mark.parametrize("page", [name for name, examples in EXAMPLES.items() if examples])
+@pytest.mark.skipif(shutil.which("curl") is None, reason="the examples use curl, which this machine does not have")
+def test_examples_print_what_the_page_shows(page: str, url: str, tmp_path: Path) -> None:
+    outcomes = typed(EXAMPLES[page], url, tmp_path)
+    assert len(outcomes) == len(EXAMPLES[page])
+    for example, (output, status) in zip(EXAMPLES[page], outcomes, strict=True):
+        assert status == 0, f"$ {example.command}\n{output}"
+        printed = output.splitlines()
+        if example.expected:
+            are_alike = len(printed) == len(example.expected) and all(map(matches, printed, example.expected))
+            assert are_alike, f"$ {example.command}\n{output}\nexpected:\n" + "\n".join(example.expected)
+
+
+def test_the_readme_has_examples_that_are_typed() -> None:
+    assert len(EXAMPLES["README.md"]) > 10
+    assert any("ambry put" in example.command for example in EXAMPLES["README.md"])
