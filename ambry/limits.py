@@ -168,6 +168,21 @@ HTTP_CONNECTIONS_MAX: Final = 20_000
 HTTP_BODY_IDLE_MS: Final = 60_000
 """A client that sends or reads nothing for this long in the middle of a body is disconnected."""
 
+LANE_BODY_BYTES_MAX: Final = 64 * KIB
+"""Bodies that the fast lane answers or stores; larger ones are worth aiohttp's pace and its backpressure."""
+
+LANE_HEAD_BYTES_MAX: Final = 4 * KIB
+"""Request heads that the fast lane looks at, and remembers one of for each connection."""
+
+LANE_HELD_BYTES_MAX: Final = 64 * KIB
+"""Bytes that wait on one connection behind a request of the fast lane; above it reading stops."""
+
+LANE_REQUESTS_PER_TURN_MAX: Final = 32
+"""Pipelined requests that one connection gets answered before others have their turn: half a millisecond."""
+
+LANE_BLOCKS_MAX: Final = 4096
+"""Rendered header blocks that the fast lane keeps; at most a few MiB."""
+
 RANGES_PER_REQUEST_MAX: Final = 64
 """Byte ranges in one GET; more are answered 416. No overlap is sent twice."""
 
@@ -183,6 +198,12 @@ READ_PIECE_BYTES: Final = 1 * MIB
 TTL_SECONDS_MAX: Final = 100 * 366 * 86_400
 """A longer TTL is a mistake (milliseconds, or a date); for ever is -1."""
 
+HTTP_KEEP_ALIVE_MS: Final = 75_000
+"""From the last answer, or from the accept, to a whole request head; then the connection is closed."""
+
+HTTP_BACKLOG: Final = 1024
+"""Connections that the kernel may hold while the process is busy."""
+
 HTTP_FIELD_BYTES_MAX: Final = 48 * KIB
 """One header line: user metadata of full size in one value fits, and is judged by its own limit."""
 
@@ -197,6 +218,9 @@ UPLOAD_CHUNKS_IN_FLIGHT_MAX: Final = 2
 
 UPLOAD_DEADLINE_MS: Final = 7 * 86_400_000
 """From the first byte of an upload to its manifest: BLOB_BYTES_MAX at 10 MB/s. Then its chunks may be collected."""
+
+UPDATE_CHUNKS_IN_FLIGHT_MAX: Final = 64
+"""Chunks of one blob whose TTL is extended at a time: one commit group, without filling a disk's queue."""
 
 RECLAIM_QUEUE_MAX: Final = 64 * KIB
 """Ids of failed puts that wait for their tombstone; what does not fit is left to the sweeper."""
