@@ -44,3 +44,15 @@ class Index(Protocol):
     def close(self) -> None:
         """Flush and close. Closing twice is harmless."""
         ...
+
+
+class IndexSource(Protocol):
+    """Where an index is kept. The store opens it, and discards it when it has to be made anew from the logs."""
+
+    def open(self) -> Index:
+        """The index as it is; empty when there is none. Raises DiskUnavailable when it cannot be read."""
+        ...
+
+    def discard(self) -> None:
+        """Delete the closed index with everything in it. Fine when there is none."""
+        ...

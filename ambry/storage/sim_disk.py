@@ -305,7 +305,9 @@ class SimDisk:
     def replace(self, path: str, data: bytes) -> None:
         """Put a small file in place as a whole, durably: write, sync, rename, sync the folder; each its own step."""
         with self.lock:
-            self._begin_or_raise("replace", path)
+            fault = self.begin("replace", path)
+            if fault is not None and fault.done == 0:
+                raise fault.error(f"replacement of {path}: as told")
             temporary = path + _TEMPORARY_SUFFIX
             folder, _ = self._place(path)
             if self.room_for(_Inode(), len(data)) is not None:
@@ -318,6 +320,8 @@ class SimDisk:
             # A rename gives the new name and takes the old one; a crash may show both, never neither.
             self._name_step("rename", path, inode)
             folder.change(_Name(self.steps, temporary.rpartition("/")[2], None))
+            if fault is not None:
+                raise fault.error(f"replacement of {path}: renamed, and then as told")
             self.step(Step("sync_folder", path.rpartition("/")[0]))
             folder.sync()
 
@@ -390,7 +394,8 @@ class SimDisk:
     def fail(self, operation: str, nth: int, error: type[AmbryError], *, path: str = "", done: int = 0) -> None:
         """The `nth` call from now (1 is the next) of `operation` on a path that starts with `path` raises `error`.
 
-        `done` is what happens before: bytes of a pwrite; for the others all of it when it is not zero.
+        `done` is what happens before: bytes of a pwrite; for the others all of it when it is not zero, but for the
+        last sync of a replace.
         """
         assert nth >= 1
         with self.lock:

@@ -110,6 +110,11 @@ class SimIndex:
         with self._lock:
             self._faults.append((operation, error))
 
+    def clear_faults(self) -> None:
+        """The index is healthy again."""
+        with self._lock:
+            self._faults.clear()
+
     def crash(self, random: random_module.Random) -> "SimIndex":
         """What a power cut at this moment might leave. This one is left as it is."""
         with self._lock:

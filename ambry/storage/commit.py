@@ -1,0 +1,352 @@
+"""One commit group: from requests to records, log, journal, index and answers, in this order and no other.
+
+    1. plan    look up every blob, decide what the request changes, give out LSNs and places, encode
+    2. logs    write the records to their segments (page cache); sync those that got large bodies
+    3. journal write the same bytes with their places, one sync: from here on the group is durable
+    4. index   one batch: from here on the group is visible
+    5. answers
+
+A crash before 3 loses the group, and nobody was answered. A crash after 3 redoes it. A failure in 2 fails the requests
+of that replica only and gives its place back: the bytes there were never acknowledged. A failed sync, or any failure
+in 3 or 4, fails the store: what the disk holds is not known any more, and the journal still has everything that was
+acknowledged, so the next opening restores it. A sync that failed is never repeated into a success.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final, TypeAlias
+
+from ambry.blob.blob_id import BINARY_SIZE
+from ambry.blob.checksums import blocks_match, vector_matches
+from ambry.blob.requests import Change, PutRequest, StateAnswer, UpdateRequest
+from ambry.blob.state import LIFE_MAX, BlobState, deleted, extended, join, undeleted
+from ambry.errors import (
+    AmbryError,
+    BadDigest,
+    BadRequest,
+    BlobCollision,
+    BlobNotFound,
+    DiskFull,
+    DiskUnavailable,
+    NoSuchReplica,
+    NotAllowed,
+)
+from ambry.limits import JOURNAL_BODY_BYTES_MAX
+from ambry.storage.disk import Buffer, Disk
+from ambry.storage.index_entry import (
+    ID_HEAD_SIZE,
+    Entry,
+    Place,
+    change_key,
+    decode_entry,
+    encode_entry,
+    encode_new_put,
+    end_lsn_key,
+    merge,
+)
+from ambry.storage.journal import BODY_ELSEWHERE
+from ambry.storage.journal import encode_entry as encode_journal_entry
+from ambry.storage.record import RecordKind, decode_header, encode_meta, padding_after, record_size
+from ambry.storage.replica import Replica, check_capacity, reserve_ahead
+from ambry.storage.segment import Segment
+
+Mutation: TypeAlias = PutRequest | UpdateRequest
+Answer: TypeAlias = StateAnswer | AmbryError
+
+LSN_SIZE: Final = 8
+
+
+@dataclass(slots=True)
+class _Run:
+    """Records of one replica that go to one segment one after the other."""
+
+    replica: Replica
+    segment: Segment
+    start: int
+    end_lsn: int = 0
+    needs_sync: bool = False
+    pieces: list[Buffer] = field(default_factory=list)
+    table: list[bytes] = field(default_factory=list)
+    journal: list[bytes] = field(default_factory=list)
+    batch: list[tuple[bytes, bytes | None]] = field(default_factory=list)
+    requests: list[int] = field(default_factory=list)
+
+
+class CommitGroup:
+    """The group while it is made. Everything happens under the store's lock, in the writer's thread."""
+
+    def __init__(
+        self,
+        disk: Disk,
+        replicas: Mapping[int, Replica],
+        *,
+        segment_bytes: int,
+        now_ms: int,
+        next_lsn: int,
+        takes_puts: Callable[[int], bool],
+    ) -> None:
+        self._disk = disk
+        self._replicas = replicas
+        self._segment_bytes = segment_bytes
+        self._now_ms = now_ms
+        self._takes_puts = takes_puts
+        self._runs: list[_Run] = []
+        self._current: dict[int, _Run] = {}
+        self._overlay: dict[bytes, bytes] = {}
+        self._dependent: list[tuple[bytes, int]] = []
+        self.next_lsn = next_lsn
+        self.answers: list[Answer] = []
+
+    # --- 1. plan -----------------------------------------------------------------------------------------------
+
+    def plan(self, requests: Sequence[Mutation], keys: Sequence[bytes], values: Sequence[bytes | None]) -> None:
+        """Decide and encode. `values` are the index's for `keys`; earlier requests of the group are seen too."""
+        overlay = self._overlay
+        for request, key, value in zip(requests, keys, values, strict=True):
+            current = overlay.get(key)
+            if current is None:
+                current = value
+            else:
+                # The answer stands on a record of this group: if that cannot be written, neither holds the answer.
+                self._dependent.append((request.blob_id, len(self.answers)))
+            try:
+                if type(request) is PutRequest:
+                    answer: Answer = self._plan_put(request, key, current)
+                else:
+                    assert isinstance(request, UpdateRequest)
+                    answer = self._plan_update(request, key, current)
+            except AmbryError as error:
+                answer = error
+            self.answers.append(answer)
+
+    def _replica_of(self, blob_id: bytes) -> Replica:
+        replica = self._replicas.get(int.from_bytes(blob_id[12:16], "big"))
+        if replica is None or len(blob_id) != BINARY_SIZE:
+            raise NoSuchReplica("no replica of this partition here", partition=int.from_bytes(blob_id[12:16], "big"))
+        return replica
+
+    def _plan_put(self, request: PutRequest, key: bytes, value: bytes | None) -> Answer:
+        replica = self._replica_of(request.blob_id)
+        body, vector, root = request.body, request.vector, request.root
+        body_size = len(body)
+        if not (vector_matches(vector, root, body_size) and blocks_match(body, vector)):
+            raise BadDigest("the body does not have the checksums that came with it")
+        entry = None
+        if value is not None:
+            entry = decode_entry(value)
+            if entry.id_head != request.blob_id[:ID_HEAD_SIZE]:
+                raise BlobCollision("another blob has this id's unique part")
+            if entry.has_body:
+                if entry.root != root or entry.body_size != body_size:
+                    raise BlobCollision("another body is stored under this id")
+                return StateAnswer(entry.state, has_body=True)
+            if entry.life & 1:
+                return self._join(request.blob_id, key, entry, BlobState(0, request.expires_at_ms), request.created_ms)
+        size = record_size(BINARY_SIZE, len(request.properties), body_size)
+        if not self._takes_puts(size):
+            raise DiskFull("the disk is full")
+        check_capacity(replica, size)
+        run = self._run_for(replica, size)
+        segment = run.segment
+        lsn, offset = self._next_lsn(), segment.end
+        state = BlobState(0, request.expires_at_ms)
+        if entry is not None:
+            state = join(state, entry.state)
+        meta = encode_meta(
+            seed=segment.seed,
+            kind=RecordKind.PUT,
+            lsn=lsn,
+            time_ms=request.created_ms,
+            life=state.life,
+            expires_at_ms=state.expires_at_ms,
+            key=request.blob_id,
+            properties=request.properties,
+            body_size=body_size,
+            root=root,
+        )
+        tail = vector + padding_after(len(meta) + body_size + len(vector))
+        if body_size > JOURNAL_BODY_BYTES_MAX:
+            run.pieces += (meta, body, tail)
+            run.needs_sync = True
+            data, flags = meta, BODY_ELSEWHERE
+        else:
+            data, flags = b"".join((meta, body, tail)), 0
+            run.pieces.append(data)
+        if entry is None:
+            new_value = encode_new_put(
+                segment=segment.number,
+                offset=offset,
+                record_size=size,
+                body_offset=len(meta),
+                body_size=body_size,
+                expires_at_ms=request.expires_at_ms,
+                lsn=lsn,
+                time_ms=request.created_ms,
+                root=root,
+                id_head=request.blob_id[:ID_HEAD_SIZE],
+            )
+        else:
+            header = decode_header(meta, segment.seed)
+            new_value = encode_entry(merge(entry, header, request.blob_id, Place(segment.number, offset)))
+        self._add(run, key, entry, new_value, lsn, offset, size, data, flags)
+        return StateAnswer(state, has_body=True)
+
+    def _plan_update(self, request: UpdateRequest, key: bytes, value: bytes | None) -> Answer:
+        self._replica_of(request.blob_id)
+        entry = None if value is None else decode_entry(value)
+        if entry is not None and entry.id_head != request.blob_id[:ID_HEAD_SIZE]:
+            entry, known = None, False
+        else:
+            known = True
+        if request.change is Change.JOIN:
+            if not known:
+                raise BlobCollision("another blob has this id's unique part")
+            return self._join(request.blob_id, key, entry, request.state, request.time_ms)
+        if entry is None:
+            raise BlobNotFound("no such blob")
+        match request.change:
+            case Change.DELETE:
+                target = deleted(entry.state)
+            case Change.UNDELETE:
+                target = undeleted(entry.state)
+            case Change.EXTEND:
+                target = extended(entry.state, request.state.expires_at_ms)
+            case _:
+                raise BadRequest(f"unknown change {request.change}", field="change")
+        return self._join(request.blob_id, key, entry, target, request.time_ms)
+
+    def _join(self, blob_id: bytes, key: bytes, entry: Entry | None, target: BlobState, time_ms: int) -> Answer:
+        """Bring the blob to the join of its state and `target`: one record, or none when it is there already."""
+        before = entry.state if entry is not None else None
+        state = target if before is None else join(before, target)
+        if state.life > LIFE_MAX:
+            raise NotAllowed("the blob was deleted and undeleted too often", field="life")
+        has_body = entry is not None and entry.has_body
+        if state == before:
+            return StateAnswer(state, has_body)
+        replica = self._replica_of(blob_id)
+        size = record_size(BINARY_SIZE, 0, 0)
+        run = self._run_for(replica, size)
+        segment = run.segment
+        lsn, offset = self._next_lsn(), segment.end
+        data = encode_meta(
+            seed=segment.seed,
+            kind=_kind_of_change(before, state),
+            lsn=lsn,
+            time_ms=time_ms,
+            life=state.life,
+            expires_at_ms=state.expires_at_ms,
+            key=blob_id,
+            properties=b"",
+            body_size=0,
+            root=0,
+        )
+        data += padding_after(len(data))
+        run.pieces.append(data)
+        header = decode_header(data, segment.seed)
+        new_value = encode_entry(merge(entry, header, blob_id, Place(segment.number, offset)))
+        self._add(run, key, entry, new_value, lsn, offset, size, data, 0)
+        return StateAnswer(state, has_body)
+
+    def _next_lsn(self) -> int:
+        lsn = self.next_lsn
+        self.next_lsn = lsn + 1
+        return lsn
+
+    def _run_for(self, replica: Replica, size: int) -> _Run:
+        """The run that takes the next record; a new one when the segment rolls."""
+        segment = replica.place(self._disk, size, self._segment_bytes, self._now_ms)
+        run = self._current.get(replica.partition)
+        if run is None or run.segment is not segment:
+            run = _Run(replica, segment, segment.end)
+            self._current[replica.partition] = run
+            self._runs.append(run)
+        return run
+
+    def _add(
+        self,
+        run: _Run,
+        key: bytes,
+        entry: Entry | None,
+        new_value: bytes,
+        lsn: int,
+        offset: int,
+        size: int,
+        data: bytes,
+        flags: int,
+    ) -> None:
+        partition = run.replica.partition
+        run.segment.end = offset + size
+        run.end_lsn = lsn
+        run.requests.append(len(self.answers))
+        run.table.append(encode_journal_entry(partition, run.segment.number, offset, len(data), size, flags))
+        run.journal.append(data)
+        if entry is not None:
+            run.batch.append((change_key(partition, entry.lsn), None))
+        run.batch.append((key, new_value))
+        run.batch.append((change_key(partition, lsn), key[5:]))
+        self._overlay[key] = new_value
+
+    # --- 2. logs -----------------------------------------------------------------------------------------------
+
+    def write_logs(self) -> None:
+        """Write every run to its segment. Raises only when a sync failed; failed writes fail their requests."""
+        failed: dict[int, AmbryError] = {}
+        written: list[_Run] = []
+        for run in self._runs:
+            partition = run.replica.partition
+            if partition not in failed:
+                try:
+                    reserve_ahead(run.segment, self._segment_bytes)
+                    run.segment.file.pwrite(run.pieces, run.start)
+                except (DiskFull, DiskUnavailable) as error:
+                    failed[partition] = error
+            if partition in failed:
+                self._give_back(run, failed[partition])
+            else:
+                run.replica.dirty.add(run.segment.number)
+                written.append(run)
+        self._runs = written
+        for blob_id, index in self._dependent:
+            cause = failed.get(int.from_bytes(blob_id[12:16], "big"))
+            if cause is not None:
+                self.answers[index] = cause
+        for run in written:
+            if run.needs_sync:
+                run.segment.file.sync()
+
+    def _give_back(self, run: _Run, error: AmbryError) -> None:
+        run.segment.end = run.start
+        for request in run.requests:
+            self.answers[request] = error
+
+    # --- 3. and 4. journal and index ---------------------------------------------------------------------------
+
+    @property
+    def count(self) -> int:
+        """Records that were written."""
+        return sum(len(run.table) for run in self._runs)
+
+    def journal_payload(self) -> list[bytes]:
+        """Table and records, as the journal wants them."""
+        table = [row for run in self._runs for row in run.table]
+        return table + [data for run in self._runs for data in run.journal]
+
+    def index_batch(self) -> list[tuple[bytes, bytes | None]]:
+        """All changes of the index, with the newest LSN of each replica."""
+        batch = [change for run in self._runs for change in run.batch]
+        batch += [
+            (end_lsn_key(run.replica.partition), run.end_lsn.to_bytes(LSN_SIZE, "little")) for run in self._runs
+        ]
+        return batch
+
+    def publish(self) -> None:
+        """After the index: the newest LSNs are what peers may ask for."""
+        for run in self._runs:
+            run.replica.end_lsn = run.end_lsn
+
+
+def _kind_of_change(before: BlobState | None, after: BlobState) -> RecordKind:
+    if before is None or before.life != after.life:
+        return RecordKind.TOMBSTONE if after.is_deleted else RecordKind.UNDELETE
+    return RecordKind.TTL

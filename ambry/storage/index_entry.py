@@ -1,0 +1,205 @@
+"""Keys and values of the index, and how a record changes an entry. Normative text: docs/formats/index.md.
+
+    'b' partition(4) unique(16)   -> entry (72 bytes): where the newest of a blob is, and its state
+    'c' partition(4) lsn(8)       -> unique(16): the newest change of each blob, the feed that replication reads
+    's' name                      -> what the index itself stands for: which disk, up to which commit group, and the
+                                     newest LSN of each replica
+
+Keys are big-endian and sort by partition, then by time. `merge` is pure and does not depend on the order in which the
+records of a blob are seen: replay, rebuild and the first writing all come to the same entry.
+"""
+
+import struct
+from dataclasses import dataclass
+from typing import Final
+
+from ambry.blob.state import BlobState
+from ambry.errors import CorruptRecord
+from ambry.storage.record import Header, RecordKind
+
+VERSION: Final = 1
+HAS_BODY: Final = 1
+"""Flag: the location is that of a put record. Without it, that of the newest record of a blob without bytes here."""
+
+LAYOUT: Final = (
+    ("version", 0, 1),
+    ("flags", 1, 1),
+    ("zero", 2, 2),
+    ("segment", 4, 4),
+    ("offset", 8, 4),
+    ("record_size", 12, 4),
+    ("body_offset", 16, 4),
+    ("body_size", 20, 4),
+    ("life", 24, 4),
+    ("expires_at_ms", 28, 8),
+    ("lsn", 36, 8),
+    ("time_ms", 44, 8),
+    ("root", 52, 8),
+    ("id_head", 60, 12),
+)
+_FIELDS: Final = struct.Struct("<BBHIIIIIIQQQQ12s")
+ENTRY_SIZE: Final = 72
+assert _FIELDS.size == ENTRY_SIZE
+
+ID_HEAD_SIZE: Final = 12
+"""The part of a blob id before the partition: version, kind, datacentre, account, container."""
+
+STATE_DISK: Final = b"sdisk"
+"""Value: disk id (16 bytes). An index without it, or with another, is rebuilt."""
+STATE_APPLIED: Final = b"sapplied"
+"""Value: sequence of the last commit group in the index (8 bytes, little-endian), written in that group's batch."""
+
+
+
+
+def end_lsn_key(partition: int) -> bytes:
+    """Index key of the newest LSN of a replica; the value is 8 bytes, little-endian."""
+    return b"slsn" + partition.to_bytes(4, "big")
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """What the index knows of a blob. `time_ms` is that of the newest change."""
+
+    flags: int
+    segment: int
+    offset: int
+    record_size: int
+    body_offset: int
+    body_size: int
+    life: int
+    expires_at_ms: int
+    lsn: int
+    time_ms: int
+    root: int
+    id_head: bytes
+
+    @property
+    def has_body(self) -> bool:
+        """Whether the bytes of the blob are in this replica."""
+        return self.flags & HAS_BODY != 0
+
+    @property
+    def state(self) -> BlobState:
+        """Life and expiry."""
+        return BlobState(self.life, self.expires_at_ms)
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a record lies in a replica."""
+
+    segment: int
+    offset: int
+
+
+def blob_key(blob_id: bytes) -> bytes:
+    """Index key of a binary blob id: partition and unique part are its last 20 bytes."""
+    return b"b" + blob_id[ID_HEAD_SIZE:]
+
+
+def change_key(partition: int, lsn: int) -> bytes:
+    """Index key of a change."""
+    return b"c" + partition.to_bytes(4, "big") + lsn.to_bytes(8, "big")
+
+
+def encode_entry(entry: Entry) -> bytes:
+    """The 72 bytes of an entry."""
+    return _FIELDS.pack(
+        VERSION,
+        entry.flags,
+        0,
+        entry.segment,
+        entry.offset,
+        entry.record_size,
+        entry.body_offset,
+        entry.body_size,
+        entry.life,
+        entry.expires_at_ms,
+        entry.lsn,
+        entry.time_ms,
+        entry.root,
+        entry.id_head,
+    )
+
+
+def encode_new_put(
+    *,
+    segment: int,
+    offset: int,
+    record_size: int,
+    body_offset: int,
+    body_size: int,
+    expires_at_ms: int,
+    lsn: int,
+    time_ms: int,
+    root: int,
+    id_head: bytes,
+) -> bytes:
+    """The entry of a blob's first put: what `merge` makes of None and that record, without the objects between."""
+    return _FIELDS.pack(
+        VERSION,
+        HAS_BODY,
+        0,
+        segment,
+        offset,
+        record_size,
+        body_offset,
+        body_size,
+        0,
+        expires_at_ms,
+        lsn,
+        time_ms,
+        root,
+        id_head,
+    )
+
+
+def decode_entry(data: bytes) -> Entry:
+    """Read an entry. Raises CorruptRecord when it is not one of this version."""
+    if len(data) != ENTRY_SIZE:
+        raise CorruptRecord(f"index entry of {len(data)} bytes")
+    fields = _FIELDS.unpack(data)
+    if fields[0] != VERSION:
+        raise CorruptRecord(f"index entry of version {fields[0]}, known is {VERSION}")
+    return Entry(fields[1], *fields[3:])
+
+
+def merge(entry: Entry | None, header: Header, key: bytes, place: Place) -> Entry:
+    """The entry after one more record, whichever of the blob's records were seen before.
+
+    States are joined, the newest LSN wins, and a body stays where it was first put: a second put record of the same
+    bytes adds nothing.
+    """
+    has_body = header.kind is RecordKind.PUT
+    if entry is None:
+        return Entry(
+            flags=HAS_BODY if has_body else 0,
+            segment=place.segment,
+            offset=place.offset,
+            record_size=header.record_size,
+            body_offset=header.body_offset,
+            body_size=header.body_size,
+            life=header.life,
+            expires_at_ms=header.expires_at_ms,
+            lsn=header.lsn,
+            time_ms=header.time_ms,
+            root=header.root,
+            id_head=key[:ID_HEAD_SIZE],
+        )
+    is_newer = header.lsn > entry.lsn
+    takes_place = not entry.has_body and (has_body or is_newer)
+    return Entry(
+        flags=entry.flags | (HAS_BODY if has_body else 0),
+        segment=place.segment if takes_place else entry.segment,
+        offset=place.offset if takes_place else entry.offset,
+        record_size=header.record_size if takes_place else entry.record_size,
+        body_offset=header.body_offset if takes_place else entry.body_offset,
+        body_size=header.body_size if takes_place else entry.body_size,
+        life=max(header.life, entry.life),
+        expires_at_ms=max(header.expires_at_ms, entry.expires_at_ms),
+        lsn=max(header.lsn, entry.lsn),
+        time_ms=header.time_ms if is_newer else entry.time_ms,
+        root=header.root if takes_place else entry.root,
+        id_head=entry.id_head,
+    )

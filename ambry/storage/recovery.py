@@ -1,0 +1,278 @@
+"""Opening a disk's store: first use, the way back after a crash, and the index made anew from the logs.
+
+    1. disk.meta: the epoch is raised durably, so that no LSN of a former opening is ever used again
+    2. journal: the newest checkpoint says which ends are certain and where the journal begins
+    3. replicas: replica.meta, segment headers; segments that are not listed have no records and are removed
+    4. redo: every valid group of the journal is written to its places again; index entries that the index lacks are
+       put again (it says itself up to which group it has everything)
+    5. what lies behind the ends was never acknowledged and is cut off
+    6. the index is rebuilt if it is missing, of another disk, or behind the checkpoint
+    7. a checkpoint: from here on the journal may be overwritten
+
+Every step may crash and be repeated: 1 only counts up, 4 writes the same bytes to the same places, 5 cuts the same
+tails, 6 marks the index as whole with its last batch. The time depends on the journal's size, not on the number of
+blobs (but for 6). Nothing acknowledged is lost, nothing deleted returns: the journal has what logs and index lack.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+from ambry.clock import Clock
+from ambry.config import StorageSettings
+from ambry.errors import DirectoryUnusable, DiskUnavailable
+from ambry.storage.disk import Disk
+from ambry.storage.index import Index, IndexSource
+from ambry.storage.index_entry import (
+    STATE_APPLIED,
+    STATE_DISK,
+    Entry,
+    Place,
+    blob_key,
+    change_key,
+    decode_entry,
+    encode_entry,
+    end_lsn_key,
+    merge,
+)
+from ambry.storage.journal import BODY_ELSEWHERE, Checkpoint, Group, Journal, JournalEntry
+from ambry.storage.journal import PATH as JOURNAL_PATH
+from ambry.storage.record import Header, decode_header, decode_meta
+from ambry.storage.replica import Replica, open_replica, settle_ends
+from ambry.storage.replica_meta import (
+    COUNTER_BITS,
+    DISK_META_PATH,
+    EPOCH_BITS,
+    DiskMeta,
+    listed_partitions,
+    read_disk_meta,
+    write_disk_meta,
+)
+from ambry.storage.segment import Damage, scan
+from ambry.storage.store import DiskStore
+
+_BATCH_RECORDS = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class RecoveryReport:
+    """What the opening found and did, for the log and for `ambry datanode check`."""
+
+    is_new: bool
+    groups_redone: int
+    records_redone: int
+    index_rebuilt: bool
+    records_indexed: int
+    damages: tuple[tuple[int, int, Damage], ...]
+    """(partition, segment, damage) that a rebuild met below the ends of the logs."""
+
+
+def open_store(
+    disk: Disk,
+    index_source: IndexSource,
+    *,
+    settings: StorageSettings,
+    clock: Clock,
+    random_bytes: Callable[[int], bytes],
+    partitions: Mapping[int, int],
+    progress: Callable[[int], None] = lambda _: None,
+) -> tuple[DiskStore, RecoveryReport]:
+    """Open the store of one disk; `partitions` (number to capacity) that have no replica yet get an empty one.
+
+    `random_bytes(n)` makes identities. `progress` is told the bytes of log that a rebuild has read. Raises
+    DirectoryUnusable when the disk's files are damaged beyond what can be named, or newer than this program.
+    """
+    meta, journal, is_new = _open_identity(disk, settings, random_bytes)
+    checkpoint = journal.read_checkpoint()
+    if checkpoint is None:
+        raise DirectoryUnusable(f"{JOURNAL_PATH} has no valid checkpoint: it is damaged")
+    epoch = max(meta.epoch, checkpoint.epoch) + 1
+    if epoch >= 2**EPOCH_BITS:
+        raise DirectoryUnusable(f"the disk was opened {2**EPOCH_BITS - 1} times, which is all its LSNs allow")
+    write_disk_meta(disk, DiskMeta(meta.disk_id, epoch))
+    replicas = _open_replicas(disk, checkpoint)
+    index, applied = _open_index(index_source, meta.disk_id)
+    rebuilds = applied < checkpoint.sequence
+    groups = journal.read_groups(checkpoint.position, checkpoint.sequence, checkpoint.epoch)
+    redo = _Redo(replicas, None if rebuilds else index, applied)
+    for group in groups:
+        redo.group(group)
+    redo.flush()
+    for replica in replicas.values():
+        settle_ends(replica)
+    sequence = max(groups.sequence, applied)
+    records, damages = 0, []
+    if rebuilds:
+        index.close()
+        index_source.discard()
+        index = index_source.open()
+        for found in rebuild_index(index, replicas, meta.disk_id, sequence, progress):
+            if isinstance(found, int):
+                records += found
+            else:
+                damages.append(found)
+    for replica in replicas.values():
+        replica.end_lsn = int.from_bytes(index.get(end_lsn_key(replica.partition)) or b"", "little")
+    journal.start_at(groups.position, sequence, epoch, checkpoint.position)
+    store = DiskStore(
+        disk=disk,
+        index=index,
+        journal=journal,
+        replicas=replicas,
+        next_lsn=(epoch << COUNTER_BITS) + 1,
+        generation=checkpoint.generation,
+        settings=settings,
+        clock=clock,
+        random_bytes=random_bytes,
+    )
+    # Even without anything redone: the checkpoint records the new epoch, and a rebuilt index is made durable.
+    store.checkpoint(always=True)
+    for partition, capacity in sorted(partitions.items()):
+        store.add_replica(partition, capacity)
+    return store, RecoveryReport(is_new, redo.groups, redo.records, rebuilds and not is_new, records, tuple(damages))
+
+
+def _open_identity(
+    disk: Disk, settings: StorageSettings, random_bytes: Callable[[int], bytes]
+) -> tuple[DiskMeta, Journal, bool]:
+    """disk.meta and journal; both made anew when the disk is empty. disk.meta comes last: without it nothing was."""
+    meta = read_disk_meta(disk)
+    if meta is not None:
+        journal = Journal.open(disk, meta.disk_id, settings.journal_bytes)
+        if journal is None:
+            raise DirectoryUnusable(f"{JOURNAL_PATH} is missing or damaged, and with it the newest acknowledged blobs")
+        return meta, journal, False
+    if listed_partitions(disk):
+        raise DirectoryUnusable(f"{DISK_META_PATH} is missing, but there are replicas on this disk")
+    disk.remove(JOURNAL_PATH)
+    meta = DiskMeta(random_bytes(16), 0)
+    journal = Journal.create(disk, meta.disk_id, settings.journal_bytes)
+    write_disk_meta(disk, meta)
+    return meta, journal, True
+
+
+def _open_replicas(disk: Disk, checkpoint: Checkpoint) -> dict[int, Replica]:
+    ends = {(partition, number): end for partition, number, end in checkpoint.ends}
+    opened = ((partition, open_replica(disk, partition, ends)) for partition in listed_partitions(disk))
+    return {partition: replica for partition, replica in opened if replica is not None}
+
+
+def _open_index(source: IndexSource, disk_id: bytes) -> tuple[Index, int]:
+    """The index and the last group in it; -1 when it has to be rebuilt."""
+    try:
+        index = source.open()
+    except DiskUnavailable:
+        # Damaged beyond reading. It is a cache: the logs have everything.
+        source.discard()
+        index = source.open()
+    if index.get(STATE_DISK) != disk_id:
+        return index, -1
+    return index, int.from_bytes(index.get(STATE_APPLIED) or b"", "little")
+
+
+class _Redo:
+    """Writes journal groups to their places and to the index, a batch of several groups at a time."""
+
+    def __init__(self, replicas: dict[int, Replica], index: Index | None, applied: int) -> None:
+        self._replicas = replicas
+        self._index = index
+        self._applied = applied
+        self._updates = IndexUpdates(index) if index is not None else None
+        self._sequence = applied
+        self.groups = 0
+        self.records = 0
+
+    def group(self, group: Group) -> None:
+        """Redo one group."""
+        self.groups += 1
+        for entry in group.entries:
+            replica = self._replicas.get(entry.partition)
+            segment = replica.segments.get(entry.segment) if replica is not None else None
+            if replica is None or segment is None:
+                # The replica or the segment went away later than this group; so did what the record said.
+                continue
+            self.records += 1
+            if not entry.flags & BODY_ELSEWHERE:
+                segment.file.pwrite([entry.data], entry.offset)
+                replica.dirty.add(segment.number)
+            segment.end = max(segment.end, entry.offset + entry.record_size)
+            if self._updates is not None and group.sequence > self._applied:
+                self._apply(self._updates, segment.seed, entry)
+        self._sequence = max(self._sequence, group.sequence)
+        if self._updates is not None and len(self._updates) >= _BATCH_RECORDS:
+            self.flush()
+
+    def _apply(self, updates: "IndexUpdates", seed: int, entry: JournalEntry) -> None:
+        header = decode_header(entry.data, seed)
+        key, _ = decode_meta(header, entry.data, seed)
+        updates.add(entry.partition, header, key, Place(entry.segment, entry.offset))
+
+    def flush(self) -> None:
+        """Write what was gathered, with the number of the last group that is in it."""
+        if self._updates is not None and self._sequence > self._applied:
+            self._updates.write([(STATE_APPLIED, self._sequence.to_bytes(8, "little"))])
+            self._applied = self._sequence
+
+
+class IndexUpdates:
+    """Gathers what records change in an index, in any order of the records, and writes it in batches."""
+
+    def __init__(self, index: Index) -> None:
+        self._index = index
+        self._entries: dict[bytes, Entry] = {}
+        self._changes: dict[bytes, bytes | None] = {}
+        self._end_lsns: dict[int, int] = {}
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def add(self, partition: int, header: Header, blob_id: bytes, place: Place) -> None:
+        """One record."""
+        key = blob_key(blob_id)
+        entry = self._entries.get(key)
+        if entry is None:
+            value = self._index.get(key)
+            entry = decode_entry(value) if value is not None else None
+        merged = merge(entry, header, blob_id, place)
+        self._entries[key] = merged
+        if entry is not None and entry.lsn != merged.lsn:
+            self._changes[change_key(partition, entry.lsn)] = None
+        self._changes[change_key(partition, merged.lsn)] = key[5:]
+        if partition not in self._end_lsns:
+            stored = self._index.get(end_lsn_key(partition))
+            self._end_lsns[partition] = int.from_bytes(stored or b"", "little")
+        self._end_lsns[partition] = max(self._end_lsns[partition], header.lsn)
+
+    def write(self, state: list[tuple[bytes, bytes | None]]) -> None:
+        """Write everything gathered, and `state`, in one batch."""
+        batch: list[tuple[bytes, bytes | None]] = [(key, encode_entry(entry)) for key, entry in self._entries.items()]
+        batch += self._changes.items()
+        batch += [(end_lsn_key(partition), lsn.to_bytes(8, "little")) for partition, lsn in self._end_lsns.items()]
+        self._index.write([*batch, *state])
+        self._entries.clear()
+        self._changes.clear()
+
+
+def rebuild_index(
+    index: Index, replicas: Mapping[int, Replica], disk_id: bytes, sequence: int, progress: Callable[[int], None]
+) -> Iterator[int | tuple[int, int, Damage]]:
+    """Fill an empty index from the segments. Yields counts of records, and (partition, segment, damage) it met.
+
+    The mark that makes the index whole is in the last batch, so an interrupted rebuild starts again. Headers, keys and
+    bodies are verified. A record whose body is damaged is indexed all the same: its blob is known, and reading it
+    says what is wrong with it.
+    """
+    updates = IndexUpdates(index)
+    for partition, replica in sorted(replicas.items()):
+        for number, segment in sorted(replica.segments.items()):
+            count = 0
+            for found in scan(segment):
+                if isinstance(found, Damage):
+                    yield partition, number, found
+                if found.header is not None:
+                    updates.add(partition, found.header, found.key, Place(number, found.offset))
+                    count += 1
+                if len(updates) >= _BATCH_RECORDS:
+                    updates.write([])
+            progress(segment.end)
+            yield count
+    updates.write([(STATE_APPLIED, sequence.to_bytes(8, "little")), (STATE_DISK, disk_id)])

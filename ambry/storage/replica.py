@@ -1,0 +1,171 @@
+"""One replica on one disk: its segments, where the next record goes, and how a full segment gives way to a new one.
+
+Knows files and ends, not blobs. Callers hold the store's lock for everything that changes; readers only look up
+segments, which appear in `segments` before the index names them and are never taken out while it does.
+"""
+
+import contextlib
+from dataclasses import dataclass, field
+
+from ambry.errors import CorruptRecord, DirectoryUnusable, DiskFull
+from ambry.limits import SEGMENT_PREALLOCATE_BYTES
+from ambry.storage.disk import Disk
+from ambry.storage.replica_meta import ReplicaMeta, read_replica_meta, replica_meta_path, write_replica_meta
+from ambry.storage.segment import (
+    DATA_OFFSET,
+    Segment,
+    check_segment_header,
+    encode_segment_header,
+    partition_folder,
+    seed_of,
+    segment_path,
+)
+
+
+@dataclass(slots=True)
+class Replica:
+    """An open replica.
+
+    `dirty` are the segments that have bytes which no sync of their own has made durable. `open_ended` are those whose
+    length is not in replica.meta yet: the active one, and those that were sealed since the last checkpoint. Their ends
+    are in the checkpoint and the journal.
+    """
+
+    partition: int
+    incarnation: bytes
+    capacity: int
+    segments: dict[int, Segment]
+    active: Segment
+    open_ended: set[int]
+    sealed_size: int = 0
+    end_lsn: int = 0
+    dirty: set[int] = field(default_factory=set)
+
+    @property
+    def log_size(self) -> int:
+        """Bytes of all segments up to their ends."""
+        return self.sealed_size + self.active.end
+
+    def is_full(self, size: int) -> bool:
+        """Whether `size` more bytes are beyond the partition's capacity."""
+        return self.log_size + size > self.capacity
+
+    def place(self, disk: Disk, size: int, segment_bytes: int, now_ms: int) -> Segment:
+        """The segment that takes the next record of `size` bytes; rolls to a new one when the active one is full."""
+        if self.active.end + size > max(segment_bytes, DATA_OFFSET + size):
+            self._roll(disk, now_ms)
+        return self.active
+
+    def _roll(self, disk: Disk, now_ms: int) -> None:
+        """Seal the active segment and start the next one. Nothing changes when it fails."""
+        number = self.active.number + 1
+        # A leftover of an attempt that failed between creation and replica.meta: it has no records.
+        disk.remove(segment_path(self.partition, number))
+        segment = _new_segment(disk, self.partition, number, self.incarnation, now_ms)
+        # The new segment is listed before anything is appended to it: what is not listed may be removed at opening.
+        # The sealed one gets its length when the next checkpoint has synced it; until then the journal has its end.
+        write_replica_meta(disk, self.meta(number))
+        self.sealed_size += self.active.end
+        self.segments[number] = segment
+        self.active = segment
+        self.open_ended.add(number)
+        self.dirty.add(number)
+
+    def meta(self, *new: int) -> ReplicaMeta:
+        """What replica.meta has to say now, with `new` segments behind the others."""
+        lengths = [(one.number, 0 if one.number in self.open_ended else one.end) for one in self.segments.values()]
+        lengths += [(number, 0) for number in new]
+        return ReplicaMeta(self.partition, self.incarnation, self.capacity, tuple(lengths))
+
+    def close_ends(self, disk: Disk, numbers: set[int]) -> None:
+        """Write the lengths of sealed segments that are synced now. `numbers` were sealed before their sync began."""
+        self.open_ended -= numbers
+        write_replica_meta(disk, self.meta())
+
+
+def reserve_ahead(segment: Segment, segment_bytes: int) -> None:
+    """Reserve space for what was just placed and for more to come, so that the file system hands out long extents."""
+    if segment.end <= segment.reserved_end:
+        return
+    begin = max(segment.reserved_end, DATA_OFFSET)
+    stop = max(segment.end, min(segment.end + SEGMENT_PREALLOCATE_BYTES, segment_bytes))
+    segment.reserved_end = stop
+    # Reserving is a courtesy: on a disk this full the write itself decides, and a tombstone may still fit.
+    with contextlib.suppress(DiskFull):
+        segment.file.reserve(begin, stop - begin)
+
+
+def create_replica(disk: Disk, partition: int, capacity: int, incarnation: bytes, now_ms: int) -> Replica:
+    """A new, empty replica. Exists from the moment replica.meta is in place; repeating an unfinished creation is fine."""
+    folder = partition_folder(partition)
+    disk.make_folder(folder)
+    for name in disk.names(folder):
+        disk.remove(f"{folder}/{name}")
+    segment = _new_segment(disk, partition, 1, incarnation, now_ms)
+    write_replica_meta(disk, ReplicaMeta(partition, incarnation, capacity, ((1, 0),)))
+    return Replica(partition, incarnation, capacity, {1: segment}, segment, {1}, dirty={1})
+
+
+def open_replica(disk: Disk, partition: int, ends: dict[tuple[int, int], int]) -> Replica | None:
+    """Open what replica.meta lists. `ends` are those of the last checkpoint, by (partition, segment).
+
+    None when there is no replica.meta: its creation never finished. Raises DirectoryUnusable when a segment is missing
+    or not of this replica.
+    """
+    meta = read_replica_meta(disk, partition)
+    if meta is None:
+        return None
+    segments: dict[int, Segment] = {}
+    open_ended: set[int] = set()
+    for number, length in meta.segments:
+        path = segment_path(partition, number)
+        try:
+            file = disk.open(path)
+            header = bytes(file.pread(DATA_OFFSET, 0))
+            check_segment_header(header, partition=partition, number=number, incarnation=meta.incarnation)
+        except (FileNotFoundError, CorruptRecord) as error:
+            raise DirectoryUnusable(
+                f"{path} is listed in {replica_meta_path(partition)} and cannot be read: {error}"
+            ) from error
+        end = length or max(ends.get((partition, number), 0), DATA_OFFSET)
+        if not length:
+            open_ended.add(number)
+        segments[number] = Segment(number, file, seed_of(meta.incarnation, number), end)
+    _remove_unlisted(disk, partition, segments)
+    active = segments[meta.segments[-1][0]]
+    sealed_size = sum(segment.end for segment in segments.values() if segment is not active)
+    return Replica(partition, meta.incarnation, meta.capacity, segments, active, open_ended, sealed_size)
+
+
+def settle_ends(replica: Replica) -> None:
+    """After redo: cut off what was never acknowledged, so that nothing stale lies behind the end of a log."""
+    for number in replica.open_ended:
+        segment = replica.segments[number]
+        if segment.file.size() > segment.end:
+            segment.file.truncate(segment.end)
+            replica.dirty.add(number)
+    replica.sealed_size = sum(one.end for one in replica.segments.values() if one is not replica.active)
+
+
+def check_capacity(replica: Replica, size: int) -> None:
+    """Raise DiskFull when the partition cannot take `size` more bytes of blobs."""
+    if replica.is_full(size):
+        raise DiskFull("the partition is full", partition=replica.partition, capacity=replica.capacity)
+
+
+def _new_segment(disk: Disk, partition: int, number: int, incarnation: bytes, now_ms: int) -> Segment:
+    file = disk.create(segment_path(partition, number))
+    header = encode_segment_header(partition=partition, number=number, incarnation=incarnation, created_ms=now_ms)
+    file.pwrite([header], 0)
+    file.sync()
+    disk.sync_folder(partition_folder(partition))
+    return Segment(number, file, seed_of(incarnation, number), DATA_OFFSET)
+
+
+def _remove_unlisted(disk: Disk, partition: int, segments: dict[int, Segment]) -> None:
+    folder = partition_folder(partition)
+    listed = {segment_path(partition, number) for number in segments}
+    for name in disk.names(folder):
+        path = f"{folder}/{name}"
+        if name.endswith(".log") and path not in listed:
+            disk.remove(path)

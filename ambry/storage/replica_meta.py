@@ -1,0 +1,123 @@
+"""disk.meta and replica.meta: who a disk and a replica are, outside the index. Normative text: docs/formats/segment.md.
+
+disk.meta holds the disk's identity and the epoch of its LSNs. The epoch is raised durably at every open, before the
+first append, so no LSN is given out twice, whatever a crash cut off or an index lost.
+
+replica.meta holds the incarnation (the life of this copy: a rebuilt or emptied one gets another) and the list of its
+segments. A sealed segment has its synced length. The active one, the last, has 0, and so have those that were sealed
+since the last checkpoint: their ends are in the checkpoint and the journal. The file is written before the first
+record goes to a new segment, so a segment file that is not listed is empty.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+from ambry.errors import DirectoryUnusable
+from ambry.limits import REPLICAS_PER_DISK_MAX
+from ambry.storage.checked_file import decode_document, encode_document
+from ambry.storage.disk import Disk
+from ambry.storage.segment import partition_folder
+
+DISK_MAGIC: Final = b"ADSK"
+REPLICA_MAGIC: Final = b"ARPL"
+VERSION: Final = 1
+DISK_META_PATH: Final = "disk.meta"
+
+EPOCH_BITS: Final = 24
+COUNTER_BITS: Final = 40
+"""LSN = epoch * 2**40 + counter: 16 million openings, a million million records in each."""
+
+
+@dataclass(frozen=True, slots=True)
+class DiskMeta:
+    """`disk_id` is 16 random bytes; `epoch` is that of the last opening."""
+
+    disk_id: bytes
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaMeta:
+    """`segments` are (number, synced length or 0) in ascending order; the last one is active."""
+
+    partition: int
+    incarnation: bytes
+    capacity: int
+    segments: tuple[tuple[int, int], ...]
+
+
+def replica_meta_path(partition: int) -> str:
+    """Path of replica.meta below the disk's folder."""
+    return f"{partition_folder(partition)}/replica.meta"
+
+
+def write_disk_meta(disk: Disk, meta: DiskMeta) -> None:
+    """Durable when it returns."""
+    disk.replace(DISK_META_PATH, encode_document(DISK_MAGIC, VERSION, {"id": meta.disk_id, "epoch": meta.epoch}))
+
+
+def read_disk_meta(disk: Disk) -> DiskMeta | None:
+    """None when the disk has none. Raises DirectoryUnusable when it is damaged or newer."""
+    try:
+        data = disk.read(DISK_META_PATH)
+    except FileNotFoundError:
+        return None
+    document = decode_document(data, DISK_MAGIC, VERSION, DISK_META_PATH)
+    meta = DiskMeta(document.get("id", b""), document.get("epoch", -1))
+    if not isinstance(meta.disk_id, bytes) or len(meta.disk_id) != 16 or not _is_int(meta.epoch, 2**EPOCH_BITS):
+        raise DirectoryUnusable(f"{DISK_META_PATH} holds no identity")
+    return meta
+
+
+def write_replica_meta(disk: Disk, meta: ReplicaMeta) -> None:
+    """Durable when it returns."""
+    document = {
+        "partition": meta.partition,
+        "incarnation": meta.incarnation,
+        "capacity": meta.capacity,
+        "segments": [list(segment) for segment in meta.segments],
+    }
+    disk.replace(replica_meta_path(meta.partition), encode_document(REPLICA_MAGIC, VERSION, document))
+
+
+def read_replica_meta(disk: Disk, partition: int) -> ReplicaMeta | None:
+    """None when there is none: the replica is new. Raises DirectoryUnusable when it is damaged or newer."""
+    path = replica_meta_path(partition)
+    try:
+        data = disk.read(path)
+    except FileNotFoundError:
+        return None
+    document = decode_document(data, REPLICA_MAGIC, VERSION, path)
+    segments = document.get("segments")
+    incarnation = document.get("incarnation")
+    capacity = document.get("capacity")
+    if (
+        document.get("partition") != partition
+        or not isinstance(incarnation, bytes)
+        or len(incarnation) != 16
+        or not isinstance(capacity, int)
+        or not isinstance(segments, list)
+        or not _are_segments(segments)
+    ):
+        raise DirectoryUnusable(f"{path} is of another partition or holds no segments")
+    return ReplicaMeta(partition, incarnation, capacity, tuple((number, length) for number, length in segments))
+
+
+def listed_partitions(disk: Disk) -> list[int]:
+    """Partitions that have a folder on the disk, ascending."""
+    numbers = sorted(int(name) for name in disk.names("partitions") if name.isdecimal())
+    if len(numbers) > REPLICAS_PER_DISK_MAX:
+        raise DirectoryUnusable(f"{len(numbers)} replicas on one disk, the limit is {REPLICAS_PER_DISK_MAX}")
+    return numbers
+
+
+def _is_int(value: Any, stop: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < stop
+
+
+def _are_segments(value: list[Any]) -> bool:
+    return (
+        len(value) > 0
+        and all(isinstance(one, list) and len(one) == 2 and all(_is_int(part, 2**32) for part in one) for one in value)
+        and all(left[0] < right[0] for left, right in zip(value, value[1:], strict=False))
+    )

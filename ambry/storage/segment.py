@@ -1,0 +1,167 @@
+"""A log segment: one append-only file of a replica. Normative text: docs/formats/segment.md.
+
+The file begins with 64 bytes that say whose it is; records follow, each at a multiple of 8, in the order of their
+LSNs. A segment is *active* (the replica appends to it) until it is *sealed*; it is never modified in place. What lies
+behind the end that replica.meta, checkpoint and journal agree on was never acknowledged and is cut off at opening.
+"""
+
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
+
+from xxhash import xxh3_64_intdigest
+
+from ambry.errors import CorruptRecord
+from ambry.limits import MIB
+from ambry.storage.disk import File
+from ambry.storage.record import (
+    ALIGNMENT,
+    HEADER_SIZE,
+    Header,
+    check_body,
+    decode_header,
+    decode_meta,
+)
+
+MAGIC: Final = b"ASEG"
+VERSION: Final = 1
+LAYOUT: Final = (
+    ("magic", 0, 4),
+    ("version", 4, 1),
+    ("zero", 5, 3),
+    ("partition", 8, 4),
+    ("segment", 12, 4),
+    ("incarnation", 16, 16),
+    ("created_ms", 32, 8),
+    ("expiry_class", 40, 4),
+    ("zero", 44, 12),
+    ("checksum", 56, 8),
+)
+_FIELDS: Final = struct.Struct("<4sB3xII16sQI12x")
+DATA_OFFSET: Final = 64
+assert _FIELDS.size + 8 == DATA_OFFSET
+assert DATA_OFFSET % ALIGNMENT == 0
+
+_SCAN_BYTES: Final = 4 * MIB
+
+
+def segment_path(partition: int, number: int) -> str:
+    """Path of a segment below the disk's folder."""
+    return f"{partition_folder(partition)}/{number:08d}.log"
+
+
+def partition_folder(partition: int) -> str:
+    """Folder of a replica below the disk's folder."""
+    return f"partitions/{partition}"
+
+
+def seed_of(incarnation: bytes, number: int) -> int:
+    """Seed of all checksums of headers in one segment of one replica."""
+    return xxh3_64_intdigest(incarnation + number.to_bytes(4, "little"))
+
+
+@dataclass(slots=True)
+class Segment:
+    """An open segment. `end` is the offset behind the last record that is acknowledged or in the group being written."""
+
+    number: int
+    file: File
+    seed: int
+    end: int
+    reserved_end: int = 0
+
+
+def encode_segment_header(*, partition: int, number: int, incarnation: bytes, created_ms: int) -> bytes:
+    """The first 64 bytes of a segment. `expiry_class` 0 is for blobs of any expiry."""
+    head = _FIELDS.pack(MAGIC, VERSION, partition, number, incarnation, created_ms, 0)
+    return head + xxh3_64_intdigest(head).to_bytes(8, "little")
+
+
+def check_segment_header(data: bytes, *, partition: int, number: int, incarnation: bytes) -> None:
+    """Raise CorruptRecord unless the 64 bytes belong to this segment of this replica."""
+    if len(data) < DATA_OFFSET:
+        raise CorruptRecord("segment without a header", partition=partition, segment=number)
+    head = data[: _FIELDS.size]
+    if xxh3_64_intdigest(head).to_bytes(8, "little") != data[_FIELDS.size : DATA_OFFSET]:
+        raise CorruptRecord("segment header does not have its checksum", partition=partition, segment=number)
+    magic, version, its_partition, its_number, its_incarnation, _, _ = _FIELDS.unpack(head)
+    if magic != MAGIC or version != VERSION:
+        raise CorruptRecord(f"not a segment of version {VERSION}", partition=partition, segment=number)
+    if (its_partition, its_number, its_incarnation) != (partition, number, incarnation):
+        raise CorruptRecord("segment of another replica", partition=partition, segment=number)
+
+
+@dataclass(frozen=True, slots=True)
+class ScannedRecord:
+    """A whole, checked record at `offset`."""
+
+    offset: int
+    header: Header
+    key: bytes
+    properties: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Damage:
+    """Bytes that are no record, or a record whose body is damaged (`header` says which)."""
+
+    offset: int
+    size: int
+    reason: str
+    header: Header | None = None
+    key: bytes = b""
+
+
+def scan(segment: Segment) -> Iterator[ScannedRecord | Damage]:
+    """All records up to `segment.end`, in order, bodies checked; reads on behind damage at the next valid header."""
+    offset = DATA_OFFSET
+    window = b""
+    window_at = offset
+    while offset < segment.end:
+        if offset + HEADER_SIZE > window_at + len(window):
+            window, window_at = _read(segment, offset, _SCAN_BYTES), offset
+        at = offset - window_at
+        try:
+            header = decode_header(window, segment.seed, at)
+            if header.record_size > len(window) - at:
+                if offset + header.record_size > segment.end:
+                    raise CorruptRecord("the record reaches beyond the end of the log")
+                window, window_at, at = _read(segment, offset, max(_SCAN_BYTES, header.record_size)), offset, 0
+            key, properties = decode_meta(header, window, segment.seed, at)
+        except CorruptRecord as error:
+            resumed = _next_header(segment, offset + ALIGNMENT)
+            yield Damage(offset, resumed - offset, str(error))
+            offset = resumed
+            continue
+        try:
+            check_body(header, window, at)
+            yield ScannedRecord(offset, header, key, properties)
+        except CorruptRecord as error:
+            yield Damage(offset, header.record_size, str(error), header, key)
+        offset += header.record_size
+
+
+def _read(segment: Segment, offset: int, size: int) -> bytes:
+    return bytes(segment.file.pread(min(size, segment.end - offset), offset))
+
+
+def _next_header(segment: Segment, offset: int) -> int:
+    """Offset of the next valid header at or behind `offset`, or the segment's end."""
+    while offset < segment.end:
+        window = _read(segment, offset, _SCAN_BYTES)
+        at = window.find(b"AREC")
+        while at >= 0:
+            if (offset + at) % ALIGNMENT == 0 and at + HEADER_SIZE <= len(window):
+                try:
+                    decode_header(window, segment.seed, at)
+                except CorruptRecord:
+                    pass
+                else:
+                    return offset + at
+            at = window.find(b"AREC", at + 1)
+        if len(window) <= HEADER_SIZE:
+            break
+        offset += len(window) - HEADER_SIZE + ALIGNMENT
+        offset -= offset % ALIGNMENT
+    return segment.end
