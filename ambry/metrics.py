@@ -263,7 +263,9 @@ class Metrics:
         self._registry.register(_Families(self.requests, self._families))
         ProcessCollector(registry=self._registry)
         started_s = time.monotonic()
-        self.watch_gauge("ambry_up_seconds", "Since the process made its metrics.", lambda: time.monotonic() - started_s)
+        self.watch_gauge(
+            "ambry_up_seconds", "Since the process made its metrics.", lambda: time.monotonic() - started_s
+        )
 
     def counter(self, name: str, text: str, **labels: str) -> Counter:
         """The counter `name`_total with these labels."""
