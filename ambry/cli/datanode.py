@@ -1,4 +1,4 @@
-"""`ambry datanode`: the disks of one node of a cluster map, behind the wire protocol. `ambry datanode check`: offline."""
+"""`ambry datanode`: the disks of one node of a cluster map, behind the wire protocol. `check` looks at one offline."""
 
 import contextlib
 from pathlib import Path

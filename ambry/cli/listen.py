@@ -1,4 +1,4 @@
-"""Listening sockets: taken before a store is opened, so that a port in use is said at once and changes nothing."""
+"""Which addresses and ports a process may listen on, asked before it opens a store."""
 
 import ipaddress
 import socket
@@ -17,31 +17,20 @@ def refuse_beyond_loopback(host: str, *, is_allowed: bool, how: str) -> None:
     )
 
 
-def bind(host: str, port: int, *, is_shared: bool = False) -> list[socket.socket]:
+def check_free(host: str, port: int) -> None:
+    """Raise CannotStart if someone listens on the port, or it cannot be listened on.
+
+    Said before a store is opened, when nothing has been created or recovered in vain. It matters most for a port that
+    workers share (SO_REUSEPORT): without it, a second store started on the same port would share it silently.
+    """
+    _close(bind(host, port))
+
+
+def bind(host: str, port: int) -> list[socket.socket]:
     """Sockets bound to every address of `host`, not listening yet. Port 0: the system chooses one for all of them.
 
-    With `is_shared` other processes of ours may bind the same port (SO_REUSEPORT). Raises CannotStart.
+    Raises CannotStart.
     """
-    if is_shared and port:
-        # A shared port would be shared with a stranger, too: another store, started by mistake with the same port.
-        _close(bind(host, port))
-    return _bind(host, port, is_shared=is_shared)
-
-
-def join(host: str, port: int) -> list[socket.socket]:
-    """Sockets on a port that a process of ours has bound with `is_shared`."""
-    assert port > 0
-    return _bind(host, port, is_shared=True)
-
-
-def port_of(sockets: Iterable[socket.socket]) -> int:
-    """The port that they have in common."""
-    (port,) = {each.getsockname()[1] for each in sockets}
-    assert isinstance(port, int)
-    return port
-
-
-def _bind(host: str, port: int, *, is_shared: bool) -> list[socket.socket]:
     sockets: list[socket.socket] = []
     try:
         for address in _addresses(host):
@@ -50,8 +39,6 @@ def _bind(host: str, port: int, *, is_shared: bool) -> list[socket.socket]:
             sockets.append(one)
             one.setblocking(False)
             one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            if is_shared:
-                one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             if family == socket.AF_INET6:
                 # "::" would take the port of IPv4 as well, and the two would be in each other's way.
                 one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
@@ -60,6 +47,13 @@ def _bind(host: str, port: int, *, is_shared: bool) -> list[socket.socket]:
         _close(sockets)
         raise CannotStart(f"cannot listen on {host}:{port}: {(error.strerror or str(error)).lower()}") from error
     return sockets
+
+
+def port_of(sockets: Iterable[socket.socket]) -> int:
+    """The port that they have in common."""
+    (port,) = {each.getsockname()[1] for each in sockets}
+    assert isinstance(port, int)
+    return port
 
 
 def _close(sockets: Iterable[socket.socket]) -> None:

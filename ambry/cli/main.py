@@ -16,12 +16,15 @@ _COMMANDS: Final = {
     "serve": ("ambry.cli.serve", "Run the whole store on this machine: one command, no configuration file."),
     "frontend": ("ambry.cli.frontend", "Run a frontend: HTTP to clients, the wire protocol to datanodes."),
     "datanode": ("ambry.cli.datanode", "Run a datanode on the disks of a cluster map; check a directory."),
+    "worker": ("ambry.cli.frontend", ""),
     "put": ("ambry.cli.blobs", "Store files and print their ids."),
     "get": ("ambry.cli.blobs", "Write a blob to a file or to standard output."),
     "stat": ("ambry.cli.blobs", "Show what is known about a blob."),
     "rm": ("ambry.cli.blobs", "Delete blobs."),
 }
-"""Command to module and to its line in the help. The module has the command under the same name."""
+"""Command to module and to its line in the help; without a line, it is ours to call and is not shown.
+
+The module has the command under the same name."""
 
 FAILED: Final = 1
 CANNOT_START: Final = 2
@@ -33,7 +36,7 @@ class Commands(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:
         """All names, in the order of the table."""
         del ctx
-        return list(_COMMANDS)
+        return [name for name, (_, text) in _COMMANDS.items() if text]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """The command, or None when there is none of that name."""
@@ -48,7 +51,7 @@ class Commands(click.Group):
         """The list in `ambry --help`, from the table: nothing is imported for it."""
         del ctx
         with formatter.section("Commands"):
-            formatter.write_dl([(name, text) for name, (_, text) in _COMMANDS.items()])
+            formatter.write_dl([(name, text) for name, (_, text) in _COMMANDS.items() if text])
 
     def invoke(self, ctx: click.Context) -> object:
         """Run a command; errors of the store become a line and an exit status."""

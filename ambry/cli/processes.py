@@ -76,8 +76,9 @@ class Workers:
         self._tasks: list[asyncio.Task[None]] = []
         self._stopping = asyncio.Event()
 
-    def start(self) -> None:
-        """Start them. Returns at once; a worker joins the port when it is ready."""
+    def start(self, *arguments: str) -> None:
+        """Start them, with what is known only now. Returns at once; a worker joins the port when it is ready."""
+        self._command += arguments
         for number in range(1, self._count + 1):
             self._tasks.append(asyncio.create_task(self._keep(number), name=f"worker {number}"))
 

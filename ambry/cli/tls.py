@@ -1,17 +1,9 @@
-"""TLS contexts from settings. What is wrong with a certificate is said at start, with the name of the file."""
+"""TLS contexts of the wire protocol. What is wrong with a certificate is said at start, with the name of the file."""
 
 import ssl
 
-from ambry.config import NodeTlsSettings, TlsSettings
+from ambry.config import NodeTlsSettings
 from ambry.errors import BadConfiguration
-
-
-def https_context(settings: TlsSettings) -> ssl.SSLContext:
-    """For a port that clients reach over HTTPS. Raises BadConfiguration."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    _load(context, settings)
-    return context
 
 
 def node_server_context(settings: NodeTlsSettings) -> ssl.SSLContext:
@@ -34,7 +26,7 @@ def node_client_context(settings: NodeTlsSettings) -> ssl.SSLContext:
     return context
 
 
-def _load(context: ssl.SSLContext, settings: TlsSettings | NodeTlsSettings) -> None:
+def _load(context: ssl.SSLContext, settings: NodeTlsSettings) -> None:
     try:
         context.load_cert_chain(settings.certificate_file, settings.key_file)
     except OSError as error:

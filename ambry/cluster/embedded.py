@@ -123,6 +123,21 @@ class EmbeddedRegistry:
         os.close(self._lock)
 
 
+def read_registry(folder: Path, node_port: int) -> tuple[ClusterMap, bytes]:
+    """Map and secret of a directory that another process of ours holds, whose datanode listens on `node_port`.
+
+    Raises DirectoryUnusable.
+    """
+    path = folder / "registry" / "cluster-map"
+    try:
+        stored = decode_map(path.read_bytes(), path)
+        secret = (folder / "registry" / "secret").read_bytes().strip()
+    except OSError as error:
+        raise DirectoryUnusable(f"{folder} is not a data directory: {error}") from error
+    (node,) = stored.nodes.values()
+    return dataclasses.replace(stored, nodes={node.name: dataclasses.replace(node, port=node_port)}), secret
+
+
 def encode_map(cluster_map: ClusterMap) -> bytes:
     """The bytes of a cluster-map file."""
     (node,) = cluster_map.nodes.values()

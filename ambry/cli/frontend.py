@@ -1,0 +1,174 @@
+"""`ambry frontend`: HTTP to clients, the wire protocol to the datanodes of a cluster map. `ambry worker`: one more
+process of ours on the same port, started by `ambry serve` or `ambry frontend` and by nobody else.
+"""
+
+import asyncio
+import contextlib
+import os
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final
+
+import click
+
+from ambry.cli.listen import check_free, refuse_beyond_loopback
+from ambry.cli.processes import Stop, Workers, configure_logs, parent_gone, run
+from ambry.cli.tls import node_client_context
+from ambry.clock import SystemClock
+from ambry.cluster.embedded import DATACENTRE, read_registry
+from ambry.cluster.map import ClusterMap
+from ambry.cluster.static_map import load_static_map
+from ambry.config import FrontendSettings, LogFormat, LogLevel, LogSettings, load, load_secret
+from ambry.errors import BadConfiguration
+from ambry.frontend.app import Frontend
+from ambry.logs import get_logger
+from ambry.metrics import Metrics
+from ambry.protocol.datanode import Datanode
+from ambry.transport.client import RemoteDatanode
+
+_log = get_logger(__name__)
+
+_SEVERAL: Final = 2
+"""What a worker is told of the number of processes on its port: it is not alone."""
+
+_WORKER_END_S: Final = 2.0
+"""A worker gets this much longer than its own grace before it is killed."""
+
+
+@dataclass(frozen=True, slots=True)
+class FrontendJob:
+    """One frontend process: its settings, and the cluster that it serves, with the cluster's secret."""
+
+    settings: FrontendSettings
+    cluster_map: ClusterMap
+    datacentre: int
+    secret: bytes
+
+
+@click.command()
+@click.option("--config", required=True, type=click.Path(path_type=Path), metavar="FILE", help="Settings, in TOML.")
+def frontend(config: Path) -> None:
+    """Run a frontend; config/frontend.toml shows every setting."""
+    settings = load(config, FrontendSettings)
+    configure_logs(settings.log)
+    refuse_beyond_loopback(
+        settings.host, is_allowed=settings.insecure_listen, how=f"insecure_listen = true in {config}"
+    )
+    job = _job_of(settings)
+    more = Workers(["worker", "--config", str(config.absolute())], settings.workers - 1)
+    run(lambda: _serve(job, more))
+
+
+@click.command(hidden=True)
+@click.option("--config", type=click.Path(path_type=Path))
+@click.option("--data", type=click.Path(path_type=Path))
+@click.option("--node-port", type=int, default=0)
+@click.option("--host", default="127.0.0.1")
+@click.option("--port", type=int, required=True)
+@click.option("--log-level", default="info", type=click.Choice([*LogLevel]))
+@click.option("--log-format", default="auto", type=click.Choice([*LogFormat]))
+def worker(
+    config: Path | None, data: Path | None, node_port: int, host: str, port: int, log_level: str, log_format: str
+) -> None:
+    """One more frontend process on a port; ends when its standard input does."""
+    if config is not None:
+        settings = replace(load(config, FrontendSettings), port=port, workers=_SEVERAL)
+        job = _job_of(settings)
+    else:
+        assert data is not None
+        log = LogSettings(LogLevel(log_level), LogFormat(log_format))
+        settings = embedded_settings(data, host, port, _SEVERAL, log)
+        cluster_map, secret = read_registry(data, node_port)
+        job = FrontendJob(settings, cluster_map, DATACENTRE.number, secret)
+    configure_logs(settings.log)
+    run(lambda: _work(job))
+
+
+def embedded_settings(data: Path, host: str, port: int, workers: int, log: LogSettings) -> FrontendSettings:
+    """Settings of a frontend that belongs to a data directory."""
+    return FrontendSettings(
+        data / "registry" / "cluster-map", DATACENTRE.name, host=host, port=port, workers=workers, log=log
+    )
+
+
+def _job_of(settings: FrontendSettings) -> FrontendJob:
+    cluster_map = load_static_map(settings.cluster_map)
+    numbers = {each.name: each.number for each in cluster_map.datacentres.values()}
+    if settings.datacentre not in numbers:
+        raise BadConfiguration(f"{settings.cluster_map}: there is no datacentre {settings.datacentre!r}")
+    return FrontendJob(settings, cluster_map, numbers[settings.datacentre], load_secret(settings.secret_file))
+
+
+async def _serve(job: FrontendJob, workers: Workers) -> None:
+    settings = job.settings
+    stop = Stop()
+    check_free(settings.host, settings.port)
+    async with contextlib.AsyncExitStack() as stack:
+        port = await _start(job, workers, stack)
+        _log.info("ready", host=settings.host, port=port, workers=settings.workers)
+        await stop.wait()
+    _log.info("stopped")
+
+
+async def _work(job: FrontendJob) -> None:
+    stop = Stop()
+    async with contextlib.AsyncExitStack() as stack:
+        await _start(job, Workers((), 0), stack)
+        parent = asyncio.create_task(parent_gone(), name="parent")
+        stack.callback(parent.cancel)
+        parent.add_done_callback(lambda _: stop.ask())
+        await stop.wait()
+
+
+async def _start(job: FrontendJob, workers: Workers, stack: contextlib.AsyncExitStack) -> int:
+    """Make connections to the datanodes of the map and listen, until `stack` unwinds. Returns the port."""
+    own_name = f"frontend-{socket.gethostname()}-{os.getpid()}"
+    ssl = node_client_context(job.settings.node_tls) if job.settings.node_tls else None
+    datanodes = {
+        node.name: RemoteDatanode(
+            node.host, node.port, node.name, job.cluster_map.fingerprint, job.secret, own_name, ssl
+        )
+        for node in job.cluster_map.nodes.values()
+    }
+    for datanode in datanodes.values():
+        stack.push_async_callback(datanode.close)
+    metrics = Metrics()
+    metrics.watch_gauge(
+        "ambry_datanodes_connected",
+        "Datanodes that this frontend has a connection to.",
+        lambda: sum(datanode.is_connected for datanode in datanodes.values()),
+    )
+    return await start_http(job, datanodes, own_name, metrics, workers, stack)
+
+
+async def start_http(
+    job: FrontendJob,
+    datanodes: Mapping[str, Datanode],
+    own_name: str,
+    metrics: Metrics,
+    workers: Workers,
+    stack: contextlib.AsyncExitStack,
+) -> int:
+    """Listen, together with the workers, until `stack` unwinds. Returns the port."""
+    settings = job.settings
+    server = Frontend(
+        cluster_map=job.cluster_map,
+        datacentre=job.datacentre,
+        datanodes=datanodes,
+        clock=SystemClock(),
+        metrics=metrics,
+        settings=settings,
+        node=own_name,
+    )
+    grace_s = settings.shutdown_grace_ms / 1000
+
+    async def stop_all() -> None:
+        # All at once: none of them is to take new requests while another one finishes its own.
+        await asyncio.gather(server.stop(grace_s), workers.stop(grace_s + _WORKER_END_S))
+
+    stack.push_async_callback(stop_all)
+    _, port = await server.start(settings.host, settings.port, reuse_port=settings.workers > 1)
+    workers.start("--port", str(port))
+    return port
