@@ -31,22 +31,24 @@ MAGIC: Final = b"AMBW"
 VERSION: Final = 1
 HEADER_SIZE: Final = 32
 
-FIELDS: Final = (
-    ("magic", 4),
-    ("check", 8),
-    ("version", 1),
-    ("type", 1),
-    ("flags", 2),
-    ("request id", 8),
-    ("header size", 4),
-    ("body size", 4),
+HEADER_LAYOUT: Final = (
+    ("magic", 0, 4),
+    ("check", 4, 8),
+    ("version", 12, 1),
+    ("type", 13, 1),
+    ("flags", 14, 2),
+    ("request id", 16, 8),
+    ("header size", 24, 4),
+    ("body size", 28, 4),
+    ("message header", 32, None),
+    ("body", None, None),
 )
-"""Name and size of each field, in order; a test holds docs/formats/wire.md against it."""
+"""Name, offset and size of each field, in order; a test holds docs/formats/wire.md against it."""
 
 _FIXED: Final = struct.Struct(">4s8sBBHQII")
 _CHECKED: Final = struct.Struct(">BBHQII")
 _CHECKED_OFFSET: Final = 12
-assert _FIXED.size == HEADER_SIZE == sum(size for _, size in FIELDS)
+assert _FIXED.size == HEADER_SIZE == sum(size or 0 for _, _, size in HEADER_LAYOUT)
 assert _CHECKED.size == HEADER_SIZE - _CHECKED_OFFSET
 
 _COPY_BYTES_MAX: Final = 16 * limits.KIB

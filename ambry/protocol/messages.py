@@ -232,7 +232,10 @@ def decode_error(header: bytes) -> AmbryError:
 
 def _read_error(values: list[Any], at: int = 0) -> AmbryError:
     code, message, facts = LAYOUTS[MessageType.ERROR].read(values, at)
-    return error_from_code(code, message, {str(key): value for key, value in facts.items() if key != "message"})
+    named = {str(key): value for key, value in facts.items()}
+    for argument in ("self", "message"):  # they would clash with those of the error's constructor
+        named.pop(argument, None)
+    return error_from_code(code, message, named)
 
 
 # --- requests --------------------------------------------------------------------------------------------------

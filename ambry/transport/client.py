@@ -13,8 +13,6 @@ after a failed attempt not before a pause that doubles, with jitter, so that a n
 """
 
 import asyncio
-import random
-import secrets
 import ssl as tls
 from collections import deque
 from collections.abc import Sequence
@@ -40,6 +38,7 @@ from ambry.protocol.datanode import (
 )
 from ambry.protocol.handshake import NONCE_SIZE, PROTOCOL_HIGHEST, PROTOCOL_LOWEST, Hello, Role
 from ambry.protocol.messages import Answer, Request, encode_request, split_batch
+from ambry.transport import chance
 from ambry.transport.patience import PATIENCE, Patience
 
 _log = get_logger(__name__)
@@ -205,7 +204,7 @@ class _Address:
             Role.CLIENT,
             self.own_node,
             self.fingerprint,
-            secrets.token_bytes(NONCE_SIZE),
+            chance.nonce(NONCE_SIZE),
             self.clock.now_ms(),
         )
         return ClientConnection(hello, self.secret, self.node)
@@ -308,8 +307,7 @@ class _Link:
         patience = self._address.patience
         pause_ms = min(patience.reconnect_ms_min << min(self._failures, 16), patience.reconnect_ms_max)
         self._failures += 1
-        # Jitter decides nothing but when; half to one and a half of the pause.
-        self._connect_not_before = loop.time() + pause_ms / 1000 * (0.5 + random.random())  # noqa: S311
+        self._connect_not_before = loop.time() + chance.jittered(pause_ms) / 1000
         self._last_failure = why
         if self._failures == 1:
             _log.warning("cannot connect", node=self._address.node, why=why)

@@ -7,7 +7,6 @@ for output that the peer has not taken. So a peer that does not read costs a bou
 """
 
 import asyncio
-import secrets
 import ssl as tls
 from functools import partial
 from typing import Any, Final, cast
@@ -20,6 +19,7 @@ from ambry.protocol.connection import Cancelled, Closed, Ready, ServerConnection
 from ambry.protocol.datanode import ChangesRequest, Datanode, GetRequest, PutRequest, UpdateRequest
 from ambry.protocol.handshake import NONCE_SIZE, PROTOCOL_HIGHEST, PROTOCOL_LOWEST, Hello, Role
 from ambry.protocol.messages import Answer, Asked, Request, answer_bytes_max, batch_bytes_max
+from ambry.transport import chance
 from ambry.transport.patience import PATIENCE, Patience
 
 _log = get_logger(__name__)
@@ -109,7 +109,7 @@ class DatanodeServer:
             Role.SERVER,
             self._node,
             self._fingerprint,
-            secrets.token_bytes(NONCE_SIZE),
+            chance.nonce(NONCE_SIZE),
             self._clock.now_ms(),
         )
         return ServerConnection(hello, self._secret)
