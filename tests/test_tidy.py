@@ -41,6 +41,7 @@ DOORS_TO_TIME_AND_CHANCE: Final[Mapping[str, str]] = {
     "ambry/clock.py": "the clock itself",
     "ambry/cluster/embedded.py": "the default of an argument: identities and the secret of a new data directory",
     "ambry/frontend/chance.py": "the door of the frontend: random parts of ids, choice of partitions",
+    "ambry/transport/chance.py": "the door of the transport: nonces, and jitter",
     "ambry/storage/sim_disk.py": "takes a seeded random.Random as an argument, asks for nothing itself",
     "ambry/storage/sim_index.py": "takes a seeded random.Random as an argument, asks for nothing itself",
 }
