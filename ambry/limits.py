@@ -71,6 +71,12 @@ COMMIT_QUEUE_BYTES_MAX: Final = 64 * MIB
 COMMIT_QUEUE_RECORDS_MAX: Final = 16 * KIB
 """Mutations that wait for one disk."""
 
+COLD_READ_THREADS: Final = 4
+"""Threads of one disk that read what is not in the page cache."""
+
+COLD_READS_MAX: Final = 4096
+"""Reads that wait for one disk's threads."""
+
 REPLICAS_PER_DISK_MAX: Final = 2048
 """The checkpoint slot lists every replica's active segment; at 100 GiB a partition this is 200 TiB."""
 

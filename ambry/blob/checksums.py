@@ -11,6 +11,7 @@ from typing import Final
 
 from xxhash import xxh3_64_intdigest
 
+from ambry.blob.requests import Buffer
 from ambry.limits import CHECKSUM_BLOCK_BYTES
 
 CHECKSUM_SIZE: Final = 8
@@ -21,7 +22,7 @@ def vector_size(body_size: int) -> int:
     return -(-body_size // CHECKSUM_BLOCK_BYTES) * CHECKSUM_SIZE
 
 
-def checksum_vector(body: bytes | bytearray | memoryview) -> bytes:
+def checksum_vector(body: Buffer) -> bytes:
     """The vector of a whole body. Shape: 8 bytes for every started block of 64 KiB."""
     if 0 < len(body) <= CHECKSUM_BLOCK_BYTES:
         return xxh3_64_intdigest(body).to_bytes(8, "little")
@@ -32,17 +33,17 @@ def checksum_vector(body: bytes | bytearray | memoryview) -> bytes:
     )
 
 
-def root_of(vector: bytes | memoryview, body_size: int) -> int:
+def root_of(vector: Buffer, body_size: int) -> int:
     """The root of a vector: xxh3-64 with the body's size as seed."""
     return xxh3_64_intdigest(vector, body_size)
 
 
-def vector_matches(vector: bytes | memoryview, root: int, body_size: int) -> bool:
+def vector_matches(vector: Buffer, root: int, body_size: int) -> bool:
     """Whether a vector has the size and the root that the header promises."""
     return len(vector) == vector_size(body_size) and xxh3_64_intdigest(vector, body_size) == root
 
 
-def blocks_match(blocks: bytes | bytearray | memoryview, vector: bytes | memoryview, first_block: int = 0) -> bool:
+def blocks_match(blocks: Buffer, vector: Buffer, first_block: int = 0) -> bool:
     """Whether whole blocks (the last may be short) have the checksums that `vector` holds from `first_block` on.
 
     `blocks` begins at a multiple of 64 KiB of the body. The caller has checked the vector against its root.
@@ -65,7 +66,7 @@ class VectorBuilder:
         self._pending = bytearray()
         self.size = 0
 
-    def update(self, piece: bytes | bytearray | memoryview) -> None:
+    def update(self, piece: Buffer) -> None:
         """Take the next bytes of the body."""
         self.size += len(piece)
         view = memoryview(piece)

@@ -335,9 +335,7 @@ class CommitGroup:
     def index_batch(self) -> list[tuple[bytes, bytes | None]]:
         """All changes of the index, with the newest LSN of each replica."""
         batch = [change for run in self._runs for change in run.batch]
-        batch += [
-            (end_lsn_key(run.replica.partition), run.end_lsn.to_bytes(LSN_SIZE, "little")) for run in self._runs
-        ]
+        batch += [(end_lsn_key(run.replica.partition), run.end_lsn.to_bytes(LSN_SIZE, "little")) for run in self._runs]
         return batch
 
     def publish(self) -> None:

@@ -50,8 +50,6 @@ STATE_APPLIED: Final = b"sapplied"
 """Value: sequence of the last commit group in the index (8 bytes, little-endian), written in that group's batch."""
 
 
-
-
 def end_lsn_key(partition: int) -> bytes:
     """Index key of the newest LSN of a replica; the value is 8 bytes, little-endian."""
     return b"slsn" + partition.to_bytes(4, "big")

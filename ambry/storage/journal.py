@@ -152,9 +152,7 @@ def seal_group(sequence: int, epoch: int, seed: int, count: int, payload: Sequen
     joined = b"".join(payload)
     head = _GROUP.pack(GROUP_MAGIC, VERSION, sequence, epoch, count, len(joined), xxh3_64_intdigest(joined, seed))
     unpadded = GROUP_HEADER_SIZE + len(joined)
-    return b"".join(
-        (head, xxh3_64_intdigest(head, seed).to_bytes(8, "little"), joined, bytes(-unpadded % ALIGNMENT))
-    )
+    return b"".join((head, xxh3_64_intdigest(head, seed).to_bytes(8, "little"), joined, bytes(-unpadded % ALIGNMENT)))
 
 
 def decode_group_header(data: bytes, seed: int) -> tuple[int, int, int, int, int] | None:
@@ -228,7 +226,9 @@ class Journal:
         if magic != MAGIC or its_disk != disk_id:
             raise DirectoryUnusable(f"{PATH} belongs to another disk")
         if version > VERSION:
-            raise DirectoryUnusable(f"{PATH} has format {version}, and this version of the program knows up to {VERSION}")
+            raise DirectoryUnusable(
+                f"{PATH} has format {version}, and this version of the program knows up to {VERSION}"
+            )
         file.reserve(0, size)
         usable_end = file.size() - file.size() % ALIGNMENT
         return cls(file, seed_of_disk(disk_id), usable_end, size)

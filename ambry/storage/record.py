@@ -171,7 +171,9 @@ def decode_header(data: Buffer, seed: int, at: int = 0) -> Header:
     if version != VERSION:
         raise CorruptRecord(f"record of version {version}, known is {VERSION}")
     if kind not in _KINDS or zero or not lsn or not key_size:
-        raise CorruptRecord(f"a header that no version {VERSION} wrote: kind {kind}, lsn {lsn}, key of {key_size} bytes")
+        raise CorruptRecord(
+            f"a header that no version {VERSION} wrote: kind {kind}, lsn {lsn}, key of {key_size} bytes"
+        )
     if key_size > KEY_BYTES_MAX or properties_size > PROPERTIES_BYTES_MAX or body_size > BODY_BYTES_MAX:
         raise CorruptRecord(f"sizes beyond the limits: {key_size}, {properties_size}, {body_size}")
     return Header(

@@ -15,7 +15,6 @@ from collections.abc import Callable, Sequence
 from ambry.blob.blob_id import BINARY_SIZE
 from ambry.blob.checksums import CHECKSUM_SIZE, blocks_match, vector_matches, vector_size
 from ambry.blob.requests import ChangeEntry, ChangesAnswer, ChangesRequest, GetAnswer, GetRequest, PutRequest
-from ambry.blob.state import BlobState
 from ambry.clock import Clock
 from ambry.config import StorageSettings
 from ambry.errors import (
@@ -28,7 +27,13 @@ from ambry.errors import (
     NoSuchReplica,
     NotHere,
 )
-from ambry.limits import CHANGES_PER_PAGE_MAX, CHECKSUM_BLOCK_BYTES, COMMIT_GROUP_RECORDS_MAX, JOURNAL_BODY_BYTES_MAX, REPLICAS_PER_DISK_MAX
+from ambry.limits import (
+    CHANGES_PER_PAGE_MAX,
+    CHECKSUM_BLOCK_BYTES,
+    COMMIT_GROUP_RECORDS_MAX,
+    JOURNAL_BODY_BYTES_MAX,
+    REPLICAS_PER_DISK_MAX,
+)
 from ambry.storage.commit import Answer, CommitGroup, Mutation
 from ambry.storage.disk import Buffer, Disk
 from ambry.storage.index import Index
@@ -154,9 +159,7 @@ class DiskStore:
             # A blob that changed between the two reads has a newer LSN, which a later page will show.
             if entry is not None and entry.lsn == lsn:
                 blob_id = entry.id_head + partition + unique
-                entries.append(
-                    ChangeEntry(lsn, blob_id, entry.state, entry.has_body, entry.body_size, entry.time_ms)
-                )
+                entries.append(ChangeEntry(lsn, blob_id, entry.state, entry.has_body, entry.body_size, entry.time_ms))
         return ChangesAnswer(replica.incarnation, tuple(entries), end_lsn)
 
     # --- upkeep ------------------------------------------------------------------------------------------------
@@ -349,5 +352,3 @@ def _read_part(
             raise CorruptRecord("the body does not have its checksums")
         body = memoryview(blocks)[start - blocks_at : stop - blocks_at]
     return GetAnswer(entry.state, header.time_ms, properties, entry.body_size, header.root, start, body)
-
-

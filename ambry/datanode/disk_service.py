@@ -1,0 +1,303 @@
+"""One disk of a datanode behind an event loop: its store, the threads that may block for it, and its queues.
+
+The loop gathers what arrives in one turn and hands it over together; the writer thread commits whatever has come,
+so while one group syncs the next one gathers. A second thread makes checkpoints, a few more read what is not in the
+page cache. Each answers with one call into the loop for many requests, not one for each. A slow disk holds up its own
+requests only; a full queue is Overloaded at once. Knows threads and futures; what a commit does is the store's.
+"""
+
+import asyncio
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Final, TypeAlias
+
+from ambry import logs
+from ambry.blob.requests import GetAnswer, GetRequest, PutRequest, StateAnswer
+from ambry.config import StorageSettings
+from ambry.errors import AmbryError, DeadlineExceeded, DiskUnavailable, Overloaded, ShuttingDown
+from ambry.limits import (
+    COLD_READ_THREADS,
+    COLD_READS_MAX,
+    COMMIT_GROUP_BYTES_MAX,
+    COMMIT_GROUP_RECORDS_MAX,
+    COMMIT_QUEUE_BYTES_MAX,
+    COMMIT_QUEUE_RECORDS_MAX,
+)
+from ambry.metrics import Metrics
+from ambry.storage.commit import Answer, Mutation
+from ambry.storage.store import DiskStore
+
+_log = logs.get_logger(__name__)
+
+WriteFuture: TypeAlias = asyncio.Future[StateAnswer]
+ReadFuture: TypeAlias = asyncio.Future[GetAnswer]
+_Write: TypeAlias = tuple[Mutation, WriteFuture, float]
+_Read: TypeAlias = tuple[GetRequest, ReadFuture, float]
+
+_SWEEP_S: Final = 0.25
+"""Deadlines are looked at this often: one timer for a disk instead of one for each request."""
+
+_CHECKPOINT_FILL_RATIO: Final = 0.5
+"""A journal this full is checkpointed before its time."""
+
+_GROUP_BOUNDS: Final = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0)
+
+
+class DiskService:
+    """The store of one disk for an event loop. Made inside the loop; `close` ends it."""
+
+    def __init__(self, store: DiskStore, name: str, settings: StorageSettings, metrics: Metrics) -> None:
+        self.store = store
+        self.name = name
+        self._loop = asyncio.get_running_loop()
+        self._interval_s = settings.checkpoint_interval_ms / 1000
+        self._gathered: list[_Write] = []
+        self._cold: list[_Read] = []
+        self._waiting_writes: dict[int, list[_Write]] = {}
+        self._waiting_reads: dict[int, list[_Read]] = {}
+        self._next_batch = 0
+        self._queued_bytes = 0
+        self._queued_records = 0
+        self._queued_reads = 0
+        self._is_closing = False
+        self._queue: queue.SimpleQueue[tuple[int, list[_Write]] | None] = queue.SimpleQueue()
+        self._checkpoint_wanted = threading.Event()
+        self._stopping = threading.Event()
+        self._watch(metrics)
+        self._readers = ThreadPoolExecutor(COLD_READ_THREADS, thread_name_prefix=f"read {name}")
+        self._writer = threading.Thread(target=self._write_groups, name=f"write {name}", daemon=True)
+        self._checkpointer = threading.Thread(target=self._make_checkpoints, name=f"checkpoint {name}", daemon=True)
+        self._writer.start()
+        self._checkpointer.start()
+        self._sweeper = self._loop.call_later(_SWEEP_S, self._sweep)
+
+    # --- on the loop -------------------------------------------------------------------------------------------
+
+    @property
+    def queued_bytes(self) -> int:
+        """Bodies that wait for this disk, in bytes."""
+        return self._queued_bytes
+
+    def write(self, request: Mutation, deadline: float) -> WriteFuture:
+        """Queue a put or an update for the next commit group."""
+        future: WriteFuture = self._loop.create_future()
+        size = len(request.body) if type(request) is PutRequest else 0
+        if (
+            self._queued_bytes + size > COMMIT_QUEUE_BYTES_MAX
+            or self._queued_records >= COMMIT_QUEUE_RECORDS_MAX
+            or self._is_closing
+        ):
+            future.set_exception(self._refusal())
+            return future
+        self._queued_bytes += size
+        self._queued_records += 1
+        if not self._gathered:
+            self._loop.call_soon(self._hand_over_writes)
+        self._gathered.append((request, future, deadline))
+        return future
+
+    def read(self, request: GetRequest, deadline: float) -> ReadFuture:
+        """Read what could not be answered at once, on a thread of the disk."""
+        future: ReadFuture = self._loop.create_future()
+        if self._queued_reads >= COLD_READS_MAX or self._is_closing:
+            future.set_exception(self._refusal())
+            return future
+        self._queued_reads += 1
+        if not self._cold:
+            self._loop.call_soon(self._hand_over_reads)
+        self._cold.append((request, future, deadline))
+        return future
+
+    async def close(self) -> None:
+        """Finish what is queued, make a checkpoint, end the threads. Raises what the last checkpoint raised."""
+        self._is_closing = True
+        self._sweeper.cancel()
+        self._hand_over_writes()
+        self._hand_over_reads()
+        self._queue.put(None)
+        self._stopping.set()
+        self._checkpoint_wanted.set()
+        await asyncio.to_thread(self._end_threads)
+        await asyncio.to_thread(self.store.close)
+
+    def _refusal(self) -> AmbryError:
+        if self._is_closing:
+            return ShuttingDown("the datanode is shutting down")
+        return Overloaded("the queue of the disk is full", retry_after_s=1)
+
+    def _hand_over_writes(self) -> None:
+        if self._gathered:
+            self._next_batch += 1
+            self._waiting_writes[self._next_batch] = self._gathered
+            self._queue.put((self._next_batch, self._gathered))
+            self._gathered = []
+
+    def _hand_over_reads(self) -> None:
+        cold, self._cold = self._cold, []
+        count = -(-len(cold) // COLD_READ_THREADS)
+        for first in range(0, len(cold), max(count, 1)):
+            reads = cold[first : first + count]
+            self._next_batch += 1
+            self._waiting_reads[self._next_batch] = reads
+            self._readers.submit(self._read_batch, self._next_batch, reads)
+
+    def _forget(self, batches: Sequence[int]) -> None:
+        for batch in batches:
+            del self._waiting_writes[batch]
+
+    def _written(self, writes: Sequence[_Write], answers: Sequence[Answer]) -> None:
+        for (request, future, _), answer in zip(writes, answers, strict=True):
+            self._queued_records -= 1
+            if type(request) is PutRequest:
+                self._queued_bytes -= len(request.body)
+            if future.done():
+                # Its deadline passed, or the client went away. What is on disk stays there.
+                continue
+            if isinstance(answer, StateAnswer):
+                future.set_result(answer)
+            else:
+                future.set_exception(answer)
+
+    def _have_read(self, batch: int, answers: Sequence[GetAnswer | AmbryError]) -> None:
+        for (_, future, _), answer in zip(self._waiting_reads.pop(batch), answers, strict=True):
+            self._queued_reads -= 1
+            if future.done():
+                continue
+            if isinstance(answer, GetAnswer):
+                future.set_result(answer)
+            else:
+                future.set_exception(answer)
+
+    def _sweep(self) -> None:
+        """End what waits beyond its deadline; the disk may be slow or gone, the caller is told in time."""
+        now = self._loop.time()
+        for writes in self._waiting_writes.values():
+            _expire(writes, now)
+        for reads in self._waiting_reads.values():
+            _expire(reads, now)
+        self._sweeper = self._loop.call_later(_SWEEP_S, self._sweep)
+
+    # --- on threads --------------------------------------------------------------------------------------------
+
+    def _write_groups(self) -> None:
+        """Take whatever has come, commit it in groups, answer; until None comes."""
+        goes_on = True
+        while goes_on:
+            batches = [self._queue.get()]
+            while not self._queue.empty():
+                batches.append(self._queue.get())
+            goes_on = None not in batches
+            arrived = [batch for batch in batches if batch is not None]
+            for group in _groups([write for _, writes in arrived for write in writes]):
+                self._loop.call_soon_threadsafe(self._written, group, self._commit(group))
+            self._loop.call_soon_threadsafe(self._forget, [number for number, _ in arrived])
+
+    def _commit(self, group: Sequence[_Write]) -> Sequence[Answer]:
+        started_s = time.monotonic()
+        try:
+            answers: Sequence[Answer] = self.store.commit([request for request, _, _ in group])
+        except AmbryError as error:
+            answers = [error] * len(group)
+        except Exception as error:  # noqa: BLE001 -- every caller gets an answer, whatever went wrong
+            answers = [_unexpected("commit", self.name, error)] * len(group)
+        self._commit_seconds.observe(time.monotonic() - started_s)
+        self._group_records.observe(len(group))
+        if self.store.journal_fill_ratio > _CHECKPOINT_FILL_RATIO:
+            self._checkpoint_wanted.set()
+        return answers
+
+    def _make_checkpoints(self) -> None:
+        """At every interval, or when the journal fills up; first the rest of the journal is made usable."""
+        try:
+            while not self._stopping.is_set() and self.store.fill_journal():
+                if self._checkpoint_wanted.is_set():
+                    self._checkpoint()
+            while not self._stopping.is_set():
+                self._checkpoint_wanted.wait(self._interval_s)
+                if not self._stopping.is_set():
+                    self._checkpoint()
+        except AmbryError as error:
+            _log.error("no more checkpoints: the disk takes no more writes", disk=self.name, reason=str(error))
+
+    def _checkpoint(self) -> None:
+        self._checkpoint_wanted.clear()
+        started_s = time.monotonic()
+        self.store.checkpoint()
+        self._checkpoint_seconds.observe(time.monotonic() - started_s)
+
+    def _read_batch(self, batch: int, reads: Sequence[_Read]) -> None:
+        answers: list[GetAnswer | AmbryError] = []
+        for request, future, _ in reads:
+            try:
+                if future.done():
+                    answers.append(DeadlineExceeded("the read was given up before it began"))
+                else:
+                    answers.append(self.store.get(request))
+            except AmbryError as error:
+                answers.append(error)
+            except Exception as error:  # noqa: BLE001 -- the caller must get an answer, whatever went wrong
+                answers.append(_unexpected("read", self.name, error))
+        self._loop.call_soon_threadsafe(self._have_read, batch, answers)
+
+    def _end_threads(self) -> None:
+        self._writer.join()
+        self._checkpointer.join()
+        self._readers.shutdown(wait=True)
+
+    def _watch(self, metrics: Metrics) -> None:
+        disk = self.name
+        self._group_records = metrics.histogram(
+            "ambry_disk_commit_group_records", "Records of one commit group.", _GROUP_BOUNDS, disk=disk
+        )
+        self._commit_seconds = metrics.histogram(
+            "ambry_disk_commit_seconds", "One commit group, sync included.", disk=disk
+        )
+        self._checkpoint_seconds = metrics.histogram("ambry_disk_checkpoint_seconds", "One checkpoint.", disk=disk)
+        watch: list[tuple[str, str, Callable[[], float]]] = [
+            ("ambry_disk_queued_bytes", "Bodies that wait for the disk.", lambda: self._queued_bytes),
+            ("ambry_disk_queued_records", "Writes that wait for the disk.", lambda: self._queued_records),
+            ("ambry_disk_queued_reads", "Reads that wait for the disk.", lambda: self._queued_reads),
+            ("ambry_disk_free_bytes", "Bytes that puts may still take.", self.store.free_bytes),
+            (
+                "ambry_disk_journal_fill_ratio",
+                "Share of the journal to be checkpointed.",
+                lambda: self.store.journal_fill_ratio,
+            ),
+            (
+                "ambry_disk_is_writable",
+                "0 when the disk failed and takes no more writes.",
+                lambda: float(self.store.failure is None),
+            ),
+        ]
+        for name, text, read in watch:
+            metrics.watch_gauge(name, text, read, disk=disk)
+
+
+def _groups(writes: Sequence[_Write]) -> Iterator[list[_Write]]:
+    """Cut what has come into groups within the limits; a single large put is a group of its own."""
+    group: list[_Write] = []
+    size = 0
+    for write in writes:
+        request = write[0]
+        its_size = len(request.body) if type(request) is PutRequest else 0
+        if group and (size + its_size > COMMIT_GROUP_BYTES_MAX or len(group) >= COMMIT_GROUP_RECORDS_MAX):
+            yield group
+            group, size = [], 0
+        group.append(write)
+        size += its_size
+    if group:
+        yield group
+
+
+def _expire(waiting: Sequence[_Write] | Sequence[_Read], now: float) -> None:
+    for _, future, deadline in waiting:
+        if deadline < now and not future.done():
+            future.set_exception(DeadlineExceeded("the disk did not answer in time"))
+
+
+def _unexpected(what: str, disk: str, error: Exception) -> AmbryError:
+    _log.error(f"{what} failed", disk=disk, exc_info=error)
+    return DiskUnavailable(f"{what} failed unexpectedly")

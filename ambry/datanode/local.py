@@ -1,0 +1,266 @@
+"""LocalDatanode: the Datanode interface over the disks of this process, without a socket.
+
+`ambry serve` gives it to its frontend as it is; a datanode process puts `transport.DatanodeServer` in front of it. It
+finds the disk of a partition and lets the disk's service do the rest; what can be read from memory is answered at
+once, on the loop.
+"""
+
+import asyncio
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from ambry import logs
+from ambry.clock import Clock
+from ambry.config import StorageSettings
+from ambry.datanode.disk_service import DiskService
+from ambry.errors import AmbryError, BadRequest, DeadlineExceeded, DirectoryUnusable, NoSuchReplica, TooLarge
+from ambry.limits import BATCH_ENTRIES_MAX, BODY_BYTES_MAX, PROPERTIES_BYTES_MAX
+from ambry.metrics import Metrics
+from ambry.protocol.datanode import (
+    BatchAnswer,
+    BatchItem,
+    ChangesAnswer,
+    ChangesRequest,
+    DatanodeStatus,
+    GetAnswer,
+    GetRequest,
+    PutRequest,
+    ReplicaStatus,
+    StateAnswer,
+    UpdateRequest,
+)
+from ambry.storage.real_disk import RealDisk
+from ambry.storage.recovery import RecoveryReport, open_store
+from ambry.storage.rocks_index import RocksIndexSource
+from ambry.storage.store import DiskStore
+
+_log = logs.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """One disk's folder and the partitions it holds, each with its capacity in bytes."""
+
+    path: str
+    partitions: Mapping[int, int]
+
+
+class LocalDatanode:
+    """A datanode in this process. Made by `open`."""
+
+    def __init__(self, node: str, disks: Sequence[tuple[RealDisk, DiskService]]) -> None:
+        self._node = node
+        self._disks = tuple(disks)
+        self._loop = asyncio.get_running_loop()
+        self._services = {
+            replica.partition: service for _, service in self._disks for replica in service.store.replicas
+        }
+        self._stores = {partition: service.store for partition, service in self._services.items()}
+
+    @classmethod
+    async def open(
+        cls, node: str, placements: Sequence[Placement], settings: StorageSettings, clock: Clock, metrics: Metrics
+    ) -> "LocalDatanode":
+        """Open all disks beside each other. Raises CannotStart errors (DirectoryInUse, DirectoryUnusable)."""
+        opening = [asyncio.to_thread(_open_disk, placement, settings, clock) for placement in placements]
+        results = await asyncio.gather(*opening, return_exceptions=True)
+        opened = [result for result in results if not isinstance(result, BaseException)]
+        failures = [result for result in results if isinstance(result, BaseException)]
+        if failures:
+            for disk, store in opened:
+                await asyncio.to_thread(store.close)
+                disk.unlock()
+            raise failures[0]
+        names = [f"disk{number}" for number in range(len(opened))]
+        return cls(
+            node,
+            [
+                (disk, DiskService(store, name, settings, metrics))
+                for name, (disk, store) in zip(names, opened, strict=True)
+            ],
+        )
+
+    def put(self, request: PutRequest, deadline: float) -> asyncio.Future[StateAnswer]:
+        """Durable when the future has its answer."""
+        service = self._services.get(int.from_bytes(request.blob_id[12:16], "big"))
+        if service is None:
+            return self._failed(_no_replica(request.blob_id))
+        if len(request.body) > BODY_BYTES_MAX or len(request.properties) > PROPERTIES_BYTES_MAX:
+            return self._failed(TooLarge("a record of this size is not stored", limit=BODY_BYTES_MAX))
+        return service.write(request, deadline)
+
+    def update(self, request: UpdateRequest, deadline: float) -> asyncio.Future[StateAnswer]:
+        """Durable when the future has its answer."""
+        service = self._services.get(int.from_bytes(request.blob_id[12:16], "big"))
+        if service is None:
+            return self._failed(_no_replica(request.blob_id))
+        return service.write(request, deadline)
+
+    def get_now(self, request: GetRequest) -> GetAnswer | None:
+        """The answer if index and page cache have it, else None. Raises the errors that `get` would hold."""
+        store = self._stores.get(int.from_bytes(request.blob_id[12:16], "big"))
+        if store is None:
+            raise _no_replica(request.blob_id)
+        return store.get_now(request)
+
+    def get(self, request: GetRequest, deadline: float) -> asyncio.Future[GetAnswer]:
+        """From the page cache at once, or from the disk by one of its threads."""
+        try:
+            answer = self.get_now(request)
+        except AmbryError as error:
+            return self._failed(error)
+        if answer is None:
+            service = self._services[int.from_bytes(request.blob_id[12:16], "big")]
+            return service.read(request, deadline)
+        future: asyncio.Future[GetAnswer] = self._loop.create_future()
+        future.set_result(answer)
+        return future
+
+    def batch(self, items: Sequence[BatchItem], deadline: float) -> asyncio.Future[list[BatchAnswer]]:
+        """Up to BATCH_ENTRIES_MAX requests; an answer or an error for each, in order."""
+        if len(items) > BATCH_ENTRIES_MAX:
+            return self._failed(TooLarge(f"a batch of {len(items)}", limit=BATCH_ENTRIES_MAX))
+        return _gathered(self._loop, [self._one(item, deadline) for item in items])
+
+    def changes(self, request: ChangesRequest, deadline: float) -> asyncio.Future[ChangesAnswer]:
+        """A page of the feed of one partition, read on a thread."""
+        store = self._stores.get(request.partition)
+        if store is None:
+            return self._failed(NoSuchReplica("no replica of this partition here", partition=request.partition))
+        if request.limit <= 0:
+            return self._failed(BadRequest("a page of changes has at least one entry", field="limit"))
+        return _with_deadline(self._loop, self._loop.run_in_executor(None, store.changes, request), deadline)
+
+    def status(self, deadline: float) -> asyncio.Future[DatanodeStatus]:
+        """What this datanode says of itself, now."""
+        del deadline  # nothing here waits
+        future: asyncio.Future[DatanodeStatus] = self._loop.create_future()
+        services = [service for _, service in self._disks]
+        try:
+            replicas = [
+                ReplicaStatus(
+                    replica.partition,
+                    replica.incarnation,
+                    replica.capacity,
+                    replica.log_size,
+                    replica.end_lsn,
+                    is_writable=service.store.failure is None and not replica.is_full(BODY_BYTES_MAX),
+                )
+                for service in services
+                for replica in service.store.replicas
+            ]
+            free_bytes = sum(service.store.free_bytes() for service in services)
+        except AmbryError as error:
+            future.set_exception(error)
+            return future
+        queued_bytes = sum(service.queued_bytes for service in services)
+        future.set_result(DatanodeStatus(self._node, free_bytes, queued_bytes, tuple(replicas)))
+        return future
+
+    async def close(self) -> None:
+        """Finish what is queued, sync, close the stores and give the folders back."""
+        results = await asyncio.gather(*(service.close() for _, service in self._disks), return_exceptions=True)
+        for disk, _ in self._disks:
+            disk.unlock()
+        for result in results:
+            if isinstance(result, BaseException):
+                raise result
+
+    def _one(self, item: BatchItem, deadline: float) -> asyncio.Future[Any]:
+        if isinstance(item, GetRequest):
+            return self.get(item, deadline)
+        return self.put(item, deadline) if isinstance(item, PutRequest) else self.update(item, deadline)
+
+    def _failed(self, error: AmbryError) -> asyncio.Future[Any]:
+        future: asyncio.Future[Any] = self._loop.create_future()
+        future.set_exception(error)
+        return future
+
+
+def _open_disk(placement: Placement, settings: StorageSettings, clock: Clock) -> tuple[RealDisk, DiskStore]:
+    try:
+        Path(placement.path).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DirectoryUnusable(f"{placement.path} cannot be created: {error.strerror}") from error
+    disk = RealDisk(placement.path)
+    disk.lock()
+    try:
+        index = RocksIndexSource(disk.root / "index", settings.index_cache_bytes, settings.index_memtable_bytes)
+        store, report = open_store(
+            disk, index, settings=settings, clock=clock, random_bytes=os.urandom, partitions=placement.partitions
+        )
+    except BaseException:
+        disk.unlock()
+        raise
+    _tell(placement, report)
+    return disk, store
+
+
+def _tell(placement: Placement, report: RecoveryReport) -> None:
+    _log.info(
+        "disk opened",
+        path=str(placement.path),
+        is_new=report.is_new,
+        groups_redone=report.groups_redone,
+        records_redone=report.records_redone,
+        index_rebuilt=report.index_rebuilt,
+    )
+    for partition, segment, damage in report.damages:
+        _log.error(
+            "damaged record",
+            partition=partition,
+            segment=segment,
+            offset=damage.offset,
+            size=damage.size,
+            reason=damage.reason,
+        )
+
+
+def _no_replica(blob_id: bytes) -> NoSuchReplica:
+    return NoSuchReplica("no replica of this partition here", partition=int.from_bytes(blob_id[12:16], "big"))
+
+
+def _gathered(
+    loop: asyncio.AbstractEventLoop, futures: Sequence[asyncio.Future[Any]]
+) -> asyncio.Future[list[BatchAnswer]]:
+    """One future for many. Errors of the store are answers in the list; anything else ends the whole."""
+    whole: asyncio.Future[list[BatchAnswer]] = loop.create_future()
+    missing = len(futures)
+
+    def one_done(_: asyncio.Future[Any]) -> None:
+        nonlocal missing
+        missing -= 1
+        if missing or whole.done():
+            return
+        whole.set_result([_answer_of(future) for future in futures])
+
+    for future in futures:
+        future.add_done_callback(one_done)
+    if not futures:
+        whole.set_result([])
+    return whole
+
+
+def _answer_of(future: asyncio.Future[Any]) -> BatchAnswer:
+    error = future.exception()
+    if isinstance(error, AmbryError):
+        return error
+    return cast("BatchAnswer", future.result())
+
+
+def _with_deadline(
+    loop: asyncio.AbstractEventLoop, work: asyncio.Future[ChangesAnswer], deadline: float
+) -> asyncio.Future[ChangesAnswer]:
+    """The result of work on a thread, or DeadlineExceeded; the thread finishes by itself."""
+
+    async def wait() -> ChangesAnswer:
+        try:
+            async with asyncio.timeout_at(deadline):
+                return await work
+        except TimeoutError as error:
+            raise DeadlineExceeded("the disk did not answer in time") from error
+
+    return loop.create_task(wait(), name="changes")
