@@ -1,6 +1,8 @@
 """Small checksummed documents of one file each: disk.meta and replica.meta. Normative text: docs/formats/segment.md.
 
-    magic (4) | version (1) | zero (3) | payload size (4) | zero (4) | xxh3-64 of payload, seeded with magic and version (8) | msgpack map
+    magic (4) | version (1) | zero (3) | payload size (4) | zero (4) | checksum (8) | msgpack map
+
+The checksum is the xxh3-64 of the map, seeded with magic and version.
 
 Written as a whole by `Disk.replace`, so a reader finds the former or the new one, never a mixture.
 """

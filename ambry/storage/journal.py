@@ -182,7 +182,7 @@ def decode_payload(payload: bytes, count: int) -> tuple[JournalEntry, ...] | Non
 
 
 class Journal:
-    """The open journal. `append` and `fill_more` belong to the writer's lock; `write_checkpoint` to the checkpoint's."""
+    """The open journal. `append` and `filled` want the store's lock, `write_checkpoint` that of checkpoints."""
 
     def __init__(self, file: File, seed: int, usable_end: int, full_end: int) -> None:
         self._file = file

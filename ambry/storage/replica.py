@@ -96,7 +96,7 @@ def reserve_ahead(segment: Segment, segment_bytes: int) -> None:
 
 
 def create_replica(disk: Disk, partition: int, capacity: int, incarnation: bytes, now_ms: int) -> Replica:
-    """A new, empty replica. Exists from the moment replica.meta is in place; repeating an unfinished creation is fine."""
+    """A new, empty replica. It exists once replica.meta is in place; an unfinished creation may be repeated."""
     folder = partition_folder(partition)
     disk.make_folder(folder)
     for name in disk.names(folder):

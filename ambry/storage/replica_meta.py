@@ -10,6 +10,7 @@ record goes to a new segment, so a segment file that is not listed is empty.
 """
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Final
 
 from ambry.errors import DirectoryUnusable
@@ -119,5 +120,5 @@ def _are_segments(value: list[Any]) -> bool:
     return (
         len(value) > 0
         and all(isinstance(one, list) and len(one) == 2 and all(_is_int(part, 2**32) for part in one) for one in value)
-        and all(left[0] < right[0] for left, right in zip(value, value[1:], strict=False))
+        and all(left[0] < right[0] for left, right in pairwise(value))
     )

@@ -63,7 +63,7 @@ def seed_of(incarnation: bytes, number: int) -> int:
 
 @dataclass(slots=True)
 class Segment:
-    """An open segment. `end` is the offset behind the last record that is acknowledged or in the group being written."""
+    """An open segment. `end` is the offset behind the last record, that of the group being written included."""
 
     number: int
     file: File

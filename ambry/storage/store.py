@@ -38,7 +38,7 @@ from ambry.storage.commit import Answer, CommitGroup, Mutation
 from ambry.storage.disk import Buffer, Disk
 from ambry.storage.index import Index
 from ambry.storage.index_entry import ID_HEAD_SIZE, STATE_APPLIED, Entry, change_key, decode_entry
-from ambry.storage.journal import ALIGNMENT, ENTRY_SIZE, GROUP_HEADER_SIZE, Checkpoint, Journal
+from ambry.storage.journal import ALIGNMENT, ENTRY_SIZE, GROUP_BYTES_MAX, GROUP_HEADER_SIZE, Checkpoint, Journal
 from ambry.storage.record import decode_header, decode_meta, read_whole
 from ambry.storage.replica import Replica, create_replica
 from ambry.storage.segment import Segment
@@ -83,6 +83,8 @@ class DiskStore:
         """
         assert len(requests) <= COMMIT_GROUP_RECORDS_MAX
         size_max = _group_size_max(requests)
+        # A larger group would be taken for damage when the journal is read, or never find room.
+        assert size_max <= min(GROUP_BYTES_MAX, self._journal.capacity)
         while True:
             with self._lock:
                 self._check_usable()
@@ -251,6 +253,11 @@ class DiskStore:
         return tuple(self._replicas[partition] for partition in sorted(self._replicas))
 
     @property
+    def index(self) -> Index:
+        """The index; for checks, to be read only."""
+        return self._index
+
+    @property
     def failure(self) -> AmbryError | None:
         """Why the store takes no more writes, or None."""
         return self._failure
@@ -284,7 +291,9 @@ def _group_size_max(requests: Sequence[Mutation]) -> int:
     size = GROUP_HEADER_SIZE + ALIGNMENT + len(requests) * (ENTRY_SIZE + 256)
     for request in requests:
         if isinstance(request, PutRequest):
-            size += min(len(request.body), JOURNAL_BODY_BYTES_MAX) + len(request.vector) + len(request.properties)
+            size += len(request.properties)
+            if len(request.body) <= JOURNAL_BODY_BYTES_MAX:
+                size += len(request.body) + len(request.vector)
     return size
 
 
