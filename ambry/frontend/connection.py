@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from aiohttp import web
-from aiohttp.http_exceptions import LineTooLong
+from aiohttp.http_exceptions import HttpProcessingError, LineTooLong
 from aiohttp.web_protocol import RequestHandler, RequestPayloadError, _ErrInfo
 from aiohttp.web_request import BaseRequest
 from aiohttp.web_server import Server
@@ -122,6 +122,8 @@ class Connection(RequestHandler):
         answer = error_answer(error, services.clock.now_ms(), request_id)
         response = BodyResponse(answer)
         response.force_close()
+        # aiohttp takes what it could not parse for HTTP/1.0, where closing goes without saying.
+        response.headers["Connection"] = "close"
         return response
 
     # --- for the frontend --------------------------------------------------------------------------------------
@@ -164,7 +166,7 @@ def refusal_of(status: int, exc: BaseException | None) -> AmbryError:
     if isinstance(exc, LineTooLong):
         return HeadersTooLarge("a request line or a header is too long")
     if status < 500:
-        if str(exc) == _TOO_MANY:
+        if isinstance(exc, HttpProcessingError) and exc.message == _TOO_MANY:
             return HeadersTooLarge("too many headers")
         return BadRequest("malformed HTTP", field="request")
     return AmbryError("unforeseen")
