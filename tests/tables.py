@@ -28,18 +28,24 @@ _UNITS_OF_LIMITS: Final = {"KIB", "MIB", "GIB"}
 
 
 def sentences_below(path: Path) -> dict[str, str]:
-    """What stands below each assignment of a module, or of a class in it (`Class.name`), on one line."""
+    """What stands below each assignment of a module, or of a class in it (`Class.name`), on one line.
+
+    Assignments on lines that follow each other share the sentence below the last of them.
+    """
     found: dict[str, str] = {}
 
     def take(body: list[ast.stmt], prefix: str) -> None:
-        for node, after in zip(body, [*body[1:], ast.Pass()], strict=True):
-            if isinstance(node, ast.ClassDef):
-                take(node.body, f"{node.name}.")
-            if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
-                text = (
-                    after.value.value if isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant) else ""
-                )
-                found[prefix + node.target.id] = " ".join(str(text).split()).replace("|", r"\|")
+        sentence, sentence_line = "", 0
+        for node in reversed(body):
+            match node:
+                case ast.ClassDef():
+                    take(node.body, f"{node.name}.")
+                case ast.Expr(value=ast.Constant(value=str(text))):
+                    sentence, sentence_line = " ".join(text.split()).replace("|", r"\|"), node.lineno
+                case ast.AnnAssign(target=ast.Name(id=name)):
+                    is_near = node.end_lineno is not None and node.end_lineno + 1 == sentence_line
+                    found[prefix + name] = sentence if is_near else ""
+                    sentence_line = node.lineno if is_near else 0
 
     take(ast.parse(path.read_text(encoding="utf-8")).body, "")
     return found

@@ -93,7 +93,7 @@ class RocksIndex:
     def get_now(self, key: bytes) -> tuple[bool, bytes | None]:
         """Without blocking: (True, value) or (True, None) when that is certain, (False, None) when a read is needed."""
         try:
-            may_exist, value = self._key_may_exist(key, True)  # type: ignore[misc]
+            may_exist, value = self._key_may_exist(key, True)  # type: ignore[misc] # the stub returns no pair
         except Exception as error:
             raise _translated(error, "read of the index") from error
         if may_exist and value is None:
@@ -103,7 +103,7 @@ class RocksIndex:
     def get_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
         """Values in the order of the keys. May block; releases the interpreter meanwhile. Raises DiskUnavailable."""
         with _errors_of("read of the index"):
-            values: list[bytes | None] = self._database.get(list(keys))  # type: ignore[assignment]
+            values: list[bytes | None] = self._database.get(list(keys))  # type: ignore[assignment] # the stub knows no lists
         return values
 
     def write(self, batch: Sequence[tuple[bytes, bytes | None]]) -> None:

@@ -52,7 +52,7 @@ def test_puts_are_mixed_in_evenly(put_percent: int) -> None:
 )
 def test_a_load_without_an_end_is_refused(change: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=r"beyond|nothing to get"):
-        dataclasses.replace(LOAD, **change).check()  # type: ignore[arg-type]
+        dataclasses.replace(LOAD, **change).check()  # type: ignore[arg-type] # changes of several types
 
 
 def test_a_short_run_counts_what_it_did_and_verifies_bodies() -> None:
