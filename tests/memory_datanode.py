@@ -185,6 +185,7 @@ class MemoryDatanode:
             task = loop.create_task(self._later(future, fault, deadline, apply), name=f"{self.name} {call}")
             self._waiting.add(task)
             task.add_done_callback(self._waiting.discard)
+            future.add_done_callback(lambda _: task.cancel() if future.cancelled() else None)
         return future
 
     def _next_fault(self, call: str) -> _Fault | None:
