@@ -13,9 +13,9 @@ from ambry.cli.tls import node_server_context
 from ambry.clock import SystemClock
 from ambry.cluster.map import ClusterMap, Node
 from ambry.cluster.static_map import load_static_map
-from ambry.config import DatanodeSettings, load, load_secret
+from ambry.config import DatanodeSettings, StorageSettings, load, load_secret
 from ambry.datanode.local import LocalDatanode, Placement
-from ambry.errors import BadConfiguration
+from ambry.errors import AmbryError, BadConfiguration, CannotStart
 from ambry.logs import get_logger
 from ambry.metrics import Metrics
 from ambry.transport.server import DatanodeServer
@@ -40,14 +40,23 @@ def datanode(ctx: click.Context, config: Path | None) -> None:
 datanode.add_command(check_command.check)
 
 
-def placements_of(cluster_map: ClusterMap, node: Node) -> list[Placement]:
-    """Which partitions each disk of a node has, and of which capacity."""
+async def open_datanode(
+    cluster_map: ClusterMap, node: Node, settings: StorageSettings, metrics: Metrics
+) -> LocalDatanode:
+    """Open the disks of a node with the partitions that the map places there. Raises CannotStart."""
     capacities: dict[str, dict[int, int]] = {disk.path: {} for disk in node.disks}
     for partition in cluster_map.partitions.values():
         for replica in partition.replicas:
             if replica.node == node.name:
                 capacities[replica.disk_path][partition.number] = partition.capacity
-    return [Placement(path, partitions) for path, partitions in capacities.items()]
+    placements = [Placement(path, partitions) for path, partitions in capacities.items()]
+    try:
+        return await LocalDatanode.open(node.name, placements, settings, SystemClock(), metrics)
+    except CannotStart:
+        raise
+    except AmbryError as error:
+        # A disk that is full or fails while it is opened: the same to whoever started us.
+        raise CannotStart(f"a disk cannot be opened: {error}") from error
 
 
 async def _serve(settings: DatanodeSettings) -> None:
@@ -61,9 +70,7 @@ async def _serve(settings: DatanodeSettings) -> None:
     admin_sockets = bind(settings.admin_host, settings.admin_port)
     metrics = Metrics(operations=())
     async with contextlib.AsyncExitStack() as stack:
-        local = await LocalDatanode.open(
-            node.name, placements_of(cluster_map, node), settings.storage, SystemClock(), metrics
-        )
+        local = await open_datanode(cluster_map, node, settings.storage, metrics)
         stack.push_async_callback(local.close)
         server = DatanodeServer(local, node.name, cluster_map.fingerprint, secret, ssl)
         metrics.watch_gauge("ambry_node_connections", "Connections from other processes.", lambda: server.connections)

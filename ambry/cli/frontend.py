@@ -67,8 +67,8 @@ def frontend(config: Path) -> None:
 @click.option("--node-port", type=int, default=0)
 @click.option("--host", default="127.0.0.1")
 @click.option("--port", type=int, required=True)
-@click.option("--log-level", default="info", type=click.Choice([*LogLevel]))
-@click.option("--log-format", default="auto", type=click.Choice([*LogFormat]))
+@click.option("--log-level", default="info", type=click.Choice([each.value for each in LogLevel]))
+@click.option("--log-format", default="auto", type=click.Choice([each.value for each in LogFormat]))
 def worker(
     config: Path | None, data: Path | None, node_port: int, host: str, port: int, log_level: str, log_format: str
 ) -> None:

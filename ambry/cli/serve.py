@@ -15,14 +15,12 @@ from typing import Final
 import click
 
 from ambry import __version__
-from ambry.cli.datanode import placements_of
+from ambry.cli.datanode import open_datanode
 from ambry.cli.frontend import FrontendJob, embedded_settings, start_http
 from ambry.cli.listen import check_free, refuse_beyond_loopback
 from ambry.cli.processes import Stop, Workers, configure_logs, run
-from ambry.clock import SystemClock
 from ambry.cluster.embedded import EmbeddedRegistry
 from ambry.config import FrontendSettings, LogFormat, LogLevel, LogSettings, StorageSettings
-from ambry.datanode.local import LocalDatanode
 from ambry.limits import GIB
 from ambry.logs import get_logger
 from ambry.metrics import Metrics
@@ -56,8 +54,8 @@ class ServeOptions:
 @click.option("--partitions", type=int, help="Partitions; more may be added later.  [default: by the size of the disk]")
 @click.option("--workers", default=1, show_default=True, type=click.IntRange(1, 256), help="Processes on the port.")
 @click.option("--insecure-listen", is_flag=True, help="Listen beyond loopback, although there is no authentication.")
-@click.option("--log-level", default="info", show_default=True, type=click.Choice([*LogLevel]))
-@click.option("--log-format", default="auto", show_default=True, type=click.Choice([*LogFormat]))
+@click.option("--log-level", default="info", show_default=True, type=click.Choice([each.value for each in LogLevel]))
+@click.option("--log-format", default="auto", show_default=True, type=click.Choice([each.value for each in LogFormat]))
 @click.option("--json", "as_json", is_flag=True, help="Say where it listens as one JSON object on standard output.")
 def serve(  # noqa: PLR0917 -- one parameter for each option
     directory: Path | None,
@@ -90,9 +88,7 @@ async def _serve(options: ServeOptions) -> None:
         stack.callback(registry.close)
         metrics = Metrics()
         node = registry.node
-        datanode = await LocalDatanode.open(
-            node.name, placements_of(registry.cluster_map, node), StorageSettings(), SystemClock(), metrics
-        )
+        datanode = await open_datanode(registry.cluster_map, node, StorageSettings(), metrics)
         stack.push_async_callback(datanode.close)
         # Nobody connects to it where there are no workers; then it does not listen.
         node_server = DatanodeServer(datanode, node.name, registry.cluster_map.fingerprint, registry.secret)
