@@ -29,6 +29,7 @@ class Case:
     version: int
     write: Callable[[], bytes]
     read: Callable[[bytes], object]
+    is_always_written_alike: bool = True
 
     @property
     def stem(self) -> str:

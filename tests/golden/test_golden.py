@@ -24,4 +24,7 @@ def test_bytes_of_every_version_are_read_as_they_were_meant(stem: str) -> None:
 def test_the_present_version_of_every_format_has_its_file_and_is_still_written_like_it(case: Case) -> None:
     path = FOLDER / f"{case.stem}.bin"
     assert path.exists(), "run `python -m tests.golden`"
-    assert case.write() == path.read_bytes(), "the bytes changed: that is a new version of the format"
+    if case.is_always_written_alike:
+        assert case.write() == path.read_bytes(), "the bytes changed: that is a new version of the format"
+    else:
+        assert described(case.read(case.write())) == path.with_suffix(".json").read_text(encoding="utf-8")
