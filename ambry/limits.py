@@ -222,6 +222,12 @@ PROPERTY_BYTES_MAX: Final = 1 * KIB
 UPLOAD_CHUNKS_IN_FLIGHT_MAX: Final = 2
 """Chunks of one upload that wait for their disks while the next one fills: enough that neither side stands still."""
 
+UPLOAD_GATHER_BYTES_MAX: Final = 256 * KIB
+"""Bytes of a chunk that are gathered before it gets a buffer, and memory, for all of CHUNK_BYTES_MAX."""
+
+CHUNK_BUFFERS_KEPT_MAX: Final = 16
+"""Chunk buffers kept for the next upload while uploads are under way; afterwards one."""
+
 UPLOAD_DEADLINE_MS: Final = 7 * 86_400_000
 """From the first byte of an upload to its manifest: BLOB_BYTES_MAX at 10 MB/s. Then its chunks may be collected."""
 

@@ -7,6 +7,7 @@ else is in put.py, get.py and update.py; this module binds them to one cluster m
 
 import asyncio
 from collections.abc import Mapping
+from dataclasses import replace
 
 from ambry.blob.blob_id import Kind
 from ambry.blob.requests import Buffer, GetAnswer, GetRequest
@@ -16,6 +17,7 @@ from ambry.cluster.map import ClusterMap
 from ambry.errors import AmbryError
 from ambry.frontend import get, replicas, update
 from ambry.frontend.budget import TransferBudget
+from ambry.frontend.buffers import BufferPool
 from ambry.frontend.chance import Chance
 from ambry.frontend.get import OpenBlob, PieceReader
 from ambry.frontend.headers import GetOption
@@ -51,15 +53,16 @@ class Operations:
         self.budget = budget or TransferBudget(TRANSFER_BYTES_MAX, TRANSFER_QUEUE_MAX)
         self._placement = Placement(cluster_map, datacentre, datanodes, chance)
         self.reclaimer = Reclaimer(self._placement, clock)
-        self._means = Means(self._placement, self.budget, self.reclaimer, clock, chance, cut or Cut())
+        self._means = Means(
+            self._placement, self.budget, self.reclaimer, clock, chance, cut or Cut(), BufferPool(CHUNK_BYTES_MAX)
+        )
 
     def adopt(self, cluster_map: ClusterMap) -> None:
         """Use a newer cluster map for what begins from here on. Never an older one."""
         assert cluster_map.version >= self._placement.map_version
-        means = self._means
         self._placement = Placement(cluster_map, self._datacentre, self._datanodes, self.chance)
         self.reclaimer.adopt(self._placement)
-        self._means = Means(self._placement, self.budget, self.reclaimer, means.clock, means.chance, means.cut)
+        self._means = replace(self._means, placement=self._placement)
 
     @property
     def is_writable(self) -> bool:

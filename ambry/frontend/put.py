@@ -22,6 +22,7 @@ from ambry.clock import Clock
 from ambry.errors import AmbryError, BadRequest, DeadlineExceeded, DiskFull, Overloaded, TooLarge
 from ambry.frontend import replicas
 from ambry.frontend.budget import TransferBudget
+from ambry.frontend.buffers import BufferPool
 from ambry.frontend.chance import Chance
 from ambry.frontend.digests import DigestCheck
 from ambry.frontend.placement import Placement
@@ -35,6 +36,7 @@ from ambry.limits import (
     REQUEST_DEADLINE_MS,
     UPLOAD_CHUNKS_IN_FLIGHT_MAX,
     UPLOAD_DEADLINE_MS,
+    UPLOAD_GATHER_BYTES_MAX,
 )
 
 _ATTEMPTS: Final = 2
@@ -81,6 +83,7 @@ class Means:
     clock: Clock
     chance: Chance
     cut: Cut
+    buffers: BufferPool
 
 
 class SmallPut:
@@ -159,13 +162,72 @@ class SmallPut:
                 self.outcome.set_exception(replicas.put_error(error))
 
 
-@dataclass(slots=True)
 class _Chunk:
-    """Bytes of a body, `share` of them taken from the budget. `is_last`: the body ended here."""
+    """Bytes of a body as they gather: first in memory as they come, then in a buffer of full size.
 
-    body: bytearray
-    share: int
-    is_last: bool
+    `share` bytes of the budget are taken. `is_last`: the body ended here.
+    """
+
+    __slots__ = ("_buffer", "_gathered", "_means", "_size", "is_last", "share")
+
+    def __init__(self, means: Means) -> None:
+        self._means = means
+        self._gathered: list[memoryview] = []
+        self._buffer: bytearray | None = None
+        self._size = 0
+        self.share = 0
+        self.is_last = False
+
+    def __len__(self) -> int:
+        return self._size
+
+    def body(self) -> Buffer:
+        """All bytes so far."""
+        if self._buffer is not None:
+            return memoryview(self._buffer)[: self._size]
+        return self._gathered[0] if len(self._gathered) == 1 else b"".join(self._gathered)
+
+    def try_add(self, piece: memoryview) -> bool:
+        """Add bytes, if there is memory for them; says whether."""
+        size = self._size + len(piece)
+        if size > UPLOAD_GATHER_BYTES_MAX and self._buffer is None and not self._try_buffer():
+            return False
+        if self._buffer is not None:
+            memoryview(self._buffer)[self._size : size] = piece
+        elif self._means.budget.try_take(len(piece)):
+            self.share += len(piece)
+            self._gathered.append(piece)
+        else:
+            return False
+        self._size = size
+        return True
+
+    def add_granted(self, piece: memoryview) -> None:
+        """Add the first bytes, whose share was waited for."""
+        assert not self._size
+        self.share = self._size = len(piece)
+        self._gathered.append(piece)
+
+    def _try_buffer(self) -> bool:
+        budget = self._means.budget
+        missing = self._means.buffers.size - self.share
+        # A quarter is left to those who begin, so that slow uploads never shut out quick ones.
+        if budget.free - missing < budget.size // 4 or not budget.try_take(missing):
+            return False
+        self.share += missing
+        self._buffer = self._means.buffers.take()
+        memoryview(self._buffer)[: self._size] = b"".join(self._gathered)
+        self._gathered.clear()
+        return True
+
+    def release(self) -> None:
+        """Give back the share and the buffer. Whoever still reads the bytes keeps them."""
+        self._means.budget.give(self.share)
+        self.share = 0
+        self._gathered.clear()
+        if self._buffer is not None:
+            buffer, self._buffer = self._buffer, None
+            self._means.buffers.give(buffer)
 
 
 class Upload:
@@ -211,14 +273,15 @@ class Upload:
     async def run(self) -> str:
         """Store the body and return the blob's id. Raises what the source raises, and the errors of a put."""
         first = await self._next_chunk()
+        is_handed_on = False
         try:
             if first.is_last:
                 return await self._put_simple(first)
             self._reserve()
-            first_share, first.share = first.share, 0
+            is_handed_on = True
         finally:
-            self._budget.give(first.share)
-        first.share = first_share
+            if not is_handed_on:
+                first.release()
         return await self._put_composite(first)
 
     # --- simple ------------------------------------------------------------------------------------------------
@@ -227,7 +290,7 @@ class Upload:
         digests = self._checked_digests()
         properties = replace(self._plan.properties, size=self._size, digests=digests)
         put = SmallPut(
-            self._means, chunk.body, encode_properties(properties), self._plan.created_ms, self._plan.expires_at_ms
+            self._means, chunk.body(), encode_properties(properties), self._plan.created_ms, self._plan.expires_at_ms
         )
         return await put.outcome
 
@@ -245,7 +308,7 @@ class Upload:
                     if chunk.is_last:
                         break
                     chunk = await self._next_chunk()
-                    if not chunk.body:
+                    if not len(chunk):
                         break
             return await self._put_manifest()
         except BaseException as error:
@@ -270,22 +333,21 @@ class Upload:
                 await self._put_leaf()
             await self._wait_in_flight(UPLOAD_CHUNKS_IN_FLIGHT_MAX - 1)
         except BaseException:
-            self._budget.give(chunk.share)
+            chunk.release()
             raise
         place = len(self._entries)
         self._entries.append(None)
-        share = chunk.share
-        task = tasks.create_task(self._put_chunk(chunk.body, place), name="put chunk")
+        task = tasks.create_task(self._put_chunk(chunk.body(), place), name="put chunk")
         self._in_flight.add(task)
         task.add_done_callback(self._in_flight.discard)
         # Not in the task itself: one that is cancelled before its first step runs no line of it.
-        task.add_done_callback(lambda _: self._budget.give(share))
+        task.add_done_callback(lambda _: chunk.release())
 
     async def _wait_in_flight(self, left: int) -> None:
         while len(self._in_flight) > left:
             await asyncio.wait(self._in_flight, return_when=asyncio.FIRST_COMPLETED)
 
-    async def _put_chunk(self, body: bytearray, place: int) -> None:
+    async def _put_chunk(self, body: Buffer, place: int) -> None:
         self._entries[place] = await self._put_owned(body, len(body), level=None)
 
     async def _put_leaf(self) -> None:
@@ -372,7 +434,7 @@ class Upload:
 
     async def _next_chunk(self) -> _Chunk:
         """The next bytes of the body: a full chunk, the last one, or a shorter one when memory is short."""
-        chunk = _Chunk(bytearray(), 0, is_last=False)
+        chunk = _Chunk(self._means)
         try:
             is_cut_short = not await self._fill(chunk)
             if not is_cut_short and not self._is_ended() and not self._rest:
@@ -380,25 +442,37 @@ class Upload:
                 await self._read_more()
             chunk.is_last = self._is_ended()
             if self._plan.check is not None:
-                await self._plan.check.update(chunk.body)
+                await self._plan.check.update(chunk.body())
         except BaseException:
-            self._budget.give(chunk.share)
+            chunk.release()
             raise
         return chunk
 
     async def _fill(self, chunk: _Chunk) -> bool:
         """Add bytes until the chunk is full or the body ends. False: it was cut short for want of memory."""
         capacity = self._means.cut.chunk_bytes
-        while len(chunk.body) < capacity and not self._is_ended():
+        while len(chunk) < capacity and not self._is_ended():
             if not self._rest:
                 await self._read_more()
                 continue
-            piece = self._rest[: capacity - len(chunk.body)]
-            if not await self._take(len(piece), chunk):
+            piece = self._rest[: capacity - len(chunk)]
+            if not await self._add(chunk, piece):
                 return False
-            chunk.body += piece
             self._size += len(piece)
             self._rest = self._rest[len(piece) :]
+        return True
+
+    async def _add(self, chunk: _Chunk, piece: memoryview) -> bool:
+        """Add bytes to a chunk. False: put what it has, and come back with empty hands."""
+        while not chunk.try_add(piece):
+            if self._in_flight:
+                await self._wait_in_flight(len(self._in_flight) - 1)
+            elif len(chunk):
+                return False
+            else:
+                await (self._budget.take(len(piece)) if self._size else self._budget.enter(len(piece)))
+                chunk.add_granted(piece)
+                break
         return True
 
     def _is_ended(self) -> bool:
@@ -412,22 +486,6 @@ class Upload:
         self._rest = memoryview(piece)
         if self._size + len(piece) > BLOB_BYTES_MAX:
             raise TooLarge(f"a blob has {BLOB_BYTES_MAX} bytes at most")
-
-    async def _take(self, share: int, chunk: _Chunk) -> bool:
-        """Take a share for the next bytes. False: put what the chunk has, and come back with empty hands."""
-        while not self._budget.try_take(share):
-            if self._in_flight:
-                await self._wait_in_flight(len(self._in_flight) - 1)
-            elif chunk.body:
-                return False
-            elif self._size:
-                await self._budget.take(share)
-                break
-            else:
-                await self._budget.enter(share)
-                break
-        chunk.share += share
-        return True
 
 
 def _first_of(group: BaseExceptionGroup[BaseException]) -> BaseException:
