@@ -10,6 +10,7 @@ import re
 import shutil
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -95,6 +96,16 @@ def test_examples_print_what_the_page_shows(page: str, url: str, tmp_path: Path)
         if example.expected:
             are_alike = len(printed) == len(example.expected) and all(map(matches, printed, example.expected))
             assert are_alike, f"$ {example.command}\n{output}\nexpected:\n" + "\n".join(example.expected)
+
+
+def test_the_page_for_operators_lists_every_metric(url: str) -> None:
+    with urllib.request.urlopen(url + "/metrics", timeout=30) as answer:
+        scraped = dict(re.findall(r"^# HELP (ambry_\w+) (.*)$", answer.read().decode(), re.MULTILINE))
+    text = (ROOT / "docs/operations.md").read_text(encoding="utf-8")
+    listed = dict(re.findall(r"^\| `(ambry_\w+)` \| (.*?) \|$", text, re.MULTILINE))
+    # A datanode by itself has one more, for the processes that talk to it.
+    assert listed.pop("ambry_node_connections")
+    assert listed == scraped
 
 
 def test_the_readme_has_examples_that_are_typed() -> None:
