@@ -1,12 +1,81 @@
-"""`ambry datanode check`: look at the disk of a datanode that is stopped; rebuild its index from the logs."""
+"""`ambry datanode check`: every record of a stopped datanode's disk against its checksums and the index; offline."""
 
+import dataclasses
+import json
+import os
 from pathlib import Path
 
 import click
 
+from ambry.cli.processes import configure_logs
+from ambry.cli.progress import progress_of
+from ambry.clock import SystemClock
+from ambry.cluster.embedded import DISK_FOLDER
+from ambry.config import LogLevel, LogSettings, StorageSettings
+from ambry.errors import DirectoryUnusable
+from ambry.limits import MIB
+from ambry.storage.real_disk import RealDisk
+from ambry.storage.rebuild import CheckReport, check_disk
+from ambry.storage.rocks_index import RocksIndexSource
+
 
 @click.command()
 @click.argument("directory", type=click.Path(path_type=Path))
-def check(directory: Path) -> None:
-    """Check DIRECTORY."""
-    del directory
+@click.option("--rebuild", is_flag=True, help="Throw the index away first, and make it anew from the logs.")
+@click.option("--json", "as_json", is_flag=True, help="Say what was found as one JSON object on standard output.")
+def check(
+    directory: Path,
+    rebuild: bool,  # noqa: FBT001 -- click's way of handing flags over
+    as_json: bool,  # noqa: FBT001 -- click's way of handing flags over
+) -> None:
+    """Check DIRECTORY: the folder of a datanode's disk, or the data directory of `ambry serve`.
+
+    The process that uses it must have been stopped. Exit status 1 if anything is wrong.
+    """
+    configure_logs(LogSettings(LogLevel.WARNING))
+    report = _check(_disk_folder(directory), rebuild=rebuild, as_json=as_json)
+    if as_json:
+        click.echo(json.dumps(dataclasses.asdict(report), default=str))
+    else:
+        _tell(report, rebuild=rebuild)
+    if report.findings:
+        raise click.exceptions.Exit(1)
+
+
+def _disk_folder(directory: Path) -> Path:
+    folder = directory / DISK_FOLDER if (directory / "registry").is_dir() else directory
+    # Opening makes what is missing; a typing error is not to become an empty store.
+    if not (folder / "disk.meta").is_file():
+        raise DirectoryUnusable(f"{directory} has no store: there is no {folder / 'disk.meta'}")
+    return folder
+
+
+def _check(folder: Path, *, rebuild: bool, as_json: bool) -> CheckReport:
+    settings = StorageSettings()
+    disk = RealDisk(folder)
+    disk.lock()
+    try:
+        index = RocksIndexSource(disk.root / "index", settings.index_cache_bytes, settings.index_memtable_bytes)
+        with progress_of("rebuilding and checking" if rebuild else "checking", as_json=as_json) as progress:
+            return check_disk(
+                disk,
+                index,
+                settings=settings,
+                clock=SystemClock(),
+                random_bytes=os.urandom,
+                rebuild=rebuild,
+                progress=progress.advance,
+            )
+    finally:
+        disk.unlock()
+
+
+def _tell(report: CheckReport, *, rebuild: bool) -> None:
+    for finding in report.findings:
+        place = f"partition {finding.partition}, segment {finding.segment}, offset {finding.offset}"
+        click.echo(f"{place}: {finding.what}")
+    click.echo(
+        f"{report.records} records in {report.segments} segments of {report.partitions} partitions, "
+        f"{report.log_bytes / MIB:.1f} MiB: {'all fine' if not report.findings else f'{len(report.findings)} wrong'}"
+        f"{'; the index was made anew' if rebuild else ''}"
+    )

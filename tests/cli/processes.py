@@ -137,3 +137,23 @@ def get(url: str, blob_id: str) -> bytes:
     status, _, body = ask("GET", f"{url}/{blob_id}")
     assert status == http.HTTPStatus.OK, body
     return body
+
+
+def children_of(pid: int) -> list[int]:
+    """The processes that a process has started."""
+    text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
+    return [int(each) for each in text.split()]
+
+
+def is_gone(pid: int) -> bool:
+    """Whether a process is gone, or goes within a moment; a zombie that its new parent has not seen yet is gone."""
+    give_up_at = time.monotonic() + READY_SECONDS_MAX
+    while time.monotonic() < give_up_at:
+        try:
+            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        except FileNotFoundError:
+            return True
+        if state in "ZX":
+            return True
+        time.sleep(0.01)
+    return False

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from ambry.transport.server import DatanodeServer
-from tests.cli.processes import SECRET, Ambry, ambry, ask, get, put
+from tests.cli.processes import SECRET, Ambry, ambry, ask, children_of, get, is_gone, put
 from tests.memory_datanode import MemoryDatanode
 
 
@@ -103,7 +103,7 @@ def test_workers_share_the_port_come_back_and_end_with_it(tmp_path: Path) -> Non
             workers = children_of(it.process.pid)
             assert len(workers) == 2
             assert it.end(signal.SIGINT) == 0
-            assert not any(is_running(pid) for pid in workers)
+            assert all(is_gone(pid) for pid in workers)
 
 
 def test_workers_end_when_their_parent_is_killed(tmp_path: Path) -> None:
@@ -115,7 +115,7 @@ def test_workers_end_when_their_parent_is_killed(tmp_path: Path) -> None:
             it.process.kill()
             # The end of the log: every process that could write to it is gone.
             it.status()
-            assert not is_running(worker)
+            assert is_gone(worker)
 
 
 def test_without_a_datanode_it_starts_and_says_503(tmp_path: Path) -> None:
@@ -162,16 +162,3 @@ def test_a_port_in_use_is_status_2(tmp_path: Path) -> None:
         with ambry("frontend", "--config", str(config)) as it:
             assert it.status() == 2
             assert "address already in use" in it.errors
-
-
-def children_of(pid: int) -> list[int]:
-    text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
-    return [int(each) for each in text.split()]
-
-
-def is_running(pid: int) -> bool:
-    """Whether it runs; a zombie that its new parent has not seen yet does not."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
