@@ -74,7 +74,7 @@ class RemoteDatanode:
     `node` is who must answer at this address, `own_node` who we are; `fingerprint` and `secret` are the cluster's.
     """
 
-    def __init__(  # noqa: PLR0913 - an address, two identities, and what tests replace
+    def __init__(
         self,
         host: str,
         port: int,
@@ -450,7 +450,7 @@ class _Session(asyncio.Protocol):
         lost = ConnectionLost(f"{self._address}: {self._why}", node=self._address.node)
         self.core.closed_by(Closed(lost, is_remote=True))
         if not self.ready.done():
-            self.ready.set_exception(lost)
+            self.ready.set_exception(ConnectionLost(self._why))
         self._link.lost(self, lost)
         self._fail_all(lost)
 

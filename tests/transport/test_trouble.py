@@ -4,7 +4,7 @@ import asyncio
 import shutil
 import socket
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -273,7 +273,7 @@ def test_a_peer_that_never_reads_is_hung_up_on() -> None:
         await near.put(put_request(blob_id(), bytes(limits.CHUNK_BYTES_MAX)), far())
         async with served(near, patience=Patience(peer_silent_ms=100)) as (server, port):
             reader, writer, core = await shaken(port)
-            writer.transport.pause_reading()  # type: ignore[attr-defined]
+            cast("asyncio.Transport", writer.transport).pause_reading()
             request = GetRequest(blob_id(), 0, limits.CHUNK_BYTES_MAX)
             for number in range(20):
                 core.ask(number, request, encode_request(request, 30_000))
