@@ -17,6 +17,7 @@ from ambry.config import FrontendSettings
 from ambry.errors import CannotStart
 from ambry.frontend.chance import Chance
 from ambry.frontend.connection import Connection, HttpServer, Services
+from ambry.frontend.fast_lane import FastConnection
 from ambry.frontend.native import NativeApi
 from ambry.frontend.operations import Operations
 from ambry.frontend.request_id import RequestIds
@@ -51,7 +52,7 @@ class Frontend:
         metrics: Metrics,
         settings: FrontendSettings,
         node: str,
-        connection_class: type[Connection] = Connection,
+        connection_class: type[Connection] = FastConnection,
     ) -> None:
         chance = Chance()
         self.operations = Operations(

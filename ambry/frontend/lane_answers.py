@@ -1,0 +1,137 @@
+"""The fast lane's answers as bytes: made from the very lists of answers.py, and kept by what they depend on.
+
+A list is rendered once with marks in place of the request id and the blob id, and cut there. So an answer costs a
+few look-ups and one join, and cannot say anything that answers.py does not say. What depends on the moment beyond the
+date (a TTL that runs) is rendered anew each time. This module knows bytes of answers; it does not know connections.
+"""
+
+from typing import Final
+
+from ambry.blob.properties import Properties, decode_properties
+from ambry.blob.requests import GetAnswer
+from ambry.blob.state import NEVER
+from ambry.errors import AmbryError
+from ambry.frontend.answers import (
+    REASONS,
+    Answer,
+    Headers,
+    blob_headers,
+    common_headers,
+    created_answer,
+    error_answer,
+    property_headers,
+)
+from ambry.frontend.request_id import RequestIds
+from ambry.limits import LANE_BLOCKS_MAX
+
+_REQUEST_ID: Final = "\0request id\0"
+_BLOB_ID: Final = "\0blob id\0"
+"""Marks: no header of ours holds a NUL."""
+
+_KEPT_PROPERTIES_BYTES_MAX: Final = 512
+"""Blocks of larger properties are not kept: 4096 of these are 2 MiB of keys."""
+
+
+def status_line(status: int) -> str:
+    """The first line of an answer."""
+    return f"HTTP/1.1 {status} {REASONS[status]}\r\n"
+
+
+def lines_of(headers: Headers) -> str:
+    """Header lines as they are sent."""
+    return "".join(f"{name}: {value}\r\n" for name, value in headers)
+
+
+def whole(answer: Answer) -> bytes:
+    """All bytes of a short answer."""
+    return (status_line(answer.status) + lines_of(answer.headers) + "\r\n").encode() + answer.body
+
+
+class LaneAnswers:
+    """Rendered answers. Every cache is emptied when it is full: there is no order to keep up."""
+
+    __slots__ = ("_blob_blocks", "_created", "_created_key", "_ok", "_ok_second", "_property_blocks")
+
+    def __init__(self) -> None:
+        self._ok = b""
+        self._ok_second = -1
+        self._created: tuple[bytes, ...] = ()
+        self._created_key = (-1, -1)
+        self._blob_blocks: dict[tuple[int, int, int], tuple[bytes, bytes]] = {}
+        self._property_blocks: dict[bytes, _PropertyBlock] = {}
+
+    def ok(self, blob_id: bytes, answer: GetAnswer, request_ids: RequestIds, now_ms: int) -> bytes | None:
+        """200 with a whole blob; None if what was read is not that. `blob_id` is the 43 characters."""
+        properties = self._property_blocks.get(answer.properties) or self._property_block(answer.properties)
+        if len(answer.body) != properties.size or answer.body_size != properties.size:
+            return None
+        if now_ms // 1000 != self._ok_second:
+            self._ok_second = now_ms // 1000
+            self._ok = _until_request_id(200, now_ms)
+        state = answer.state
+        if state.is_deleted or state.expires_at_ms <= now_ms:
+            return None
+        if state.expires_at_ms == NEVER:
+            key = (answer.created_ms // 1000, answer.body_size, state.life)
+            blocks = self._blob_blocks.get(key)
+            if blocks is None:
+                blocks = _blob_blocks(answer, now_ms)
+                if len(self._blob_blocks) >= LANE_BLOCKS_MAX:
+                    self._blob_blocks.clear()
+                self._blob_blocks[key] = blocks
+        else:
+            blocks = _blob_blocks(answer, now_ms)
+        request_id = request_ids.new().encode()
+        return b"".join((self._ok, request_id, blocks[0], blob_id, blocks[1], properties.block, answer.body))
+
+    def created(self, blob_id: bytes, created_ms: int, request_id: str, now_ms: int) -> bytes:
+        """201 for a blob that was stored."""
+        key = (now_ms // 1000, created_ms // 1000)
+        if key != self._created_key:
+            self._created = _cut(whole(created_answer(_BLOB_ID, created_ms, now_ms, _REQUEST_ID)))
+            self._created_key = key
+        first, second, third, fourth = self._created
+        return b"".join((first, request_id.encode(), second, blob_id, third, blob_id, fourth))
+
+    def error(self, error: AmbryError, request_id: str, now_ms: int) -> tuple[int, bytes]:
+        """Status and bytes of the answer to what failed."""
+        answer = error_answer(error, now_ms, request_id)
+        return answer.status, whole(answer)
+
+    def _property_block(self, properties: bytes) -> "_PropertyBlock":
+        block = _PropertyBlock(decode_properties(properties))
+        if len(properties) <= _KEPT_PROPERTIES_BYTES_MAX:
+            if len(self._property_blocks) >= LANE_BLOCKS_MAX:
+                self._property_blocks.clear()
+            self._property_blocks[properties] = block
+        return block
+
+
+class _PropertyBlock:
+    """The end of a head, and the size of the body that has to follow: -1 for bodies in frames, which none has."""
+
+    __slots__ = ("block", "size")
+
+    def __init__(self, properties: Properties) -> None:
+        self.block = (lines_of(property_headers(properties)) + "\r\n").encode()
+        self.size = -1 if properties.frames is not None else properties.size
+
+
+def _until_request_id(status: int, now_ms: int) -> bytes:
+    before, _, after = (status_line(status) + lines_of(common_headers(now_ms, _REQUEST_ID))).partition(_REQUEST_ID)
+    assert after == "\r\n"
+    return before.encode()
+
+
+def _blob_blocks(answer: GetAnswer, now_ms: int) -> tuple[bytes, bytes]:
+    """What stands between the request id and the blob id, and between the blob id and the properties."""
+    lines = lines_of(blob_headers(_BLOB_ID, answer.created_ms, answer.state, now_ms, _REQUEST_ID, answer.body_size))
+    common = lines_of(common_headers(now_ms, _REQUEST_ID))
+    assert lines.startswith(common)
+    before, after = lines.removeprefix(common).split(_BLOB_ID)
+    return b"\r\n" + before.encode(), after.encode()
+
+
+def _cut(answer: bytes) -> tuple[bytes, ...]:
+    before, rest = answer.split(_REQUEST_ID.encode())
+    return before, *rest.split(_BLOB_ID.encode())
