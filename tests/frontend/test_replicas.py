@@ -1,0 +1,282 @@
+"""Three datanodes and a quorum: what is certain, what is not, and what late answers may do."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+import pytest
+
+from ambry.blob.blob_id import binary_from_text
+from ambry.blob.properties import Properties, encode_properties
+from ambry.blob.state import NEVER, BlobState
+from ambry.errors import (
+    AmbryError,
+    BlobDeleted,
+    BlobNotFound,
+    ConnectionLost,
+    CorruptRecord,
+    DiskFull,
+    NoSuchReplica,
+    Overloaded,
+    Unavailable,
+)
+from ambry.frontend.headers import GetOption
+from ambry.frontend.operations import Operations
+from tests.frontend.serving import make_nodes, make_operations
+from tests.memory_datanode import MemoryDatanode
+
+NOW_MS = 1_700_000_000_000
+
+Test = Callable[[Operations, list[MemoryDatanode]], Awaitable[None]]
+
+
+def run(test: Test, count: int = 3) -> None:
+    async def main() -> None:
+        nodes = make_nodes(count)
+        operations = make_operations(nodes)
+        try:
+            await test(operations, list(nodes.values()))
+        finally:
+            for node in nodes.values():
+                node.heal()
+            await operations.close(1.0)
+            for node in nodes.values():
+                await node.close()
+
+    asyncio.run(main())
+
+
+async def put(operations: Operations, body: bytes = b"hello") -> bytes:
+    text = await operations.put_small(body, encode_properties(Properties(size=len(body))), NOW_MS, NEVER)
+    return binary_from_text(text.encode())
+
+
+async def get(operations: Operations, blob_id: bytes) -> bytes:
+    return bytes((await operations.open(blob_id, GetOption.NONE, head_size=100)).head)
+
+
+async def settle(operations: Operations) -> None:
+    """Let everything that needs no outside event happen."""
+    for _ in range(50):
+        await asyncio.sleep(0)
+
+
+def test_a_put_reaches_every_replica() -> None:
+    async def test(operations: Operations, nodes: list[MemoryDatanode]) -> None:
+        blob_id = await put(operations)
+        assert all(blob_id in node.blobs for node in nodes)
+
+    run(test)
+
+
+def test_a_put_is_acknowledged_by_two_of_three_and_the_third_does_not_hold_it_up() -> None:
+    async def test(operations: Operations, nodes: list[MemoryDatanode]) -> None:
+        gate = nodes[0].hold("put")
+        blob_id = await asyncio.wait_for(put(operations), 5)
+        assert blob_id not in nodes[0].blobs
+        gate.set()
+        await settle(operations)
+        assert blob_id in nodes[0].blobs
+
+    run(test)
+
+
+@pytest.mark.parametrize("error", [ConnectionLost("x"), DiskFull("x"), CorruptRecord("x")])
+def test_one_failed_replica_fails_no_put(error: AmbryError) -> None:
+    async def test(operations: Operations, nodes: list[MemoryDatanode]) -> None:
+        nodes[1].fail("put", error)
+        blob_id = await put(operations)
+        assert [blob_id in node.blobs for node in nodes] == [True, False, True]
+        assert await get(operations, blob_id) == b"hello"
+
+    run(test)
+
+
+def test_a_put_that_fails_its_quorum_slips_to_another_partition_and_is_tombstoned() -> None:
+    async def test(operations: Operations, nodes: list[MemoryDatanode]) -> None:
+        for node in nodes[:2]:
+            node.fail("put", ConnectionLost("x"), is_applied=True)
+        blob_id = await put(operations)
+        await settle(operations)
+        assert await get(operations, blob_id) == b"hello"
+        for node in nodes:
+            (failed,) = [one for one in node.blobs if one != blob_id]
+            assert failed[12:16] != blob_id[12:16], "another partition"
+            assert node.blobs[failed].state.is_deleted
+
+    run(test)
+
+
+def test_a_put_fails_when_two_partitions_fail_and_nothing_stays_readable() -> None:
+    async def test(operations: Operations, nodes: list[MemoryDatanode]) -> None:
+        for node in nodes[:2]:
+            node.fail("put", ConnectionLost("x"), times=2)
+        with pytest.raises(Unavailable):
+            await put(operations)
+        await settle(operations)
+        assert all(stored.state.is_deleted for node in nodes for stored in node.blobs.values())
+
+    run(test)
+
+
+@pytest.mark.parametrize(("error", "raised"), [(DiskFull("x"), DiskFull), (Overloaded("x"), Overloaded)])
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_refusal_everywhere_is_told_as_it_is_and_needs_no_tombstone(
+    error: AmbryError, raised: type[AmbryError], count: int
+) -> None:
+    async def test(operations: Operations, nodes: list[MemoryDatanode]) -> None:
+        for node in nodes:
+            node.fail("put", error, times=2)
+        with pytest.raises(raised):
+            await put(operations)
+        await settle(operations)
+        assert operations.reclaimer.tombstoned == 0
+        assert not any(node.blobs for node in nodes)
+
+    run(test, count)
+
+
+def test_a_read_goes_on_to_the_replica_that_has_the_bytes() -> None:
+    async def test(operations: Operations, nodes: list[MemoryDatanode]) -> None:
+        blob_id = await put(operations)
+        nodes[0].damage(blob_id)
+        nodes[1].lose_body(blob_id)
+        assert await get(operations, blob_id) == b"hello"
+
+    run(test)
+
+
+def test_not_found_takes_two_witnesses_of_three() -> None:
+    async def test(operations: Operations, nodes: list[MemoryDatanode]) -> None:
+        blob_id = await put(operations)
+        for node in nodes:
+            del node.blobs[blob_id]
+        nodes[0].fail("get", ConnectionLost("x"), times=None)
+        with pytest.raises(BlobNotFound):
+            await get(operations, blob_id)
+        nodes[1].fail("get", NoSuchReplica("x"), times=None)
+        with pytest.raises(Unavailable):
+            await get(operations, blob_id)
+
+    run(test)
+
+
+def test_a_hole_is_never_not_found() -> None:
+    async def test(operations: Operations, nodes: list[MemoryDatanode]) -> None:
+        blob_id = await put(operations)
+        nodes[0].lose_body(blob_id)
+        for node in nodes[1:]:
+            del node.blobs[blob_id]
+        with pytest.raises(Unavailable):
+            await get(operations, blob_id)
+
+    run(test)
+
+
+def test_a_delete_tells_replicas_that_never_saw_the_blob() -> None:
+    async def test(operations: Operations, nodes: list[MemoryDatanode]) -> None:
+        nodes[2].fail("put", ConnectionLost("x"))
+        blob_id = await put(operations)
+        state = await operations.delete(blob_id)
+        assert state == BlobState(1, NEVER)
+        await settle(operations)
+        assert all(node.blobs[blob_id].state == state for node in nodes)
+        with pytest.raises(BlobDeleted):
+            await get(operations, blob_id)
+
+    run(test)
+
+
+def test_a_delete_joins_what_replicas_know() -> None:
+    async def test(operations: Operations, nodes: list[MemoryDatanode]) -> None:
+        blob_id = await put(operations)
+        nodes[1].blobs[blob_id].state = BlobState(2, NEVER)
+        assert await operations.delete(blob_id) == BlobState(3, NEVER)
+        await settle(operations)
+        assert all(node.blobs[blob_id].state == BlobState(3, NEVER) for node in nodes)
+
+    run(test)
+
+
+def test_a_delete_needs_its_quorum() -> None:
+    async def test(operations: Operations, nodes: list[MemoryDatanode]) -> None:
+        blob_id = await put(operations)
+        for node in nodes[:2]:
+            node.fail("update", ConnectionLost("x"), times=None)
+        with pytest.raises(Unavailable):
+            await operations.delete(blob_id)
+
+    run(test)
+
+
+def test_a_delete_of_nothing_is_not_found_only_with_witnesses() -> None:
+    async def test(operations: Operations, nodes: list[MemoryDatanode]) -> None:
+        blob_id = await put(operations)
+        for node in nodes:
+            del node.blobs[blob_id]
+        with pytest.raises(BlobNotFound):
+            await operations.delete(blob_id)
+        assert not any(blob_id in node.blobs for node in nodes)
+        for node in nodes[:2]:
+            node.fail("update", ConnectionLost("x"), times=None)
+        with pytest.raises(Unavailable):
+            await operations.delete(blob_id)
+
+    run(test)
+
+
+def test_undelete_reads_a_quorum_and_wins_over_replicas_that_missed_the_delete() -> None:
+    async def test(operations: Operations, nodes: list[MemoryDatanode]) -> None:
+        blob_id = await put(operations)
+        nodes[0].fail("update", ConnectionLost("x"))
+        await operations.delete(blob_id)
+        assert await operations.undelete(blob_id) == BlobState(2, NEVER)
+        await settle(operations)
+        assert all(node.blobs[blob_id].state == BlobState(2, NEVER) for node in nodes)
+        assert await get(operations, blob_id) == b"hello"
+
+    run(test)
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_small_paths_answer_as_the_long_ones(count: int) -> None:
+    async def test(operations: Operations, nodes: list[MemoryDatanode]) -> None:
+        blob_id = await put(operations)
+        now = operations.get_small_now(blob_id)
+        assert now is not None and bytes(now.body) == b"hello"
+        for node in nodes:
+            node.is_warm = False
+        assert operations.get_small_now(blob_id) is None
+        soon = operations.get_small(blob_id)
+        assert soon is not None and bytes((await soon).body) == b"hello"
+        chunk = bytes([blob_id[0], 3]) + blob_id[2:]
+        assert operations.get_small_now(chunk) is None and operations.get_small(chunk) is None
+        elsewhere = blob_id[:12] + (99).to_bytes(4, "big") + blob_id[16:]
+        assert operations.get_small_now(elsewhere) is None and operations.get_small(elsewhere) is None
+
+    run(test, count)
+
+
+def test_the_small_path_is_not_certain_of_one_replica_in_three() -> None:
+    async def test(operations: Operations, nodes: list[MemoryDatanode]) -> None:
+        blob_id = await put(operations)
+        del nodes[0].blobs[blob_id]
+        assert operations.get_small_now(blob_id) is None
+        await operations.delete(blob_id)
+        with pytest.raises(BlobDeleted):
+            operations.get_small_now(blob_id)
+
+    run(test)
+
+
+def test_a_client_that_gives_up_a_small_put_leaves_a_tombstone() -> None:
+    async def test(operations: Operations, nodes: list[MemoryDatanode]) -> None:
+        gate = nodes[0].hold("put")
+        outcome = operations.put_small(b"hello", encode_properties(Properties(size=5)), NOW_MS, NEVER)
+        outcome.cancel()
+        await settle(operations)
+        gate.set()
+        await settle(operations)
+        (stored,) = nodes[0].blobs.values()
+        assert stored.state.is_deleted
+
+    run(test, 1)
