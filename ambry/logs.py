@@ -62,7 +62,8 @@ def configure(level: str = "info", *, force_json: bool | None = None, stream: Te
     structlog.configure(
         processors=[*common, *last],
         wrapper_class=structlog.make_filtering_bound_logger(_LEVELS[level]),
-        logger_factory=structlog.PrintLoggerFactory(out),
+        # One write a line: workers share the stream, and lines must not be torn.
+        logger_factory=structlog.WriteLoggerFactory(out),
         cache_logger_on_first_use=False,
     )
     _route_libraries(level, out, common, last)
