@@ -60,7 +60,11 @@ JOURNAL_BODY_BYTES_MAX: Final = 256 * KIB
 """Larger bodies are synced in their own log, and only their header and place go through the journal."""
 
 COMMIT_GROUP_BYTES_MAX: Final = 8 * MIB
-"""Bytes of one commit group; what is above waits for the next, so one group never holds up others for long."""
+"""Bytes of one commit group that go through the journal; what is above waits for the next group."""
+
+COMMIT_GROUP_LARGE_BYTES_MAX: Final = 32 * MIB
+"""Bodies of one commit group that are synced in their own logs: enough for the disk to work on several at once, and
+little enough that the small puts of the group wait for a tenth of a second at most."""
 
 COMMIT_GROUP_RECORDS_MAX: Final = 512
 """Records of one commit group."""
@@ -276,6 +280,7 @@ assert SEGMENT_BYTES_DEFAULT <= SEGMENT_BYTES_MAX < 2**32
 assert SEGMENT_BYTES_DEFAULT >= 32 * CHUNK_BYTES_MAX
 assert JOURNAL_BYTES_MIN >= 2 * COMMIT_GROUP_BYTES_MAX
 assert JOURNAL_BODY_BYTES_MAX <= COMMIT_GROUP_BYTES_MAX
+assert BODY_BYTES_MAX <= COMMIT_GROUP_LARGE_BYTES_MAX <= COMMIT_QUEUE_BYTES_MAX
 assert PARTITIONS_EMBEDDED_DEFAULT_MAX <= REPLICAS_PER_DISK_MAX
 assert USER_METADATA_BYTES_MAX < PROPERTIES_BYTES_MAX
 # Sixty-four Ki entries must fit one chunk.

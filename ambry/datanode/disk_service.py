@@ -22,9 +22,11 @@ from ambry.limits import (
     COLD_READ_THREADS,
     COLD_READS_MAX,
     COMMIT_GROUP_BYTES_MAX,
+    COMMIT_GROUP_LARGE_BYTES_MAX,
     COMMIT_GROUP_RECORDS_MAX,
     COMMIT_QUEUE_BYTES_MAX,
     COMMIT_QUEUE_RECORDS_MAX,
+    JOURNAL_BODY_BYTES_MAX,
 )
 from ambry.metrics import Metrics
 from ambry.storage.commit import Answer, Mutation
@@ -279,15 +281,19 @@ class DiskService:
 def _groups(writes: Sequence[_Write]) -> Iterator[list[_Write]]:
     """Cut what has come into groups within the limits; a single large put is a group of its own."""
     group: list[_Write] = []
-    size = 0
+    journal_room, large_room = COMMIT_GROUP_BYTES_MAX, COMMIT_GROUP_LARGE_BYTES_MAX
     for write in writes:
         request = write[0]
-        its_size = len(request.body) if type(request) is PutRequest else 0
-        if group and (size + its_size > COMMIT_GROUP_BYTES_MAX or len(group) >= COMMIT_GROUP_RECORDS_MAX):
+        size = len(request.body) if type(request) is PutRequest else 0
+        if size > JOURNAL_BODY_BYTES_MAX:
+            large_room -= size
+        else:
+            journal_room -= size
+        if group and (journal_room < 0 or large_room < 0 or len(group) >= COMMIT_GROUP_RECORDS_MAX):
             yield group
-            group, size = [], 0
+            group = []
+            journal_room, large_room = COMMIT_GROUP_BYTES_MAX - size, COMMIT_GROUP_LARGE_BYTES_MAX - size
         group.append(write)
-        size += its_size
     if group:
         yield group
 

@@ -311,9 +311,7 @@ class CommitGroup:
             cause = failed.get(int.from_bytes(blob_id[12:16], "big"))
             if cause is not None:
                 self.answers[index] = cause
-        for run in written:
-            if run.needs_sync:
-                run.segment.file.sync()
+        self._disk.sync_all([run.segment.file for run in written if run.needs_sync])
 
     def _give_back(self, run: _Run, error: AmbryError) -> None:
         run.segment.end = run.start

@@ -82,6 +82,10 @@ class Disk(Protocol):
         """Make the names in a folder durable."""
         ...
 
+    def sync_all(self, files: Sequence[File]) -> None:
+        """Sync several files, beside each other where the disk is faster so. Raises when any of them failed."""
+        ...
+
     def free_bytes(self) -> int:
         """Space that is left for this process."""
         ...

@@ -189,9 +189,7 @@ class DiskStore:
                 for replica, _ in dirty:
                     replica.dirty = set()
             try:
-                for replica, numbers in dirty:
-                    for number in numbers:
-                        replica.segments[number].file.sync()
+                self._disk.sync_all([replica.segments[number].file for replica, numbers in dirty for number in numbers])
                 self._index.flush()
                 with self._lock:
                     for replica, closed in sealed:
