@@ -79,6 +79,6 @@ async def _serve(settings: DatanodeSettings) -> None:
         admin = AdminServer(local, metrics)
         stack.push_async_callback(admin.stop)
         await admin.start(admin_sockets)
-        _log.info("datanode ready", node=node.name, host=host, port=port, admin_port=port_of(admin_sockets))
+        _log.info("ready", node=node.name, host=host, port=port, admin_port=port_of(admin_sockets))
         await stop.wait()
     _log.info("stopped", node=node.name)

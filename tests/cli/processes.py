@@ -75,7 +75,7 @@ class Ambry:
 
     @property
     def output(self) -> str:
-        """Standard output of a process that has ended."""
+        """What is left on the standard output of a process that has ended."""
         assert self.process.stdout is not None
         return self.process.stdout.read()
 
@@ -83,6 +83,11 @@ class Ambry:
     def errors(self) -> str:
         """Standard error of a process that has ended."""
         self._reader.join(READY_SECONDS_MAX)
+        return "".join(self.text)
+
+    @property
+    def errors_so_far(self) -> str:
+        """What came on standard error until now."""
         return "".join(self.text)
 
     def close(self) -> None:
