@@ -9,6 +9,7 @@ every request that a server took is answered exactly once, also a cancelled one,
 id is never used again on a connection.
 """
 
+from dataclasses import dataclass
 from enum import Enum
 from typing import Final, Generic, NamedTuple, TypeAlias, TypeVar
 
@@ -48,7 +49,8 @@ class Ready(NamedTuple):
     peer: Peer
 
 
-class Answered(NamedTuple, Generic[Token]):
+@dataclass(slots=True)
+class Answered(Generic[Token]):
     """Client: the answer, or the error, for the request that was sent with `token`."""
 
     token: Token
@@ -81,6 +83,7 @@ Event: TypeAlias = Ready | Asked | Cancelled | Ponged | Goodbye | Closed
 _PIECE_JOINED_MAX: Final = 32 * limits.KIB
 """Smaller pieces of output are joined into one buffer; larger ones are handed on as they are."""
 
+_REQUESTS_FROM: Final = int(MessageType.PUT)
 _ANSWERS_FROM: Final = int(MessageType.STATE_ANSWER)
 _ERROR: Final = int(MessageType.ERROR)
 _EMPTY: Final = b"\x90"  # msgpack array without elements
@@ -255,11 +258,11 @@ class ServerConnection(_End):
         return events
 
     def _take(self, frame: Frame) -> Asked | Cancelled | None:
-        type_, request_id, header, body = frame
-        if type_ >= MessageType.PUT:
+        type_, request_id = frame.type, frame.request_id
+        if type_ >= _REQUESTS_FROM:
             if not request_id or request_id in self.in_flight:
                 raise ProtocolError("a request id that is zero or in use", request_id=request_id)
-            asked = decode_request(type_, request_id, header, body)
+            asked = decode_request(type_, request_id, frame.header, frame.body)
             self.in_flight.add(request_id)
             return asked
         if type_ == MessageType.PING:
@@ -268,7 +271,7 @@ class ServerConnection(_End):
         if type_ == MessageType.CANCEL:
             return Cancelled(request_id) if request_id in self.in_flight else None
         if type_ == _ERROR and request_id == 0:
-            raise _PeerClosed(decode_error(header))
+            raise _PeerClosed(decode_error(frame.header))
         raise ProtocolError(f"a client does not send messages of type {type_}", field="type")
 
     def answer(self, request_id: int, answer: Answer) -> None:
@@ -301,9 +304,13 @@ class ClientConnection(_End, Generic[Token]):
         self._send(MessageType.HELLO, 0, self._hello_header)
 
     @property
-    def room(self) -> int:
-        """How many more requests may be sent now."""
-        return limits.REQUESTS_PER_CONNECTION_MAX - len(self.in_flight) if self.state is State.READY else 0
+    def has_room(self) -> bool:
+        """Whether one more request may be sent now."""
+        return (
+            self.state is State.READY
+            and len(self.in_flight) < limits.REQUESTS_PER_CONNECTION_MAX
+            and self.output_size < limits.CONNECTION_WRITE_BUFFER_BYTES
+        )
 
     def ask(self, token: Token, request: Request, message: Encoded) -> int:
         """Queue a request, encoded by `encode_request`. Returns its id. There must be room."""
@@ -345,16 +352,17 @@ class ClientConnection(_End, Generic[Token]):
         return events
 
     def _take(self, frame: Frame) -> "Answered[Token] | Ponged | Goodbye":
-        type_, request_id, header, body = frame
+        type_, request_id = frame.type, frame.request_id
         if type_ >= _ANSWERS_FROM or (type_ == _ERROR and request_id):
             found = self.in_flight.get(request_id)
             if found is None:
                 raise ProtocolError("an answer to a request that was not sent", request_id=request_id)
-            answer = decode_answer(found[1], type_, header, body)
+            token, request = found
+            answer = decode_answer(request, type_, frame.header, frame.body)
             del self.in_flight[request_id]
-            return Answered(found[0], answer)
+            return Answered(token, answer)
         if type_ == _ERROR:
-            raise _PeerClosed(decode_error(header))
+            raise _PeerClosed(decode_error(frame.header))
         if type_ == MessageType.PONG:
             return Ponged()
         if type_ == MessageType.GOODBYE:

@@ -10,8 +10,9 @@ the dataclasses promise; what the values mean is for the datanode to judge.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from enum import IntEnum
-from typing import Any, Final, NamedTuple, TypeAlias, cast
+from typing import Any, Final, TypeAlias, cast
 
 import msgpack
 from xxhash import xxh3_64_intdigest
@@ -73,24 +74,20 @@ _GET_ANSWER: Final = int(MessageType.GET_ANSWER)
 class Layout:
     """Names and msgpack types of a message's fields, in order. Integers are not negative and below 2^64."""
 
-    __slots__ = ("_integers", "_types", "fields", "name", "size")
+    __slots__ = ("_is_sound", "fields", "name", "size")
 
     def __init__(self, name: str, **fields: type[object]) -> None:
         self.name = name
         self.fields = fields
         self.size = len(fields)
-        self._types = tuple(fields.values())
-        self._integers = tuple(index for index, type_ in enumerate(self._types) if type_ is int)
+        self._is_sound = _compiled(list(fields.values()))
 
     def read(self, values: list[Any], at: int = 0) -> list[Any]:
         """The fields of the message, from `values[at]` on. Raises ProtocolError naming the field."""
-        fields = values[at : at + self.size] if at or len(values) != self.size else values
-        if tuple(map(type, fields)) != self._types:
-            raise self._refusal(fields)
-        for index in self._integers:
-            if fields[index] < 0:
-                raise self._refusal(fields)
-        return fields
+        fields = values[at : at + self.size]
+        if self._is_sound(fields):
+            return fields
+        raise self._refusal(fields)
 
     def _refusal(self, fields: list[Any]) -> ProtocolError:
         for (field, type_), value in zip(self.fields.items(), fields, strict=False):
@@ -99,6 +96,17 @@ class Layout:
             if isinstance(value, int) and value < 0:
                 return wrong(self.name, field, "is negative")
         return wrong(self.name, list(self.fields)[len(fields)], "is missing")
+
+
+def _compiled(types: list[type[object]]) -> Callable[[list[Any]], bool]:
+    """Whether a list has these types, as one expression: half the time of a loop, and done for every message."""
+    tests = [f"len(f) == {len(types)}"]
+    for index, type_ in enumerate(types):
+        tests.append(f"type(f[{index}]) is {type_.__name__}")
+        if type_ is int:
+            tests.append(f"f[{index}] >= 0")
+    checker: Callable[[list[Any]], bool] = eval(f"lambda f: {' and '.join(tests)}")  # noqa: S307 -- types of ours only
+    return checker
 
 
 def wrong(message: str, field: str, why: str) -> ProtocolError:
@@ -170,7 +178,8 @@ Request: TypeAlias = PutRequest | GetRequest | UpdateRequest | tuple[BatchItem, 
 Answer: TypeAlias = StateAnswer | GetAnswer | list[BatchAnswer] | ChangesAnswer | DatanodeStatus | AmbryError
 
 
-class Encoded(NamedTuple):
+@dataclass(slots=True)
+class Encoded:
     """A message ready for a frame: its type, its header, and the pieces of its body."""
 
     type: int
@@ -179,7 +188,8 @@ class Encoded(NamedTuple):
     body_size: int
 
 
-class Asked(NamedTuple):
+@dataclass(slots=True)
+class Asked:
     """A request as it arrived. `remaining_ms` is what was left of its deadline when it was sent."""
 
     request_id: int
@@ -357,23 +367,26 @@ def batch_bytes_max(items: Sequence[BatchItem]) -> int:
 
 def decode_request(type_: int, request_id: int, header: bytes, body: Buffer) -> Asked:
     """A request from a frame. Raises ProtocolError."""
+    request: Request
     if type_ == _GET:
         values = unpack("get", header)
-        remaining_ms, membership = REQUEST.read(values[:2])
+        remaining_ms, membership = REQUEST.read(values)
         _no_body("get", body)
-        return Asked(request_id, remaining_ms, membership, _read_get(values, 2))
-    if type_ == _PUT:
+        request = _read_get(values, 2)
+    elif type_ == _PUT:
         values = unpack("put", header)
-        remaining_ms, membership = REQUEST.read(values[:2])
-        return Asked(request_id, remaining_ms, membership, _read_put(values, 2, None, body))
-    if type_ not in _OTHER_REQUESTS:
+        remaining_ms, membership = REQUEST.read(values)
+        request = _read_put(values, 2, None, body)
+    elif type_ in _OTHER_REQUESTS:
+        name, reader = _OTHER_REQUESTS[type_]
+        values = unpack(name, header)
+        remaining_ms, membership = REQUEST.read(values)
+        if type_ != MessageType.BATCH:
+            _no_body(name, body)
+        request = reader(values, 2, body)
+    else:
         raise ProtocolError(f"message of unknown type {type_}", field="type")
-    name, reader = _OTHER_REQUESTS[type_]
-    values = unpack(name, header)
-    remaining_ms, membership = REQUEST.read(values[:2])
-    if type_ != MessageType.BATCH:
-        _no_body(name, body)
-    return Asked(request_id, remaining_ms, membership, reader(values, 2, body))
+    return Asked(request_id, remaining_ms, membership, request)
 
 
 def _no_body(message: str, body: Buffer) -> None:

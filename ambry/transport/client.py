@@ -497,8 +497,7 @@ class _Session(asyncio.Protocol):
     @property
     def has_room(self) -> bool:
         """Whether one more request may be sent."""
-        core = self.core
-        return not self._is_writing_paused and core.room > 0 and core.output_size < limits.CONNECTION_WRITE_BUFFER_BYTES
+        return self.core.has_room and not self._is_writing_paused
 
     def send(self, reply: _Reply) -> None:
         """Send a request at the end of this turn of the loop."""

@@ -252,7 +252,7 @@ class _Session(asyncio.Protocol):
     # --- asking the datanode -----------------------------------------------------------------------------------
 
     def _ask(self, asked: Asked) -> None:
-        request_id, remaining_ms, _, request = asked
+        request_id, request = asked.request_id, asked.request
         if self._server.is_stopping:
             self._core.answer(request_id, ShuttingDown("the datanode stops"))
             return
@@ -271,10 +271,10 @@ class _Session(asyncio.Protocol):
         except AmbryError as error:
             self._core.answer(request_id, error)
             return
-        if not remaining_ms:
+        if not asked.remaining_ms:
             self._core.answer(request_id, DeadlineExceeded("the deadline had passed when the request arrived"))
             return
-        future = self._call(request, self._loop.time() + remaining_ms / 1000)
+        future = self._call(request, self._loop.time() + asked.remaining_ms / 1000)
         self._promised += promise
         self._futures[request_id] = (future, isinstance(request, GetRequest | ChangesRequest))
         future.add_done_callback(partial(self._answered, request_id, promise))

@@ -3,6 +3,7 @@
 import itertools
 import tracemalloc
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -195,7 +196,7 @@ def test_a_promised_size_allocates_nothing() -> None:
 
 def test_a_large_body_is_a_view_and_a_small_one_its_own_bytes() -> None:
     decoder = open_decoder()
-    decoder.feed(bytes_of(GOOD) + bytes_of(GOOD._replace(body=bytes(100_000))))
+    decoder.feed(bytes_of(GOOD) + bytes_of(replace(GOOD, body=bytes(100_000))))
     small, large = decoder.frames(2)
     assert isinstance(small.body, bytes)
     assert isinstance(large.body, memoryview)

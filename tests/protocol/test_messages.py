@@ -30,6 +30,7 @@ from ambry.protocol.datanode import (
 )
 from ambry.protocol.messages import (
     Answer,
+    Asked,
     MessageType,
     Request,
     batch_bytes_max,
@@ -76,7 +77,7 @@ def test_requests_come_out_as_they_went_in(
     message = encode_request(request, remaining_ms, membership)
     assert message.body_size == len(body_of(message))
     decoded = decode_request(message.type, request_id, message.header, body_of(message))
-    assert decoded == (request_id, remaining_ms, membership, request)
+    assert decoded == Asked(request_id, remaining_ms, membership, request)
 
 
 @given(exchanges())

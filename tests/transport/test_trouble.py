@@ -212,7 +212,7 @@ def test_a_client_that_falls_silent_is_hung_up_on() -> None:
     async def scenario() -> None:
         async with served(MemoryDatanode(NODE), patience=Patience(peer_silent_ms=50)) as (server, port):
             _, writer, core = await shaken(port)
-            assert core.room
+            assert core.has_room
             await until(lambda: server.connections == 0)
             writer.close()
 
