@@ -132,7 +132,7 @@ def open_replica(disk: Disk, partition: int, ends: dict[tuple[int, int], int]) -
             open_ended.add(number)
         segments[number] = Segment(number, file, seed_of(meta.incarnation, number), end)
     _remove_unlisted(disk, partition, segments)
-    active = segments[meta.segments[-1][0]]
+    active = segments[max(open_ended)]
     sealed_size = sum(segment.end for segment in segments.values() if segment is not active)
     return Replica(partition, meta.incarnation, meta.capacity, segments, active, open_ended, sealed_size)
 

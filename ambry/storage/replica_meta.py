@@ -4,9 +4,9 @@ disk.meta holds the disk's identity and the epoch of its LSNs. The epoch is rais
 first append, so no LSN is given out twice, whatever a crash cut off or an index lost.
 
 replica.meta holds the incarnation (the life of this copy: a rebuilt or emptied one gets another) and the list of its
-segments. A sealed segment has its synced length. The active one, the last, has 0, and so have those that were sealed
-since the last checkpoint: their ends are in the checkpoint and the journal. The file is written before the first
-record goes to a new segment, so a segment file that is not listed is empty.
+segments. A sealed segment has its synced length. The active one has 0, and so have those that were sealed since the
+last checkpoint: their ends are in the checkpoint and the journal. Of those with 0 the highest number is active. The
+file is written before the first record goes to a new segment, so a segment file that is not listed is empty.
 """
 
 from dataclasses import dataclass
@@ -39,7 +39,7 @@ class DiskMeta:
 
 @dataclass(frozen=True, slots=True)
 class ReplicaMeta:
-    """`segments` are (number, synced length or 0) in ascending order; the last one is active."""
+    """`segments` are (number, synced length or 0) in ascending order; of those with 0 the last one is active."""
 
     partition: int
     incarnation: bytes
@@ -118,7 +118,7 @@ def _is_int(value: Any, stop: int) -> bool:
 
 def _are_segments(value: list[Any]) -> bool:
     return (
-        len(value) > 0
+        any(isinstance(one, list) and one[-1:] == [0] for one in value)
         and all(isinstance(one, list) and len(one) == 2 and all(_is_int(part, 2**32) for part in one) for one in value)
         and all(left[0] < right[0] for left, right in pairwise(value))
     )
