@@ -187,26 +187,24 @@ class _Chunk:
             return memoryview(self._buffer)[: self._size]
         return self._gathered[0] if len(self._gathered) == 1 else b"".join(self._gathered)
 
-    def try_add(self, piece: memoryview) -> bool:
-        """Add bytes, if there is memory for them; says whether."""
-        size = self._size + len(piece)
-        if size > UPLOAD_GATHER_BYTES_MAX and self._buffer is None and not self._try_buffer():
-            return False
-        if self._buffer is not None:
-            memoryview(self._buffer)[self._size : size] = piece
-        elif self._means.budget.try_take(len(piece)):
-            self.share += len(piece)
-            self._gathered.append(piece)
-        else:
-            return False
-        self._size = size
-        return True
+    def grant(self, wanted: int) -> int:
+        """How many of `wanted` bytes may be added now; memory for them is taken. Zero when there is none."""
+        missing = UPLOAD_GATHER_BYTES_MAX - self._size
+        if self._buffer is not None or (wanted > missing and self._try_buffer()):
+            return wanted
+        granted = min(wanted, missing)
+        if not self._means.budget.try_take(granted):
+            return 0
+        self.share += granted
+        return granted
 
-    def add_granted(self, piece: memoryview) -> None:
-        """Add the first bytes, whose share was waited for."""
-        assert not self._size
-        self.share = self._size = len(piece)
-        self._gathered.append(piece)
+    def add(self, piece: memoryview) -> None:
+        """Add bytes that were granted."""
+        if self._buffer is not None:
+            memoryview(self._buffer)[self._size : self._size + len(piece)] = piece
+        else:
+            self._gathered.append(piece)
+        self._size += len(piece)
 
     def _try_buffer(self) -> bool:
         budget = self._means.budget
@@ -437,8 +435,8 @@ class Upload:
         chunk = _Chunk(self._means)
         try:
             is_cut_short = not await self._fill(chunk)
-            if not is_cut_short and not self._is_ended() and not self._rest:
-                # Only the source knows whether a body that fills its chunk exactly goes on.
+            if self._size == len(chunk) and not is_cut_short and not self._is_ended() and not self._rest:
+                # Only the source knows whether a body that fills its first chunk exactly goes on.
                 await self._read_more()
             chunk.is_last = self._is_ended()
             if self._plan.check is not None:
@@ -455,25 +453,27 @@ class Upload:
             if not self._rest:
                 await self._read_more()
                 continue
-            piece = self._rest[: capacity - len(chunk)]
-            if not await self._add(chunk, piece):
+            granted = await self._grant(chunk, min(len(self._rest), capacity - len(chunk)))
+            if not granted:
                 return False
-            self._size += len(piece)
-            self._rest = self._rest[len(piece) :]
+            chunk.add(self._rest[:granted])
+            self._size += granted
+            self._rest = self._rest[granted:]
         return True
 
-    async def _add(self, chunk: _Chunk, piece: memoryview) -> bool:
-        """Add bytes to a chunk. False: put what it has, and come back with empty hands."""
-        while not chunk.try_add(piece):
+    async def _grant(self, chunk: _Chunk, wanted: int) -> int:
+        """Memory for the next bytes of a chunk. Zero: put what it has, and come back with empty hands."""
+        while not (granted := chunk.grant(wanted)):
             if self._in_flight:
                 await self._wait_in_flight(len(self._in_flight) - 1)
             elif len(chunk):
-                return False
-            else:
-                await (self._budget.take(len(piece)) if self._size else self._budget.enter(len(piece)))
-                chunk.add_granted(piece)
                 break
-        return True
+            else:
+                granted = min(wanted, UPLOAD_GATHER_BYTES_MAX)
+                await (self._budget.take(granted) if self._size else self._budget.enter(granted))
+                chunk.share += granted
+                break
+        return granted
 
     def _is_ended(self) -> bool:
         return not self._rest and (self._is_reading_done or self._size == self._plan.size)

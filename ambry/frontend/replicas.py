@@ -23,7 +23,6 @@ from ambry.frontend.quorum import (
     reply_of,
 )
 from ambry.logs import get_logger
-from ambry.protocol.datanode import Datanode
 
 _log = get_logger(__name__)
 
@@ -126,7 +125,7 @@ async def read(route: Route, request: GetRequest, deadline: float) -> GetAnswer:
             # Each replica gets its share of what time is left, so that a silent one does not use up all of it.
             now = loop.time()
             try:
-                return await _read_one(datanode, request, now + (deadline - now) / (len(replies) - replica))
+                return await datanode.get(request, now + (deadline - now) / (len(replies) - replica))
             except AmbryError as error:
                 _log.debug("get failed on a replica", partition=route.partition, error=str(error))
                 replies[replica] = reply_of(error)
@@ -147,10 +146,6 @@ def read_soon(route: Route, request: GetRequest, deadline: float) -> "asyncio.Fu
 def read_error(error: AmbryError) -> AmbryError:
     """What the failed read of a single replica means. An error that went through a quorum stays as it is."""
     return error_of(read_verdict([reply_of(error)], is_witness=[True], counted=1), "get")
-
-
-async def _read_one(datanode: Datanode, request: GetRequest, deadline: float) -> GetAnswer:
-    return datanode.get_now(request) or await datanode.get(request, deadline)
 
 
 def _read_verdict(route: Route, replies: list[Reply]) -> Verdict:

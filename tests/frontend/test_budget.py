@@ -92,7 +92,7 @@ def test_every_byte_comes_back(steps: list[tuple[int, bool]]) -> None:
     async def main() -> None:
         budget = TransferBudget(12, 100)
 
-        async def transfer(share: int, is_cancelled: bool) -> None:
+        async def transfer(share: int) -> None:
             await budget.enter(share)
             try:
                 assert 0 <= budget.free <= budget.size
@@ -100,7 +100,7 @@ def test_every_byte_comes_back(steps: list[tuple[int, bool]]) -> None:
             finally:
                 budget.give(share)
 
-        tasks = [asyncio.create_task(transfer(*step)) for step in steps]
+        tasks = [asyncio.create_task(transfer(share)) for share, _ in steps]
         for task, (_, is_cancelled) in zip(tasks, steps, strict=True):
             await asyncio.sleep(0)
             if is_cancelled:

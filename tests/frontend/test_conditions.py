@@ -54,8 +54,26 @@ def test_units_that_are_not_bytes_are_no_range(value: str | None) -> None:
 
 @pytest.mark.parametrize(
     "value",
-    ["", "bytes", "bytes=", "bytes=,", "bytes=-", "bytes=a-b", "bytes=1", "bytes=2-1", "bytes=1-2-3", "bytes=--1"]
-    + ["bytes=1 - 2", "bytes=+1-2", "bytes=0x1-2", "0-5", "bytes 0-5", "bytes=1-2;3-4", "bytes=\u0661-2", "=0-1"],
+    [
+        "",
+        "bytes",
+        "bytes=",
+        "bytes=,",
+        "bytes=-",
+        "bytes=a-b",
+        "bytes=1",
+        "bytes=2-1",
+        "bytes=1-2-3",
+        "bytes=--1",
+        "bytes=1 - 2",
+        "bytes=+1-2",
+        "bytes=0x1-2",
+        "0-5",
+        "bytes 0-5",
+        "bytes=1-2;3-4",
+        "bytes=١-2",
+        "=0-1",
+    ],
 )
 def test_malformed_ranges_name_the_field(value: str) -> None:
     with pytest.raises(BadRequest) as caught:

@@ -181,8 +181,12 @@ NAMES = st.sampled_from(
         "Content-MD5",
         "Repr-Digest",
         "x-ambry-blob-size",
+        "Content-Digest",
+        "x-ambry-filename",
+        "Content-Encoding",
+        "x-ambry-content-type",
+        "x-ambry-um-",
     ]
-    + ["Content-Digest", "x-ambry-filename", "Content-Encoding", "x-ambry-content-type", "x-ambry-um-"]
 )
 VALUES = st.text(max_size=40) | st.text(alphabet="abcdefgh0123=:,;/% \t-_", max_size=60)
 

@@ -109,6 +109,7 @@ def test_a_survey_is_certain_only_with_a_witness_quorum(counted: int) -> None:
                 if isinstance(answer, BlobState):
                     survey.answered(replica, answer)
                 else:
+                    assert isinstance(answer, Reply)
                     survey.failed(replica, answer)
             verdict = survey.verdict()
             known = [one for one in seen if isinstance(one, BlobState) or one is Reply.NOT_FOUND]

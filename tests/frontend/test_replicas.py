@@ -54,7 +54,7 @@ async def get(operations: Operations, blob_id: bytes) -> bytes:
     return bytes((await operations.open(blob_id, GetOption.NONE, head_size=100)).head)
 
 
-async def settle(operations: Operations) -> None:
+async def settle() -> None:
     """Let everything that needs no outside event happen."""
     for _ in range(50):
         await asyncio.sleep(0)
@@ -74,7 +74,7 @@ def test_a_put_is_acknowledged_by_two_of_three_and_the_third_does_not_hold_it_up
         blob_id = await asyncio.wait_for(put(operations), 5)
         assert blob_id not in nodes[0].blobs
         gate.set()
-        await settle(operations)
+        await settle()
         assert blob_id in nodes[0].blobs
 
     run(test)
@@ -96,7 +96,7 @@ def test_a_put_that_fails_its_quorum_slips_to_another_partition_and_is_tombstone
         for node in nodes[:2]:
             node.fail("put", ConnectionLost("x"), is_applied=True)
         blob_id = await put(operations)
-        await settle(operations)
+        await settle()
         assert await get(operations, blob_id) == b"hello"
         for node in nodes:
             (failed,) = [one for one in node.blobs if one != blob_id]
@@ -112,7 +112,7 @@ def test_a_put_fails_when_two_partitions_fail_and_nothing_stays_readable() -> No
             node.fail("put", ConnectionLost("x"), times=2)
         with pytest.raises(Unavailable):
             await put(operations)
-        await settle(operations)
+        await settle()
         assert all(stored.state.is_deleted for node in nodes for stored in node.blobs.values())
 
     run(test)
@@ -128,7 +128,7 @@ def test_a_refusal_everywhere_is_told_as_it_is_and_needs_no_tombstone(
             node.fail("put", error, times=2)
         with pytest.raises(raised):
             await put(operations)
-        await settle(operations)
+        await settle()
         assert operations.reclaimer.tombstoned == 0
         assert not any(node.blobs for node in nodes)
 
@@ -178,7 +178,7 @@ def test_a_delete_tells_replicas_that_never_saw_the_blob() -> None:
         blob_id = await put(operations)
         state = await operations.delete(blob_id)
         assert state == BlobState(1, NEVER)
-        await settle(operations)
+        await settle()
         assert all(node.blobs[blob_id].state == state for node in nodes)
         with pytest.raises(BlobDeleted):
             await get(operations, blob_id)
@@ -191,7 +191,7 @@ def test_a_delete_joins_what_replicas_know() -> None:
         blob_id = await put(operations)
         nodes[1].blobs[blob_id].state = BlobState(2, NEVER)
         assert await operations.delete(blob_id) == BlobState(3, NEVER)
-        await settle(operations)
+        await settle()
         assert all(node.blobs[blob_id].state == BlobState(3, NEVER) for node in nodes)
 
     run(test)
@@ -230,7 +230,7 @@ def test_undelete_reads_a_quorum_and_wins_over_replicas_that_missed_the_delete()
         nodes[0].fail("update", ConnectionLost("x"))
         await operations.delete(blob_id)
         assert await operations.undelete(blob_id) == BlobState(2, NEVER)
-        await settle(operations)
+        await settle()
         assert all(node.blobs[blob_id].state == BlobState(2, NEVER) for node in nodes)
         assert await get(operations, blob_id) == b"hello"
 
@@ -273,9 +273,9 @@ def test_a_client_that_gives_up_a_small_put_leaves_a_tombstone() -> None:
         gate = nodes[0].hold("put")
         outcome = operations.put_small(b"hello", encode_properties(Properties(size=5)), NOW_MS, NEVER)
         outcome.cancel()
-        await settle(operations)
+        await settle()
         gate.set()
-        await settle(operations)
+        await settle()
         (stored,) = nodes[0].blobs.values()
         assert stored.state.is_deleted
 
