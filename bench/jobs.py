@@ -201,7 +201,7 @@ def memory(plan: Plan) -> None:
                 check=False,
             )
         if done.returncode != 0:
-            raise ServerFailed(f"the transfers failed:\n{done.stderr[-4000:]}")
+            raise ServerFailed(f"the transfers failed:\n{done.stderr[-4000:]}\nserver: {server.log_end()}")
         outcome = json.loads(done.stdout)
         if not outcome["is_intact"]:
             plan.results.problems.append("memory: an upload did not come back as it was")

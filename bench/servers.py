@@ -71,7 +71,7 @@ class Server:
         while time.perf_counter() < give_up_at:
             for process in self.processes:
                 if process.poll() is not None:
-                    raise ServerFailed(f"{self.name} ended with status {process.returncode}:\n{self._log_end()}")
+                    raise ServerFailed(f"{self.name} ended with status {process.returncode}:\n{self.log_end()}")
             with contextlib.suppress(OSError, http.client.HTTPException):
                 connection = http.client.HTTPConnection(HOST, self.port, timeout=5)
                 connection.request("GET", path)
@@ -80,7 +80,7 @@ class Server:
                 if status == http.client.OK:
                     return time.perf_counter()
             time.sleep(_POLL_SECONDS)
-        raise ServerFailed(f"{self.name} is not ready after {READY_SECONDS_MAX} s:\n{self._log_end()}")
+        raise ServerFailed(f"{self.name} is not ready after {READY_SECONDS_MAX} s:\n{self.log_end()}")
 
     def rss_bytes(self) -> int:
         """Resident memory of all its processes."""
@@ -107,7 +107,8 @@ class Server:
     def _log_path(self) -> Path:
         return self.folder / "output.log"
 
-    def _log_end(self) -> str:
+    def log_end(self) -> str:
+        """The end of what its processes said."""
         return self._log_path().read_text(errors="replace")[-4000:]
 
 
