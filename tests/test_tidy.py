@@ -38,6 +38,7 @@ REGISTRY_HOSTS: Final = re.compile(
 )
 
 DOORS_TO_TIME_AND_CHANCE: Final[Mapping[str, str]] = {
+    "ambry/cli/check.py": "hands the operating system's randomness to the engine, for identities",
     "ambry/clock.py": "the clock itself",
     "ambry/cluster/embedded.py": "the default of an argument: identities and the secret of a new data directory",
     "ambry/datanode/local.py": "hands the operating system's randomness to the engine, for identities",

@@ -1,14 +1,19 @@
 """`ambry datanode` and `ambry frontend` as separate processes."""
 
+import contextlib
+import http.client
 import os
+import shutil
 import signal
 import socket
+import ssl
 import time
 from pathlib import Path
 
 import pytest
 
 from tests.cli.processes import ambry, ask, get, put
+from tests.transport import certificates
 
 
 def free_port() -> int:
@@ -143,3 +148,47 @@ def test_another_secret_is_refused(tmp_path: Path) -> None:
         url = f"http://127.0.0.1:{front.wait_for('ready')['port']}"
         assert ask("POST", f"{url}/", b"x")[0] == 503
         assert "another secret" not in node.errors_so_far + front.errors_so_far
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="certificates are made with the openssl command")
+def test_tls_between_processes_and_to_clients(tmp_path: Path) -> None:
+    datanode, frontend = write_settings(tmp_path)
+    plain = tmp_path / "plain.toml"
+    plain.write_text(frontend.read_text())
+    certificates.make(tmp_path)
+    node_tls = '[node_tls]\ncertificate_file = "node.pem"\nkey_file = "node.key"\nauthority_file = "ca.pem"\n'
+    datanode.write_text(datanode.read_text() + node_tls)
+    tls = '[tls]\ncertificate_file = "node.pem"\nkey_file = "node.key"\n'
+    frontend.write_text(frontend.read_text() + node_tls + tls)
+    body = os.urandom(500_000)
+    with (
+        ambry("datanode", "--config", str(datanode)) as node,
+        ambry("frontend", "--config", str(frontend)) as front,
+        ambry("frontend", "--config", str(plain)) as plain_front,
+    ):
+        node.wait_for("ready")
+        port = int(str(front.wait_for("ready")["port"]))
+        trust = ssl.create_default_context(cafile=str(tmp_path / "ca.pem"))
+        connection = http.client.HTTPSConnection("127.0.0.1", port, timeout=30, context=trust)
+        with contextlib.closing(connection):
+            connection.request("POST", "/", body)
+            answer = connection.getresponse()
+            answer.read()
+            assert answer.status == 201
+            connection.request("GET", str(answer.headers["Location"]))
+            assert connection.getresponse().read() == body
+        # Without a certificate of the authority nobody gets as far as a request.
+        assert ask("POST", f"http://127.0.0.1:{plain_front.wait_for('ready')['port']}/", b"x")[0] == 503
+        assert front.end() == 0
+        assert node.end() == 0
+
+
+def test_a_certificate_that_is_none_is_named(tmp_path: Path) -> None:
+    datanode, _ = write_settings(tmp_path)
+    (tmp_path / "node.pem").write_text("not a certificate")
+    node_tls = '[node_tls]\ncertificate_file = "node.pem"\nkey_file = "node.pem"\nauthority_file = "node.pem"\n'
+    datanode.write_text(datanode.read_text() + node_tls)
+    with ambry("datanode", "--config", str(datanode)) as node:
+        assert node.status() == 2
+        assert "node.pem" in node.errors
+        assert "Traceback" not in node.errors

@@ -39,12 +39,17 @@ def test_a_port_may_be_taken_again_at_once() -> None:
     first[0].setblocking(True)
     accepted, _ = first[0].accept()
     close([accepted, *first, client])
-    close(bind("127.0.0.1", port))
+    again = bind("127.0.0.1", port)
+    assert port_of(again) == port
+    close(again)
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.8.9.1", "localhost"])
 def test_loopback_needs_no_permission(host: str) -> None:
     refuse_beyond_loopback(host, is_allowed=False, how="--x")
+    sockets = bind(host, 0)
+    assert port_of(sockets) > 0
+    close(sockets)
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "10.1.2.3", "::"])

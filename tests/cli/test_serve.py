@@ -204,15 +204,15 @@ def test_partitions_are_added_by_a_later_start_and_never_taken_away(tmp_path: Pa
         for _ in range(30):
             put(url, b"late")
         process.end()
-    refused(("serve", str(tmp_path / "data"), "--port", "0", "--partitions", "4"), "has 9 partitions")
+    assert "has 9 partitions" in refusal_of("serve", str(tmp_path / "data"), "--port", "0", "--partitions", "4")
 
 
-def refused(arguments: tuple[str, ...], problem: str) -> None:
-    """Exit status 2, the reason on standard error, nothing that looks like a bug."""
+def refusal_of(*arguments: str) -> str:
+    """What a process says that ends with status 2 and nothing that looks like a bug."""
     with ambry(*arguments) as process:
         assert process.status() == 2
-        assert problem in process.errors
         assert "Traceback" not in process.errors
+        return process.errors
 
 
 def test_a_port_in_use_is_refused_and_creates_nothing(tmp_path: Path) -> None:
@@ -220,18 +220,17 @@ def test_a_port_in_use_is_refused_and_creates_nothing(tmp_path: Path) -> None:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = str(taken.getsockname()[1])
-        refused(("serve", str(tmp_path / "data"), "--port", port), f"cannot listen on 127.0.0.1:{port}")
-        refused(("serve", str(tmp_path / "data"), "--port", port, "--workers", "2"), "address already in use")
+        assert f"cannot listen on 127.0.0.1:{port}" in refusal_of("serve", str(tmp_path / "data"), "--port", port)
+        assert "address already in use" in refusal_of("serve", str(tmp_path / "data"), "--port", port, "--workers", "2")
     assert not (tmp_path / "data").exists()
 
 
 def test_a_directory_in_use_is_refused_and_its_owner_goes_on(tmp_path: Path) -> None:
     with serving(tmp_path / "data") as (process, url):
         blob_id = put(url, b"mine")
-        refused(
-            ("serve", str(tmp_path / "data"), "--port", "0"), f"is in use by another process ({process.process.pid})"
-        )
-        refused(("datanode", "check", str(tmp_path / "data")), "in use")
+        said = refusal_of("serve", str(tmp_path / "data"), "--port", "0")
+        assert f"is in use by another process ({process.process.pid})" in said
+        assert "in use" in refusal_of("datanode", "check", str(tmp_path / "data"))
         assert get(url, blob_id) == b"mine"
 
 
@@ -240,18 +239,18 @@ def test_a_directory_of_a_newer_format_is_refused(tmp_path: Path) -> None:
         process.end()
     registry = tmp_path / "data" / "registry" / "cluster-map"
     registry.write_bytes(registry.read_bytes().replace(b"ambry-registry 1", b"ambry-registry 7", 1))
-    refused(("serve", str(tmp_path / "data"), "--port", "0"), "has format 7")
+    assert "has format 7" in refusal_of("serve", str(tmp_path / "data"), "--port", "0")
 
 
 def test_a_directory_that_cannot_be_used_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    refused(("serve", str(tmp_path / "file" / "data"), "--port", "0"), "cannot be used as a data directory")
-    refused(("serve", str(tmp_path), "--port", "0"), "not a data directory of ambry (it has file)")
+    assert "cannot be used as a data directory" in refusal_of("serve", str(tmp_path / "file" / "data"), "--port", "0")
+    assert "not a data directory of ambry (it has file)" in refusal_of("serve", str(tmp_path), "--port", "0")
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::"])
 def test_listening_beyond_loopback_must_be_asked_for(tmp_path: Path, host: str) -> None:
-    refused(("serve", str(tmp_path / "data"), "--port", "0", "--host", host), "--insecure-listen")
+    assert "--insecure-listen" in refusal_of("serve", str(tmp_path / "data"), "--port", "0", "--host", host)
     assert not (tmp_path / "data").exists()
 
 
@@ -283,5 +282,5 @@ def test_a_check_finds_a_damaged_byte_and_rebuilds_the_index(tmp_path: Path) -> 
 
 
 def test_a_check_of_nothing_creates_nothing(tmp_path: Path) -> None:
-    refused(("datanode", "check", str(tmp_path / "data")), "has no store")
+    assert "has no store" in refusal_of("datanode", "check", str(tmp_path / "data"))
     assert not (tmp_path / "data").exists()
