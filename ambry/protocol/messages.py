@@ -606,8 +606,8 @@ def _verified(request: GetRequest, decoded: tuple[GetAnswer, int]) -> GetAnswer 
     answer, check = decoded
     size = answer.body_size
     body = answer.body
-    start = min(request.start, size)
-    if answer.start != start or len(body) != max(0, min(request.stop, size) - start):
+    start, stop = min(request.start, size), min(request.stop, size)
+    if answer.start != start or len(body) != (stop - start if stop > start else 0):
         raise wrong("get answer", "start", "or the size of the body is not what was asked for")
     if len(body) == size:
         is_good = root_of(checksum_vector(body), size) == answer.root

@@ -275,6 +275,9 @@ class _Session(asyncio.Protocol):
             self._core.answer(request_id, DeadlineExceeded("the deadline had passed when the request arrived"))
             return
         future = self._call(request, self._loop.time() + asked.remaining_ms / 1000)
+        if future.done():
+            self._core.answer(request_id, _outcome(future))
+            return
         self._promised += promise
         self._futures[request_id] = (future, isinstance(request, GetRequest | ChangesRequest))
         future.add_done_callback(partial(self._answered, request_id, promise))
