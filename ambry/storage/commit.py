@@ -32,7 +32,9 @@ from ambry.errors import (
     NotAllowed,
 )
 from ambry.limits import JOURNAL_BODY_BYTES_MAX
+from ambry.storage.accounts import Accounts
 from ambry.storage.disk import Buffer, Disk
+from ambry.storage.expiry_class import expiry_class_of
 from ambry.storage.index_entry import (
     ID_HEAD_SIZE,
     Entry,
@@ -70,6 +72,9 @@ class _Run:
     journal: list[bytes] = field(default_factory=list)
     batch: list[tuple[bytes, bytes | None]] = field(default_factory=list)
     requests: list[int] = field(default_factory=list)
+    new_puts: dict[bytes, list[int]] = field(default_factory=dict)
+    """Head of the ids to [blobs, bytes of records, bytes of bodies]."""
+    changes: list[tuple[Entry | None, Entry]] = field(default_factory=list)
 
 
 class CommitGroup:
@@ -91,7 +96,7 @@ class CommitGroup:
         self._now_ms = now_ms
         self._takes_puts = takes_puts
         self._runs: list[_Run] = []
-        self._current: dict[int, _Run] = {}
+        self._current: dict[tuple[int, int], _Run] = {}
         self._overlay: dict[bytes, bytes] = {}
         self._dependent: list[tuple[bytes, int]] = []
         self.next_lsn = next_lsn
@@ -146,7 +151,7 @@ class CommitGroup:
         if not self._takes_puts(size):
             raise DiskFull("the disk is full")
         check_capacity(replica, size)
-        run = self._run_for(replica, size)
+        run = self._run_for(replica, size, expiry_class_of(request.expires_at_ms, self._now_ms))
         segment = run.segment
         lsn, offset = self._next_lsn(), segment.end
         state = BlobState(0, request.expires_at_ms)
@@ -185,9 +190,15 @@ class CommitGroup:
                 root=root,
                 id_head=request.blob_id[:ID_HEAD_SIZE],
             )
+            new = run.new_puts.setdefault(request.blob_id[:ID_HEAD_SIZE], [0, 0, 0])
+            new[0] += 1
+            new[1] += size
+            new[2] += body_size
         else:
             header = decode_header(meta, segment.seed)
-            new_value = encode_entry(merge(entry, header, request.blob_id, Place(segment.number, offset)))
+            merged = merge(entry, header, request.blob_id, Place(segment.number, offset))
+            run.changes.append((entry, merged))
+            new_value = encode_entry(merged)
         self._add(run, key, entry, new_value, lsn, offset, size, data, flags)
         return StateAnswer(state, has_body=True)
 
@@ -244,8 +255,9 @@ class CommitGroup:
         data += padding_after(len(data))
         run.pieces.append(data)
         header = decode_header(data, segment.seed)
-        new_value = encode_entry(merge(entry, header, blob_id, Place(segment.number, offset)))
-        self._add(run, key, entry, new_value, lsn, offset, size, data, 0)
+        merged = merge(entry, header, blob_id, Place(segment.number, offset))
+        run.changes.append((entry, merged))
+        self._add(run, key, entry, encode_entry(merged), lsn, offset, size, data, 0)
         return StateAnswer(state, has_body)
 
     def _next_lsn(self) -> int:
@@ -253,13 +265,13 @@ class CommitGroup:
         self.next_lsn = lsn + 1
         return lsn
 
-    def _run_for(self, replica: Replica, size: int) -> _Run:
+    def _run_for(self, replica: Replica, size: int, expiry_class: int = 0) -> _Run:
         """The run that takes the next record; a new one when the segment rolls."""
-        segment = replica.place(self._disk, size, self._segment_bytes, self._now_ms)
-        run = self._current.get(replica.partition)
+        segment = replica.place(self._disk, size, self._segment_bytes, self._now_ms, expiry_class)
+        run = self._current.get((replica.partition, expiry_class))
         if run is None or run.segment is not segment:
             run = _Run(replica, segment, segment.end)
-            self._current[replica.partition] = run
+            self._current[replica.partition, expiry_class] = run
             self._runs.append(run)
         return run
 
@@ -330,16 +342,34 @@ class CommitGroup:
         table = [row for run in self._runs for row in run.table]
         return table + [data for run in self._runs for data in run.journal]
 
-    def index_batch(self) -> list[tuple[bytes, bytes | None]]:
-        """All changes of the index, with the newest LSN of each replica."""
+    def index_batch(self, accounts: Accounts) -> list[tuple[bytes, bytes | None]]:
+        """All changes of the index, with the newest LSN of each replica and the totals that change with them."""
         batch = [change for run in self._runs for change in run.batch]
-        batch += [(end_lsn_key(run.replica.partition), run.end_lsn.to_bytes(LSN_SIZE, "little")) for run in self._runs]
+        for run in self._runs:
+            partition, segment = run.replica.partition, run.segment.number
+            for id_head, (count, record_bytes, body_bytes) in run.new_puts.items():
+                accounts.put(partition, segment, id_head, count, record_bytes, body_bytes)
+        # After the puts: a group may hold the put of a blob and its delete, in runs of different segments.
+        for run in self._runs:
+            for before, after in run.changes:
+                accounts.change(run.replica.partition, before, after)
+        batch += accounts.batch()
+        batch += [
+            (end_lsn_key(partition), lsn.to_bytes(LSN_SIZE, "little")) for partition, lsn in self._end_lsns().items()
+        ]
         return batch
+
+    def _end_lsns(self) -> dict[int, int]:
+        """A replica may have runs in several segments; the newest LSN of all of them counts."""
+        ends: dict[int, int] = {}
+        for run in self._runs:
+            ends[run.replica.partition] = max(run.end_lsn, ends.get(run.replica.partition, 0))
+        return ends
 
     def publish(self) -> None:
         """After the index: the newest LSNs are what peers may ask for."""
-        for run in self._runs:
-            run.replica.end_lsn = run.end_lsn
+        for partition, lsn in self._end_lsns().items():
+            self._replicas[partition].end_lsn = lsn
 
 
 def _kind_of_change(before: BlobState | None, after: BlobState) -> RecordKind:

@@ -2,6 +2,7 @@
 
     'b' partition(4) unique(16)   -> entry (72 bytes): where the newest of a blob is, and its state
     'c' partition(4) lsn(8)       -> unique(16): the newest change of each blob, the feed that replication reads
+    'u' partition(4) segment(4)   -> use of a segment, 'a' partition(4) account(4) container(4) -> use of a container
     's' name                      -> what the index itself stands for: which disk, up to which commit group, and the
                                      newest LSN of each replica
 
@@ -20,6 +21,8 @@ from ambry.storage.record import Header, RecordKind
 VERSION: Final = 1
 HAS_BODY: Final = 1
 """Flag: the location is that of a put record. Without it, that of the newest record of a blob without bytes here."""
+FOLDED: Final = 2
+"""Flag: the put record at the location carries the newest state itself, so no other record of the blob is needed."""
 
 LAYOUT: Final = (
     ("version", 0, 1),
@@ -41,11 +44,14 @@ _FIELDS: Final = struct.Struct("<BBHIIIIIIQQQQ12s")
 ENTRY_SIZE: Final = 72
 assert _FIELDS.size == ENTRY_SIZE
 
+INDEX_VERSION: Final = b"\x02"
+"""Of the index as a whole: which key spaces it has. The index is a cache, so another version is simply rebuilt."""
+
 ID_HEAD_SIZE: Final = 12
 """The part of a blob id before the partition: version, kind, datacentre, account, container."""
 
 STATE_DISK: Final = b"sdisk"
-"""Value: disk id (16 bytes). An index without it, or with another, is rebuilt."""
+"""Value: disk id (16 bytes) and INDEX_VERSION. An index without it, or with another, is rebuilt."""
 STATE_APPLIED: Final = b"sapplied"
 """Value: sequence of the last commit group in the index (8 bytes, little-endian), written in that group's batch."""
 
@@ -76,6 +82,11 @@ class Entry:
     def has_body(self) -> bool:
         """Whether the bytes of the blob are in this replica."""
         return self.flags & HAS_BODY != 0
+
+    @property
+    def place(self) -> "Place":
+        """Where the record is that the entry points to."""
+        return Place(self.segment, self.offset)
 
     @property
     def state(self) -> BlobState:
@@ -137,7 +148,7 @@ def encode_new_put(
     """The entry of a blob's first put: what `merge` makes of None and that record, without the objects between."""
     return _FIELDS.pack(
         VERSION,
-        HAS_BODY,
+        HAS_BODY | FOLDED,
         0,
         segment,
         offset,
@@ -172,7 +183,7 @@ def merge(entry: Entry | None, header: Header, key: bytes, place: Place) -> Entr
     has_body = header.kind is RecordKind.PUT
     if entry is None:
         return Entry(
-            flags=HAS_BODY if has_body else 0,
+            flags=HAS_BODY | FOLDED if has_body else 0,
             segment=place.segment,
             offset=place.offset,
             record_size=header.record_size,
@@ -187,8 +198,13 @@ def merge(entry: Entry | None, header: Header, key: bytes, place: Place) -> Entr
         )
     is_newer = header.lsn > entry.lsn
     takes_place = not entry.has_body and (has_body or is_newer)
+    flags = entry.flags & ~FOLDED if is_newer else entry.flags
+    if has_body and takes_place:
+        flags |= HAS_BODY
+    if has_body and header.lsn >= entry.lsn and (takes_place or place == entry.place):
+        flags |= FOLDED
     return Entry(
-        flags=entry.flags | (HAS_BODY if has_body else 0),
+        flags=flags,
         segment=place.segment if takes_place else entry.segment,
         offset=place.offset if takes_place else entry.offset,
         record_size=header.record_size if takes_place else entry.record_size,

@@ -20,9 +20,11 @@ from dataclasses import dataclass
 from ambry.clock import Clock
 from ambry.config import StorageSettings
 from ambry.errors import DirectoryUnusable, DiskUnavailable
+from ambry.storage.accounts import CONTAINER_PREFIX, SEGMENT_PREFIX, Accounts
 from ambry.storage.disk import Disk
 from ambry.storage.index import Index, IndexSource
 from ambry.storage.index_entry import (
+    INDEX_VERSION,
     STATE_APPLIED,
     STATE_DISK,
     Entry,
@@ -93,7 +95,8 @@ def open_store(
     index, applied = _open_index(index_source, meta.disk_id)
     rebuilds = applied < checkpoint.sequence
     groups = journal.read_groups(checkpoint.position, checkpoint.sequence, checkpoint.epoch)
-    redo = _Redo(replicas, None if rebuilds else index, applied)
+    accounts = Accounts() if rebuilds else load_accounts(index)
+    redo = _Redo(replicas, None if rebuilds else IndexUpdates(index, accounts), applied)
     for group in groups:
         redo.group(group)
     redo.flush()
@@ -105,7 +108,7 @@ def open_store(
         index.close()
         index_source.discard()
         index = index_source.open()
-        for found in rebuild_index(index, replicas, meta.disk_id, sequence, progress):
+        for found in rebuild_index(IndexUpdates(index, accounts), replicas, meta.disk_id, sequence, progress):
             if isinstance(found, int):
                 records += found
             else:
@@ -118,6 +121,7 @@ def open_store(
         index=index,
         journal=journal,
         replicas=replicas,
+        accounts=accounts,
         next_lsn=(epoch << COUNTER_BITS) + 1,
         generation=checkpoint.generation,
         settings=settings,
@@ -164,7 +168,7 @@ def _open_index(source: IndexSource, disk_id: bytes) -> tuple[Index, int]:
         # Damaged beyond reading. It is a cache: the logs have everything.
         source.discard()
         index = source.open()
-    if index.get(STATE_DISK) != disk_id:
+    if index.get(STATE_DISK) != disk_id + INDEX_VERSION:
         return index, -1
     return index, int.from_bytes(index.get(STATE_APPLIED) or b"", "little")
 
@@ -172,11 +176,10 @@ def _open_index(source: IndexSource, disk_id: bytes) -> tuple[Index, int]:
 class _Redo:
     """Writes journal groups to their places and to the index, a batch of several groups at a time."""
 
-    def __init__(self, replicas: dict[int, Replica], index: Index | None, applied: int) -> None:
+    def __init__(self, replicas: dict[int, Replica], updates: "IndexUpdates | None", applied: int) -> None:
         self._replicas = replicas
-        self._index = index
         self._applied = applied
-        self._updates = IndexUpdates(index) if index is not None else None
+        self._updates = updates
         self._sequence = applied
         self.groups = 0
         self.records = 0
@@ -216,8 +219,9 @@ class _Redo:
 class IndexUpdates:
     """Gathers what records change in an index, in any order of the records, and writes it in batches."""
 
-    def __init__(self, index: Index) -> None:
+    def __init__(self, index: Index, accounts: Accounts) -> None:
         self._index = index
+        self._accounts = accounts
         self._entries: dict[bytes, Entry] = {}
         self._changes: dict[bytes, bytes | None] = {}
         self._end_lsns: dict[int, int] = {}
@@ -234,6 +238,7 @@ class IndexUpdates:
             entry = decode_entry(value) if value is not None else None
         merged = merge(entry, header, blob_id, place)
         self._entries[key] = merged
+        self._accounts.change(partition, entry, merged)
         if entry is not None and entry.lsn != merged.lsn:
             self._changes[change_key(partition, entry.lsn)] = None
         self._changes[change_key(partition, merged.lsn)] = key[5:]
@@ -247,13 +252,28 @@ class IndexUpdates:
         batch: list[tuple[bytes, bytes | None]] = [(key, encode_entry(entry)) for key, entry in self._entries.items()]
         batch += self._changes.items()
         batch += [(end_lsn_key(partition), lsn.to_bytes(8, "little")) for partition, lsn in self._end_lsns.items()]
-        self._index.write([*batch, *state])
+        self._index.write([*batch, *self._accounts.batch(), *state])
         self._entries.clear()
         self._changes.clear()
 
 
+def load_accounts(index: Index) -> Accounts:
+    """The totals that an index holds."""
+    rows: list[tuple[bytes, bytes]] = []
+    for prefix in (SEGMENT_PREFIX, CONTAINER_PREFIX):
+        start = prefix
+        while page := index.scan(start, prefix + b"\xff" * 16, _BATCH_RECORDS):
+            rows += page
+            start = page[-1][0] + b"\x00"
+    return Accounts(rows)
+
+
 def rebuild_index(
-    index: Index, replicas: Mapping[int, Replica], disk_id: bytes, sequence: int, progress: Callable[[int], None]
+    updates: IndexUpdates,
+    replicas: Mapping[int, Replica],
+    disk_id: bytes,
+    sequence: int,
+    progress: Callable[[int], None],
 ) -> Iterator[int | tuple[int, int, Damage]]:
     """Fill an empty index from the segments. Yields counts of records, and (partition, segment, damage) it met.
 
@@ -261,7 +281,6 @@ def rebuild_index(
     bodies are verified. A record whose body is damaged is indexed all the same: its blob is known, and reading it
     says what is wrong with it.
     """
-    updates = IndexUpdates(index)
     for partition, replica in sorted(replicas.items()):
         for number, segment in sorted(replica.segments.items()):
             count = 0
@@ -275,4 +294,4 @@ def rebuild_index(
                     updates.write([])
             progress(segment.end)
             yield count
-    updates.write([(STATE_APPLIED, sequence.to_bytes(8, "little")), (STATE_DISK, disk_id)])
+    updates.write([(STATE_APPLIED, sequence.to_bytes(8, "little")), (STATE_DISK, disk_id + INDEX_VERSION)])

@@ -5,6 +5,7 @@ segments, which appear in `segments` before the index names them and are never t
 """
 
 import contextlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from ambry.errors import CorruptRecord, DirectoryUnusable, DiskFull
@@ -35,8 +36,9 @@ class Replica:
     incarnation: bytes
     capacity: int
     segments: dict[int, Segment]
-    active: Segment
+    active: dict[int, Segment]
     open_ended: set[int]
+    last_number: int
     sealed_size: int = 0
     end_lsn: int = 0
     dirty: set[int] = field(default_factory=set)
@@ -44,38 +46,67 @@ class Replica:
     @property
     def log_size(self) -> int:
         """Bytes of all segments up to their ends."""
-        return self.sealed_size + self.active.end
+        return self.sealed_size + sum(segment.end for segment in self.active.values())
+
+    @property
+    def sealed(self) -> set[int]:
+        """Numbers of the segments that nothing is appended to any more."""
+        return self.segments.keys() - {segment.number for segment in self.active.values()}
 
     def is_full(self, size: int) -> bool:
         """Whether `size` more bytes are beyond the partition's capacity."""
         return self.log_size + size > self.capacity
 
-    def place(self, disk: Disk, size: int, segment_bytes: int, now_ms: int) -> Segment:
-        """The segment that takes the next record of `size` bytes; rolls to a new one when the active one is full."""
-        if self.active.end + size > max(segment_bytes, DATA_OFFSET + size):
-            self._roll(disk, now_ms)
-        return self.active
+    def place(self, disk: Disk, size: int, segment_bytes: int, now_ms: int, expiry_class: int = 0) -> Segment:
+        """The segment that takes the next record of `size` bytes: the active one of its class, or a new one."""
+        active = self.active.get(expiry_class)
+        if active is None or active.end + size > max(segment_bytes, DATA_OFFSET + size):
+            active = self._roll(disk, now_ms, expiry_class)
+        return active
 
-    def _roll(self, disk: Disk, now_ms: int) -> None:
-        """Seal the active segment and start the next one. Nothing changes when it fails."""
-        number = self.active.number + 1
+    def take_number(self) -> int:
+        """The number of a new segment; never given out again, whatever becomes of the segment."""
+        self.last_number += 1
+        return self.last_number
+
+    def _roll(self, disk: Disk, now_ms: int, expiry_class: int) -> Segment:
+        """Seal the active segment of a class, if there is one, and start the next. Nothing changes when it fails."""
+        number = self.take_number()
         # A leftover of an attempt that failed between creation and replica.meta: it has no records.
         disk.remove(segment_path(self.partition, number))
-        segment = _new_segment(disk, self.partition, number, self.incarnation, now_ms)
+        segment = new_segment(disk, self.partition, number, self.incarnation, now_ms, expiry_class)
         # The new segment is listed before anything is appended to it: what is not listed may be removed at opening.
         # The sealed one gets its length when the next checkpoint has synced it; until then the journal has its end.
         write_replica_meta(disk, self.meta(number))
-        self.sealed_size += self.active.end
+        former = self.active.get(expiry_class)
+        if former is not None:
+            self.sealed_size += former.end
         self.segments[number] = segment
-        self.active = segment
+        self.active[expiry_class] = segment
         self.open_ended.add(number)
         self.dirty.add(number)
+        return segment
 
     def meta(self, *new: int) -> ReplicaMeta:
         """What replica.meta has to say now, with `new` segments behind the others."""
         lengths = [(one.number, 0 if one.number in self.open_ended else one.end) for one in self.segments.values()]
-        lengths += [(number, 0) for number in new]
+        lengths = sorted([*lengths, *((number, 0) for number in new)])
         return ReplicaMeta(self.partition, self.incarnation, self.capacity, tuple(lengths))
+
+    def adopt(self, disk: Disk, segments: Sequence[Segment]) -> None:
+        """List sealed, synced segments that compaction wrote. From here on the index may point to them."""
+        for segment in segments:
+            self.segments[segment.number] = segment
+            self.sealed_size += segment.end
+        write_replica_meta(disk, self.meta())
+
+    def retire(self, disk: Disk, numbers: set[int]) -> list[Segment]:
+        """Take segments off the list that the index does not point to any more, durably; their files may go then."""
+        retired = [self.segments.pop(number) for number in sorted(numbers)]
+        self.sealed_size -= sum(segment.end for segment in retired)
+        self.dirty -= numbers
+        write_replica_meta(disk, self.meta())
+        return retired
 
     def close_ends(self, disk: Disk, numbers: set[int]) -> None:
         """Write the lengths of sealed segments that are synced now. `numbers` were sealed before their sync began."""
@@ -101,9 +132,9 @@ def create_replica(disk: Disk, partition: int, capacity: int, incarnation: bytes
     disk.make_folder(folder)
     for name in disk.names(folder):
         disk.remove(f"{folder}/{name}")
-    segment = _new_segment(disk, partition, 1, incarnation, now_ms)
+    segment = new_segment(disk, partition, 1, incarnation, now_ms, 0)
     write_replica_meta(disk, ReplicaMeta(partition, incarnation, capacity, ((1, 0),)))
-    return Replica(partition, incarnation, capacity, {1: segment}, segment, {1}, dirty={1})
+    return Replica(partition, incarnation, capacity, {1: segment}, {0: segment}, {1}, 1, dirty={1})
 
 
 def open_replica(disk: Disk, partition: int, ends: dict[tuple[int, int], int]) -> Replica | None:
@@ -122,7 +153,9 @@ def open_replica(disk: Disk, partition: int, ends: dict[tuple[int, int], int]) -
         try:
             file = disk.open(path)
             header = bytes(file.pread(DATA_OFFSET, 0))
-            check_segment_header(header, partition=partition, number=number, incarnation=meta.incarnation)
+            expiry_class, created_ms = check_segment_header(
+                header, partition=partition, number=number, incarnation=meta.incarnation
+            )
         except (FileNotFoundError, CorruptRecord) as error:
             raise DirectoryUnusable(
                 f"{path} is listed in {replica_meta_path(partition)} and cannot be read: {error}"
@@ -130,11 +163,11 @@ def open_replica(disk: Disk, partition: int, ends: dict[tuple[int, int], int]) -
         end = length or max(ends.get((partition, number), 0), DATA_OFFSET)
         if not length:
             open_ended.add(number)
-        segments[number] = Segment(number, file, seed_of(meta.incarnation, number), end)
+        segments[number] = Segment(number, file, seed_of(meta.incarnation, number), end, expiry_class, created_ms)
     _remove_unlisted(disk, partition, segments)
-    active = segments[max(open_ended)]
-    sealed_size = sum(segment.end for segment in segments.values() if segment is not active)
-    return Replica(partition, meta.incarnation, meta.capacity, segments, active, open_ended, sealed_size)
+    # Of each class the highest segment without a length is active; ascending order lets the last one win.
+    active = {segments[number].expiry_class: segments[number] for number in sorted(open_ended)}
+    return Replica(partition, meta.incarnation, meta.capacity, segments, active, open_ended, max(segments))
 
 
 def settle_ends(replica: Replica) -> None:
@@ -144,7 +177,7 @@ def settle_ends(replica: Replica) -> None:
         if segment.file.size() > segment.end:
             segment.file.truncate(segment.end)
             replica.dirty.add(number)
-    replica.sealed_size = sum(one.end for one in replica.segments.values() if one is not replica.active)
+    replica.sealed_size = sum(replica.segments[number].end for number in replica.sealed)
 
 
 def check_capacity(replica: Replica, size: int) -> None:
@@ -153,13 +186,16 @@ def check_capacity(replica: Replica, size: int) -> None:
         raise DiskFull("the partition is full", partition=replica.partition, capacity=replica.capacity)
 
 
-def _new_segment(disk: Disk, partition: int, number: int, incarnation: bytes, now_ms: int) -> Segment:
+def new_segment(disk: Disk, partition: int, number: int, incarnation: bytes, now_ms: int, expiry_class: int) -> Segment:
+    """Create a segment with its header, durably. It has no records, and replica.meta does not list it yet."""
     file = disk.create(segment_path(partition, number))
-    header = encode_segment_header(partition=partition, number=number, incarnation=incarnation, created_ms=now_ms)
+    header = encode_segment_header(
+        partition=partition, number=number, incarnation=incarnation, created_ms=now_ms, expiry_class=expiry_class
+    )
     file.pwrite([header], 0)
     file.sync()
     disk.sync_folder(partition_folder(partition))
-    return Segment(number, file, seed_of(incarnation, number), DATA_OFFSET)
+    return Segment(number, file, seed_of(incarnation, number), DATA_OFFSET, expiry_class, now_ms)
 
 
 def _remove_unlisted(disk: Disk, partition: int, segments: dict[int, Segment]) -> None:

@@ -69,27 +69,32 @@ class Segment:
     file: File
     seed: int
     end: int
+    expiry_class: int = 0
+    created_ms: int = 0
     reserved_end: int = 0
 
 
-def encode_segment_header(*, partition: int, number: int, incarnation: bytes, created_ms: int) -> bytes:
+def encode_segment_header(
+    *, partition: int, number: int, incarnation: bytes, created_ms: int, expiry_class: int = 0
+) -> bytes:
     """The first 64 bytes of a segment. `expiry_class` 0 is for blobs of any expiry."""
-    head = _FIELDS.pack(MAGIC, VERSION, partition, number, incarnation, created_ms, 0)
+    head = _FIELDS.pack(MAGIC, VERSION, partition, number, incarnation, created_ms, expiry_class)
     return head + xxh3_64_intdigest(head).to_bytes(8, "little")
 
 
-def check_segment_header(data: bytes, *, partition: int, number: int, incarnation: bytes) -> None:
-    """Raise CorruptRecord unless the 64 bytes belong to this segment of this replica."""
+def check_segment_header(data: bytes, *, partition: int, number: int, incarnation: bytes) -> tuple[int, int]:
+    """(expiry class, created_ms) of a header. Raises CorruptRecord unless it is of this segment of this replica."""
     if len(data) < DATA_OFFSET:
         raise CorruptRecord("segment without a header", partition=partition, segment=number)
     head = data[: _FIELDS.size]
     if xxh3_64_intdigest(head).to_bytes(8, "little") != data[_FIELDS.size : DATA_OFFSET]:
         raise CorruptRecord("segment header does not have its checksum", partition=partition, segment=number)
-    magic, version, its_partition, its_number, its_incarnation, _, _ = _FIELDS.unpack(head)
+    magic, version, its_partition, its_number, its_incarnation, created_ms, expiry_class = _FIELDS.unpack(head)
     if magic != MAGIC or version != VERSION:
         raise CorruptRecord(f"not a segment of version {VERSION}", partition=partition, segment=number)
     if (its_partition, its_number, its_incarnation) != (partition, number, incarnation):
         raise CorruptRecord("segment of another replica", partition=partition, segment=number)
+    return expiry_class, created_ms
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,6 +34,7 @@ from ambry.limits import (
     JOURNAL_BODY_BYTES_MAX,
     REPLICAS_PER_DISK_MAX,
 )
+from ambry.storage.accounts import Accounts
 from ambry.storage.commit import Answer, CommitGroup, Mutation
 from ambry.storage.disk import Buffer, Disk
 from ambry.storage.index import Index
@@ -54,6 +55,7 @@ class DiskStore:
         index: Index,
         journal: Journal,
         replicas: dict[int, Replica],
+        accounts: Accounts,
         next_lsn: int,
         generation: int,
         settings: StorageSettings,
@@ -64,6 +66,7 @@ class DiskStore:
         self._index = index
         self._journal = journal
         self._replicas = replicas
+        self._accounts = accounts
         self._next_lsn = next_lsn
         self._generation = generation
         self._settings = settings
@@ -110,7 +113,7 @@ class DiskStore:
             group.write_logs()
             if group.count:
                 self._journal.append(group.count, group.journal_payload())
-                batch = group.index_batch()
+                batch = group.index_batch(self._accounts)
                 batch.append((STATE_APPLIED, self._journal.sequence.to_bytes(8, "little")))
                 self._index.write(batch)
                 group.publish()
@@ -177,9 +180,9 @@ class DiskStore:
                 position, sequence, epoch = self._journal.position, self._journal.sequence, self._journal.epoch
                 dirty = [(replica, sorted(replica.dirty)) for replica in self._replicas.values() if replica.dirty]
                 sealed = [
-                    (replica, replica.open_ended - {replica.active.number})
+                    (replica, closed)
                     for replica in self._replicas.values()
-                    if len(replica.open_ended) > 1
+                    if (closed := replica.open_ended & replica.sealed)
                 ]
                 ends = tuple(
                     (replica.partition, number, replica.segments[number].end)
@@ -249,6 +252,11 @@ class DiskStore:
     def replicas(self) -> tuple[Replica, ...]:
         """The replicas, ascending by partition; to be read only."""
         return tuple(self._replicas[partition] for partition in sorted(self._replicas))
+
+    @property
+    def accounts(self) -> Accounts:
+        """Live and dead bytes and blobs; to be read only."""
+        return self._accounts
 
     @property
     def index(self) -> Index:

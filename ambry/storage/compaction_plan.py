@@ -1,0 +1,99 @@
+"""Which segments to compact, and what becomes of each record. Pure: facts and the time come as arguments.
+
+Cost and benefit, as log-structured file systems have it (Rosenblum and Ousterhout, 1991): compacting a segment frees
+its garbage and costs the copying of what it keeps; old segments go first among equals, since what they keep will stay.
+
+A record is garbage when another record says more than it does, when its blob was deleted longer ago than the
+retention, or when it expired more than a day ago (beyond any clock skew, so what a frontend may still extend is still
+there). Tombstones stay for the life of the partition: nothing deleted can return from a forgotten copy.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import Enum, auto
+
+from ambry.storage.index_entry import FOLDED, Entry, Place
+from ambry.storage.record import Header, RecordKind
+
+
+@dataclass(frozen=True, slots=True)
+class Retention:
+    """How long what is dead is kept, in ms: after a delete, for undelete; after expiry, for clock skew."""
+
+    deleted_ms: int
+    expired_ms: int
+
+
+class Fate(Enum):
+    """What compaction does with a record."""
+
+    KEEP = auto()
+    """Copy it, with the blob's newest state."""
+    BURY = auto()
+    """The blob was deleted long ago: only its tombstone stays."""
+    FORGET = auto()
+    """The blob expired long ago: nothing of it stays."""
+    DROP = auto()
+    """Another record says all that this one does."""
+
+
+def fate_of(header: Header, place: Place, entry: Entry | None, now_ms: int, retention: Retention) -> Fate:
+    """What becomes of a record at `place` whose blob has this entry."""
+    if entry is None or not _is_needed(header, place, entry):
+        return Fate.DROP
+    if entry.expires_at_ms + retention.expired_ms <= now_ms:
+        return Fate.FORGET
+    if header.kind is RecordKind.PUT and entry.life & 1 and entry.time_ms + retention.deleted_ms <= now_ms:
+        return Fate.BURY
+    return Fate.KEEP
+
+
+def _is_needed(header: Header, place: Place, entry: Entry) -> bool:
+    if entry.place == place:
+        return True
+    # A change of state that the put record, elsewhere, does not carry yet.
+    return header.kind is not RecordKind.PUT and entry.has_body and header.lsn == entry.lsn and not entry.flags & FOLDED
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentFacts:
+    """A sealed segment. `kept_bytes` is what the last look at it found that has to stay, if it was looked at."""
+
+    number: int
+    size: int
+    live_bytes: int
+    dead_bytes: int
+    created_ms: int
+    expiry_class: int
+    kept_bytes: int = 0
+
+    @property
+    def garbage_bytes(self) -> int:
+        """Bytes that compaction may free: dead blobs within their retention count, unless a look showed otherwise."""
+        return self.size - max(self.live_bytes, self.kept_bytes)
+
+    def score(self, now_ms: int) -> float:
+        """Benefit over cost: free space gained, times age, over bytes read and written."""
+        kept = self.size - self.garbage_bytes
+        age = max(now_ms - self.created_ms, 0) + 1
+        return self.garbage_bytes * age / (self.size + kept)
+
+
+def choose(
+    segments: Iterable[SegmentFacts], *, now_ms: int, garbage_ratio_min: float, output_bytes_max: int
+) -> tuple[int, ...]:
+    """Numbers of the segments to compact together, best first; empty when none is worth it.
+
+    Together they keep at most `output_bytes_max`, and all are of one expiry class, so that classes stay apart.
+    """
+    worthy = [one for one in segments if one.size and one.garbage_bytes >= max(garbage_ratio_min * one.size, 1)]
+    worthy.sort(key=lambda one: (-one.score(now_ms), one.number))
+    chosen: list[SegmentFacts] = []
+    room = output_bytes_max
+    for one in worthy:
+        kept = one.size - one.garbage_bytes
+        if chosen and (one.expiry_class != chosen[0].expiry_class or kept > room):
+            continue
+        chosen.append(one)
+        room -= kept
+    return tuple(one.number for one in chosen)

@@ -1,0 +1,346 @@
+"""Compaction of one replica: copy what must stay out of sealed segments, then drop the segments.
+
+    1. look    read every record of the chosen segments, decide its fate from the index
+    2. copy    write what stays, with its LSN and the blob's newest state, to new sealed segments; sync files and folder
+    3. adopt   replica.meta lists old and new segments: what the index may point to from now on is never "unlisted"
+    4. move    the index points to the copies: in small batches under the store's lock, each entry looked at again
+    5. flush   the index, so that no crash leads back to the old segments
+    6. retire  replica.meta without the old segments; then their files go
+
+A crash before 3 leaves files that nobody lists; opening removes them. A crash after 3 leaves both; whatever the index
+points to is there, and the next compaction finds the rest to be garbage. A blob that changed between 1 and 4 so that
+its decision no longer holds keeps its old segment: nothing is lost by not freeing it yet. Readers go on all the time:
+retired files stay open for as long as a read may take.
+
+Damaged records are reported to the caller and keep their segment until someone has dealt with them.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import Final, Protocol
+
+from ambry.errors import CorruptRecord, DiskFull
+from ambry.limits import MIB
+from ambry.storage.accounts import Accounts
+from ambry.storage.compaction_plan import Fate, Retention, fate_of
+from ambry.storage.disk import Disk
+from ambry.storage.index import Index
+from ambry.storage.index_entry import (
+    FOLDED,
+    HAS_BODY,
+    Entry,
+    Place,
+    blob_key,
+    change_key,
+    decode_entry,
+    encode_entry,
+)
+from ambry.storage.record import RecordKind, encode_meta, padding_after
+from ambry.storage.replica import Replica, new_segment
+from ambry.storage.segment import DATA_OFFSET, Damage, ScannedRecord, Segment, partition_folder, scan, segment_path
+
+_LOOK_RECORDS: Final = 256
+_MOVE_RECORDS: Final = 128
+"""Entries that are moved under the lock at a time: about 1 ms."""
+_WRITE_BYTES: Final = MIB
+
+
+@dataclass(frozen=True, slots=True)
+class CompactionReport:
+    """What one compaction did. Bytes are those of records."""
+
+    partition: int
+    compacted: tuple[int, ...]
+    kept_back: tuple[int, ...]
+    """Segments that stay because of damage, or because a blob changed meanwhile."""
+    written: tuple[int, ...]
+    records_read: int
+    records_copied: int
+    bytes_copied: int
+    bytes_freed: int
+    blobs_buried: int
+    blobs_forgotten: int
+
+
+class Host(Protocol):
+    """What compaction needs of the store: its lock around small steps, and what is under it."""
+
+    def locked(self) -> "Lock":
+        """The store's lock."""
+        ...
+
+    @property
+    def index(self) -> Index:
+        """The index."""
+        ...
+
+    @property
+    def accounts(self) -> Accounts:
+        """The totals; to be changed under the lock."""
+        ...
+
+
+class Lock(Protocol):
+    """A context manager."""
+
+    def __enter__(self) -> object: ...
+
+    def __exit__(self, *exc: object) -> object: ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Move:
+    """What the index has to say of a blob once the copies are durable."""
+
+    key: bytes
+    seen: Entry
+    fate: Fate
+    source: int
+    target: Place | None
+    record_size: int
+
+
+@dataclass(slots=True)
+class _Work:
+    moves: list[_Move] = field(default_factory=list)
+    damaged: set[int] = field(default_factory=set)
+    outputs: list[Segment] = field(default_factory=list)
+    records_read: int = 0
+    records_copied: int = 0
+    bytes_copied: int = 0
+    buried: int = 0
+    forgotten: int = 0
+
+
+class Compaction:
+    """One compaction of chosen segments of a replica. `run` does it all; at most one for a replica at a time."""
+
+    def __init__(
+        self,
+        disk: Disk,
+        host: Host,
+        replica: Replica,
+        *,
+        segment_bytes: int,
+        retention: Retention,
+        now_ms: int,
+        pace: Callable[[int], None],
+        on_damage: Callable[[int, int, Damage], None],
+    ) -> None:
+        self._disk = disk
+        self._host = host
+        self._replica = replica
+        self._segment_bytes = segment_bytes
+        self._retention = retention
+        self._now_ms = now_ms
+        self._pace = pace
+        self._on_damage = on_damage
+        self._work = _Work()
+        self._buffer: list[bytes] = []
+        self._buffered = 0
+
+    def run(self, numbers: tuple[int, ...]) -> tuple[CompactionReport, list[Segment]]:
+        """Compact; the retired segments are the caller's to close when no read can be using them any more.
+
+        Raises DiskFull or DiskUnavailable; nothing is lost then, and what was written is given back or found later.
+        """
+        replica, work = self._replica, self._work
+        assert not replica.open_ended & set(numbers)
+        try:
+            for number in numbers:
+                self._copy_segment(replica.segments[number])
+            self._finish_outputs()
+        except (DiskFull, CorruptRecord):
+            self._abandon()
+            raise
+        if work.outputs:
+            with self._host.locked():
+                replica.adopt(self._disk, work.outputs)
+        kept_back = work.damaged | set(self._move_all())
+        self._host.index.flush()
+        done = set(numbers) - kept_back
+        size_before = sum(replica.segments[number].end for number in done)
+        with self._host.locked():
+            retired = replica.retire(self._disk, done) if done else []
+        for number in sorted(done):
+            self._disk.remove(segment_path(replica.partition, number))
+        self._disk.sync_folder(partition_folder(replica.partition))
+        report = CompactionReport(
+            partition=replica.partition,
+            compacted=tuple(sorted(done)),
+            kept_back=tuple(sorted(kept_back)),
+            written=tuple(segment.number for segment in work.outputs),
+            records_read=work.records_read,
+            records_copied=work.records_copied,
+            bytes_copied=work.bytes_copied,
+            bytes_freed=size_before - sum(segment.end for segment in work.outputs),
+            blobs_buried=work.buried,
+            blobs_forgotten=work.forgotten,
+        )
+        return report, retired
+
+    # --- look and copy -----------------------------------------------------------------------------------------
+
+    def _copy_segment(self, source: Segment) -> None:
+        for records in self._pages(source):
+            keys = [blob_key(record.key) for record in records]
+            values = self._host.index.get_many(keys)
+            for record, key, value in zip(records, keys, values, strict=True):
+                entry = decode_entry(value) if value is not None else None
+                self._decide(source, record, key, entry)
+
+    def _pages(self, source: Segment) -> Iterator[list[ScannedRecord]]:
+        page: list[ScannedRecord] = []
+        for found in scan(source):
+            if isinstance(found, Damage):
+                self._work.damaged.add(source.number)
+                self._on_damage(self._replica.partition, source.number, found)
+                continue
+            self._work.records_read += 1
+            self._pace(found.header.record_size)
+            page.append(found)
+            if len(page) >= _LOOK_RECORDS:
+                yield page
+                page = []
+        if page:
+            yield page
+
+    def _decide(self, source: Segment, record: ScannedRecord, key: bytes, entry: Entry | None) -> None:
+        place = Place(source.number, record.offset)
+        fate = fate_of(record.header, place, entry, self._now_ms, self._retention)
+        if fate is Fate.DROP:
+            return
+        assert entry is not None
+        if fate is Fate.FORGET:
+            self._work.moves.append(_Move(key, entry, fate, source.number, None, 0))
+            return
+        target, size = self._write(source, record, entry, is_buried=fate is Fate.BURY)
+        if entry.place == place:
+            self._work.moves.append(_Move(key, entry, fate, source.number, target, size))
+
+    def _write(
+        self, source: Segment, record: ScannedRecord, entry: Entry, *, is_buried: bool
+    ) -> tuple[Place, int]:
+        """Append a copy with the blob's newest state; for a buried blob its tombstone alone."""
+        header = record.header
+        has_body = header.kind is RecordKind.PUT and not is_buried
+        output = self._output_for(header.record_size, source.expiry_class)
+        meta = encode_meta(
+            seed=output.seed,
+            kind=RecordKind.TOMBSTONE if is_buried else header.kind,
+            lsn=entry.lsn,
+            # A put keeps the time of its creation, which clients see; a tombstone has that of the delete.
+            time_ms=header.time_ms if has_body else entry.time_ms,
+            life=entry.life,
+            expires_at_ms=entry.expires_at_ms,
+            key=record.key,
+            properties=record.properties if has_body else b"",
+            body_size=header.body_size if has_body else 0,
+            root=header.root if has_body else 0,
+            flags=header.flags if has_body else 0,
+        )
+        if has_body:
+            rest = source.file.pread(header.record_size - header.body_offset, record.offset + header.body_offset)
+            if len(rest) != header.record_size - header.body_offset:
+                raise CorruptRecord("a segment became shorter while it was read", segment=source.number)
+            data = meta + rest
+        else:
+            data = meta + padding_after(len(meta))
+        place = Place(output.number, output.end)
+        output.end += len(data)
+        self._buffer.append(data)
+        self._buffered += len(data)
+        self._work.records_copied += 1
+        self._work.bytes_copied += len(data)
+        if self._buffered >= _WRITE_BYTES:
+            self._write_buffer()
+        return place, len(data)
+
+    def _output_for(self, size: int, expiry_class: int) -> Segment:
+        outputs = self._work.outputs
+        if outputs and outputs[-1].end + size <= max(self._segment_bytes, DATA_OFFSET + size):
+            return outputs[-1]
+        self._write_buffer()
+        with self._host.locked():
+            number = self._replica.take_number()
+        segment = new_segment(
+            self._disk, self._replica.partition, number, self._replica.incarnation, self._now_ms, expiry_class
+        )
+        outputs.append(segment)
+        return segment
+
+    def _write_buffer(self) -> None:
+        if not self._buffer:
+            return
+        output = self._work.outputs[-1]
+        output.file.pwrite(self._buffer, output.end - self._buffered)
+        self._buffer = []
+        self._buffered = 0
+
+    def _finish_outputs(self) -> None:
+        self._write_buffer()
+        self._disk.sync_all([segment.file for segment in self._work.outputs])
+        self._disk.sync_folder(partition_folder(self._replica.partition))
+
+    def _abandon(self) -> None:
+        """Give back what was written: nobody lists it."""
+        for segment in self._work.outputs:
+            segment.file.close()
+            self._disk.remove(segment_path(self._replica.partition, segment.number))
+
+    # --- move --------------------------------------------------------------------------------------------------
+
+    def _move_all(self) -> Iterator[int]:
+        """Let the index point to the copies. Yields the sources that some blob still needs."""
+        moves = self._work.moves
+        for first in range(0, len(moves), _MOVE_RECORDS):
+            page = moves[first : first + _MOVE_RECORDS]
+            with self._host.locked():
+                values = self._host.index.get_many([move.key for move in page])
+                batch: list[tuple[bytes, bytes | None]] = []
+                for move, value in zip(page, values, strict=True):
+                    entry = decode_entry(value) if value is not None else None
+                    if not self._move(move, entry, batch):
+                        yield move.source
+                batch += self._host.accounts.batch()
+                if batch:
+                    self._host.index.write(batch)
+
+    def _move(self, move: _Move, entry: Entry | None, batch: list[tuple[bytes, bytes | None]]) -> bool:
+        """One entry; False when what was decided does not hold any more and the source is still needed."""
+        if entry is None or entry.place != move.seen.place:
+            return True
+        partition = self._replica.partition
+        if move.fate is Fate.KEEP:
+            assert move.target is not None
+            is_folded = entry.has_body and entry.lsn == move.seen.lsn
+            after: Entry | None = replace(
+                entry,
+                segment=move.target.segment,
+                offset=move.target.offset,
+                flags=entry.flags & ~FOLDED | (FOLDED if is_folded else 0),
+            )
+        elif entry.lsn != move.seen.lsn:
+            return False
+        elif move.fate is Fate.BURY:
+            assert move.target is not None
+            self._work.buried += 1
+            after = replace(
+                entry,
+                flags=entry.flags & ~(HAS_BODY | FOLDED),
+                segment=move.target.segment,
+                offset=move.target.offset,
+                record_size=move.record_size,
+                body_offset=move.record_size,
+                body_size=0,
+                root=0,
+            )
+        else:
+            self._work.forgotten += 1
+            after = None
+            batch.append((change_key(partition, entry.lsn), None))
+        batch.append((move.key, encode_entry(after) if after is not None else None))
+        self._host.accounts.change(partition, entry, after)
+        return True
+
+
