@@ -62,9 +62,14 @@ class TransferBudget:
             else:
                 return
 
+    @property
+    def is_scarce(self) -> bool:
+        """Whether half of it is taken: what is convenient, not needed, can be left out."""
+        return self.free * 2 < self.size
+
     def piece_bytes(self) -> int:
         """How much a reader should ask for at once: less as the budget runs low, so that many slow readers fit."""
-        if self.free * 2 >= self.size:
+        if not self.is_scarce:
             return READ_PIECE_BYTES
         return READ_PIECE_BYTES // 4 if self.free * 4 >= self.size else 64 * KIB
 

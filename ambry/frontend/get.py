@@ -203,8 +203,8 @@ class PieceReader:
         self._given = 0
 
     async def _prefetch(self) -> None:
-        """Begin the piece after this one if there is memory for it; nobody waits for memory with a piece in hand."""
-        if self._at == self._stop:
+        """Begin the piece after this one while memory is plenty; nobody waits for memory with a piece in hand."""
+        if self._at == self._stop or self._budget.is_scarce:
             return
         step = await self._next_step()
         share = step.stop - step.start

@@ -8,8 +8,9 @@ else is in put.py, get.py and update.py; this module binds them to one cluster m
 import asyncio
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Final
 
-from ambry.blob.blob_id import Kind
+from ambry.blob.blob_id import VERSION, Kind
 from ambry.blob.requests import Buffer, GetAnswer, GetRequest
 from ambry.blob.state import BlobState
 from ambry.clock import Clock
@@ -27,7 +28,8 @@ from ambry.frontend.reclaim import Reclaimer
 from ambry.limits import BODY_BYTES_MAX, CHUNK_BYTES_MAX, REQUEST_DEADLINE_MS, TRANSFER_BYTES_MAX, TRANSFER_QUEUE_MAX
 from ambry.protocol.datanode import Datanode
 
-_SIMPLE = Kind.SIMPLE.value
+_SIMPLE: Final = bytes([VERSION, Kind.SIMPLE])
+"""How ids of simple blobs begin."""
 
 
 class Operations:
@@ -90,7 +92,7 @@ class Operations:
         The caller judges expiry, and whether the body is whole. Raises BlobNotFound or BlobDeleted when that is
         certain; None also for ids that are not of a simple blob.
         """
-        if blob_id[1] != _SIMPLE:
+        if blob_id[:2] != _SIMPLE:
             return None
         try:
             route = self._placement.route_of(blob_id)
@@ -103,7 +105,7 @@ class Operations:
 
         Errors in the future are to be read through `replicas.read_error`: certain ones, or Unavailable.
         """
-        if blob_id[1] != _SIMPLE:
+        if blob_id[:2] != _SIMPLE:
             return None
         try:
             route = self._placement.route_of(blob_id)

@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from ambry.blob.blob_id import BINARY_SIZE, BlobId, Kind, new_unique
+from ambry.blob.blob_id import BINARY_SIZE, VERSION, BlobId, Kind, new_unique
 from ambry.cluster.map import ClusterMap, Partition, ReplicaState
 from ambry.errors import BadBlobId, Unavailable
 from ambry.frontend.chance import Chance
@@ -143,8 +143,10 @@ class Placement:
 
 
 def kind_of(blob_id: bytes) -> Kind:
-    """The kind in a binary id. Raises BadBlobId for one that no client can ask for."""
+    """The kind in a binary id. Raises BadBlobId for a version that is not known, and for what is no blob by itself."""
     assert len(blob_id) == BINARY_SIZE
+    if blob_id[0] != VERSION:
+        raise BadBlobId(f"blob id of version {blob_id[0]}, known is {VERSION}", field="blob id")
     kind = blob_id[_KIND_AT]
     if kind == Kind.SIMPLE:
         return Kind.SIMPLE

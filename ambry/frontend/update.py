@@ -6,6 +6,7 @@ outlives a chunk.
 """
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 
 from ambry.blob.blob_id import Kind
@@ -13,7 +14,7 @@ from ambry.blob.manifest import Entry, Manifest
 from ambry.blob.requests import Change
 from ambry.blob.state import BlobState, extended, undeleted
 from ambry.clock import Clock
-from ambry.errors import BlobDeleted, BlobExpired, BlobNotFound, NotAllowed
+from ambry.errors import BlobDeleted, BlobExpired, BlobNotFound, NotAllowed, Unavailable
 from ambry.frontend import replicas
 from ambry.frontend.get import open_blob, read_leaf
 from ambry.frontend.headers import GetOption
@@ -24,10 +25,12 @@ from ambry.limits import REQUEST_DEADLINE_MS, UPDATE_CHUNKS_IN_FLIGHT_MAX
 async def delete(placement: Placement, clock: Clock, blob_id: bytes) -> BlobState:
     """Delete a blob; deleting it again changes nothing. Raises BlobNotFound (certain), BlobExpired, Unavailable."""
     kind_of(blob_id)
-    state = await _converge(placement, clock, blob_id, Change.DELETE, None)
-    if state.is_expired(clock.now_ms()):
-        raise BlobExpired("the blob has expired")
-    return state
+    # What cannot be read, because it is damaged or only its tombstone is left, can be deleted all the same.
+    with contextlib.suppress(BlobDeleted, Unavailable):
+        state, _ = await replicas.survey(placement.route_of(blob_id), blob_id, _deadline())
+        if state.is_expired(clock.now_ms()):
+            raise BlobExpired("the blob has expired")
+    return await _converge(placement, clock, blob_id, Change.DELETE, None)
 
 
 async def extend(placement: Placement, clock: Clock, blob_id: bytes, expires_at_ms: int) -> BlobState:

@@ -105,6 +105,7 @@ class _End:
         self._decoder = FrameDecoder()
         self._output: list[Buffer] = []
         self.output_size = 0
+        self._has_large_pieces = False
         self._peer: Peer | None = None
         self._expected_proof = b""
         self._own_proof = b""
@@ -118,8 +119,9 @@ class _End:
         pieces = self._output
         self._output = []
         self.output_size = 0
-        if len(pieces) < 2:
-            return pieces
+        if not self._has_large_pieces:
+            return [b"".join(pieces)] if len(pieces) > 1 else pieces
+        self._has_large_pieces = False
         joined: list[Buffer] = []
         small: list[Buffer] = []
         for piece in pieces:
@@ -145,6 +147,8 @@ class _End:
         self.output_size += len(frame) + message.body_size
         if message.body_size:
             self._output.extend(message.pieces)
+            if message.body_size > _PIECE_JOINED_MAX:
+                self._has_large_pieces = True
 
     # --- in ----------------------------------------------------------------------------------------------------
 

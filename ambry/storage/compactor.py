@@ -218,9 +218,7 @@ class Compaction:
         if entry.place == place:
             self._work.moves.append(_Move(key, entry, fate, source.number, target, size))
 
-    def _write(
-        self, source: Segment, record: ScannedRecord, entry: Entry, *, is_buried: bool
-    ) -> tuple[Place, int]:
+    def _write(self, source: Segment, record: ScannedRecord, entry: Entry, *, is_buried: bool) -> tuple[Place, int]:
         """Append a copy with the blob's newest state; for a buried blob its tombstone alone."""
         header = record.header
         has_body = header.kind is RecordKind.PUT and not is_buried
@@ -342,5 +340,3 @@ class Compaction:
         batch.append((move.key, encode_entry(after) if after is not None else None))
         self._host.accounts.change(partition, entry, after)
         return True
-
-

@@ -21,6 +21,7 @@ and the rest is filled in the background. Overwriting filled blocks needs no cha
 so a sync costs 0.1 ms instead of 1 (docs/decisions/0001). Wrapping before the end of the file is legal at any group.
 """
 
+import contextlib
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -229,7 +230,9 @@ class Journal:
             raise DirectoryUnusable(
                 f"{PATH} has format {version}, and this version of the program knows up to {VERSION}"
             )
-        file.reserve(0, size)
+        # On a disk that is full now the journal stays as large as it is.
+        with contextlib.suppress(DiskFull):
+            file.reserve(0, size)
         usable_end = file.size() - file.size() % ALIGNMENT
         return cls(file, seed_of_disk(disk_id), usable_end, size)
 
@@ -260,6 +263,23 @@ class Journal:
         """The valid groups from a checkpoint on."""
         return GroupReader(self._file, self._seed, position, sequence, epoch)
 
+    def secure(self, groups: "GroupReader") -> None:
+        """Make durable what was read last: the newest checkpoint and the last group.
+
+        A killed process may have left them in the page cache only, and a sync that failed for it never becomes a good
+        one. So both are written again, the same bytes to the same place, before anything is built on them: a power
+        cut later would take the group away from under index and logs. Every group before the last one was synced
+        before its successor was written.
+        """
+        found = [self._read_slot(slot) for slot in (0, 1)]
+        newest = max((one.generation, slot) for slot, one in enumerate(found) if one is not None)[1]
+        places = [(SLOTS_AT + newest * SLOT_BYTES, SLOT_BYTES)]
+        if groups.last is not None:
+            places.append(groups.last)
+        for offset, size in places:
+            self._file.pwrite([self._file.pread(size, offset)], offset)
+        self._file.sync()
+
     def start_at(self, position: int, sequence: int, epoch: int, freed_to: int) -> None:
         """Continue behind the last valid group, in a new epoch."""
         self.position, self.sequence, self.epoch = position, sequence, epoch
@@ -289,6 +309,10 @@ class Journal:
         place = self._place_for(len(data))
         if place is None:
             raise DiskFull("the journal has no room before the next checkpoint")
+        if self._is_empty:
+            # From here on this group is what the writer must not catch up with. It need not lie where the last
+            # checkpoint points to: a group that did not fit there begins the ring anew, and may reach beyond.
+            self._freed_to = place
         self._file.pwrite([data], place)
         self._file.sync()
         self.sequence += 1
@@ -342,7 +366,10 @@ class Journal:
 
 
 class GroupReader:
-    """Iterates over valid groups; afterwards `position`, `sequence` and `epoch` are those behind the last one."""
+    """Iterates over valid groups; afterwards `position`, `sequence` and `epoch` are those behind the last one.
+
+    `last` is (offset, size) of the last one, or None.
+    """
 
     def __init__(self, file: File, seed: int, position: int, sequence: int, epoch: int) -> None:
         self._file = file
@@ -350,16 +377,20 @@ class GroupReader:
         self.position = position
         self.sequence = sequence
         self.epoch = epoch
+        self.last: tuple[int, int] | None = None
 
     def __iter__(self) -> "GroupReader":
         return self
 
     def __next__(self) -> Group:
-        group = self._group_at(self.position)
-        if group is None and self.position != RING_AT:
-            group = self._group_at(RING_AT)
+        place = self.position
+        group = self._group_at(place)
+        if group is None and place != RING_AT:
+            place = RING_AT
+            group = self._group_at(place)
         if group is None:
             raise StopIteration
+        self.last = (place, group.end - place)
         self.position, self.sequence, self.epoch = group.end, group.sequence, group.epoch
         return group
 

@@ -3,8 +3,8 @@
     1. disk.meta: the epoch is raised durably, so that no LSN of a former opening is ever used again
     2. journal: the newest checkpoint says which ends are certain and where the journal begins
     3. replicas: replica.meta, segment headers; segments that are not listed have no records and are removed
-    4. redo: every valid group of the journal is written to its places again; index entries that the index lacks are
-       put again (it says itself up to which group it has everything)
+    4. redo: what was read last is made certain; every valid group of the journal is written to its places again; index
+       entries that the index lacks are put again (it says itself up to which group it has everything)
     5. what lies behind the ends was never acknowledged and is cut off
     6. the index is rebuilt if it is missing, of another disk, or behind the checkpoint
     7. a checkpoint: from here on the journal may be overwritten
@@ -36,7 +36,7 @@ from ambry.storage.index_entry import (
     end_lsn_key,
     merge,
 )
-from ambry.storage.journal import BODY_ELSEWHERE, Checkpoint, Group, Journal, JournalEntry
+from ambry.storage.journal import BODY_ELSEWHERE, Checkpoint, Group, GroupReader, Journal, JournalEntry
 from ambry.storage.journal import PATH as JOURNAL_PATH
 from ambry.storage.record import Header, decode_header, decode_meta
 from ambry.storage.replica import Replica, open_replica, settle_ends
@@ -97,9 +97,7 @@ def open_store(
     groups = journal.read_groups(checkpoint.position, checkpoint.sequence, checkpoint.epoch)
     accounts = Accounts() if rebuilds else load_accounts(index)
     redo = _Redo(replicas, None if rebuilds else IndexUpdates(index, accounts), applied)
-    for group in groups:
-        redo.group(group)
-    redo.flush()
+    redo.all(groups, journal)
     for replica in replicas.values():
         settle_ends(replica)
     sequence = max(groups.sequence, applied)
@@ -184,8 +182,19 @@ class _Redo:
         self.groups = 0
         self.records = 0
 
-    def group(self, group: Group) -> None:
-        """Redo one group."""
+    def all(self, groups: GroupReader, journal: Journal) -> None:
+        """Redo all groups. The last one waits until it is certain to be in the journal for good."""
+        previous: Group | None = None
+        for group in groups:
+            if previous is not None:
+                self._group(previous)
+            previous = group
+        journal.secure(groups)
+        if previous is not None:
+            self._group(previous)
+        self.flush()
+
+    def _group(self, group: Group) -> None:
         self.groups += 1
         for entry in group.entries:
             replica = self._replicas.get(entry.partition)

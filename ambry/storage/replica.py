@@ -72,8 +72,6 @@ class Replica:
     def _roll(self, disk: Disk, now_ms: int, expiry_class: int) -> Segment:
         """Seal the active segment of a class, if there is one, and start the next. Nothing changes when it fails."""
         number = self.take_number()
-        # A leftover of an attempt that failed between creation and replica.meta: it has no records.
-        disk.remove(segment_path(self.partition, number))
         segment = new_segment(disk, self.partition, number, self.incarnation, now_ms, expiry_class)
         # The new segment is listed before anything is appended to it: what is not listed may be removed at opening.
         # The sealed one gets its length when the next checkpoint has synced it; until then the journal has its end.
@@ -146,6 +144,9 @@ def open_replica(disk: Disk, partition: int, ends: dict[tuple[int, int], int]) -
     meta = read_replica_meta(disk, partition)
     if meta is None:
         return None
+    # A process that was killed between a rename and the sync of the folder left names that are not durable yet. What
+    # is committed from here on must not hang on them.
+    disk.sync_folder(partition_folder(partition))
     segments: dict[int, Segment] = {}
     open_ended: set[int] = set()
     for number, length in meta.segments:
@@ -188,10 +189,20 @@ def check_capacity(replica: Replica, size: int) -> None:
 
 def new_segment(disk: Disk, partition: int, number: int, incarnation: bytes, now_ms: int, expiry_class: int) -> Segment:
     """Create a segment with its header, durably. It has no records, and replica.meta does not list it yet."""
-    file = disk.create(segment_path(partition, number))
+    path = segment_path(partition, number)
     header = encode_segment_header(
         partition=partition, number=number, incarnation=incarnation, created_ms=now_ms, expiry_class=expiry_class
     )
+    try:
+        file = disk.create(path)
+    except FileExistsError:
+        # Left by an attempt that failed later: it has no records. replica.meta may list it already, when only the last
+        # sync of its folder failed. So it is never taken away, and a good header is written again as it is.
+        file = disk.open(path)
+        former = bytes(file.pread(DATA_OFFSET, 0))
+        with contextlib.suppress(CorruptRecord):
+            check_segment_header(former, partition=partition, number=number, incarnation=incarnation)
+            header = former
     file.pwrite([header], 0)
     file.sync()
     disk.sync_folder(partition_folder(partition))

@@ -124,7 +124,7 @@ class RemoteDatanode:
         if len(parts) == 1:
             return self._ask_batch(parts[0], deadline)
         futures = [self._ask_batch(part, deadline) for part in parts]
-        return asyncio.ensure_future(_gathered(futures))
+        return asyncio.get_running_loop().create_task(_gathered(futures), name=f"batch to {self.node}")
 
     def changes(self, request: ChangesRequest, deadline: float) -> "asyncio.Future[ChangesAnswer]":
         """A page of the feed."""
@@ -299,6 +299,9 @@ class _Link:
             self._connect_failed(session, str(error) or type(error).__name__, loop)
         except AmbryError as error:
             self._connect_failed(session, str(error), loop)
+        except asyncio.CancelledError:
+            session.abort()
+            raise
         finally:
             self._connecting = None
 

@@ -217,7 +217,7 @@ class _Session(asyncio.Protocol):
         self._pause_or_resume_reading()
 
     def _pause_or_resume_reading(self) -> None:
-        if self._transport is None or self._core.state is State.CLOSED:
+        if self._transport is None or self._transport.is_closing():
             return
         if self._has_room == self._is_reading_paused:
             self._is_reading_paused = not self._is_reading_paused
@@ -314,7 +314,7 @@ class _Session(asyncio.Protocol):
     # --- out ---------------------------------------------------------------------------------------------------
 
     def _flush(self) -> None:
-        if self._transport is not None:
+        if self._transport is not None and not self._transport.is_closing():
             for piece in self._core.take_output():
                 self._transport.write(piece)
 

@@ -273,8 +273,7 @@ def test_an_upload_that_fails_leaves_nothing_readable(size: int, error: AmbryErr
 @pytest.mark.parametrize("after", range(5))
 def test_a_client_that_goes_leaves_nothing_readable(after: int) -> None:
     async def test(operations: Operations, node: MemoryDatanode) -> None:
-        pieces: list[bytes | BaseException] = [body_of(70)] * after * 2
-        pieces.append(ConnectionResetError("gone"))
+        pieces: list[bytes | BaseException] = [*[body_of(70)] * after * 2, ConnectionResetError("gone")]
         with pytest.raises(ConnectionResetError):
             await operations.put(Pieces(pieces), plan(5000))
         await settle()

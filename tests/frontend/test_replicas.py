@@ -217,6 +217,7 @@ def test_a_delete_of_nothing_is_not_found_only_with_witnesses() -> None:
             await operations.delete(blob_id)
         assert not any(blob_id in node.blobs for node in nodes)
         for node in nodes[:2]:
+            node.fail("get", ConnectionLost("x"), times=None)
             node.fail("update", ConnectionLost("x"), times=None)
         with pytest.raises(Unavailable):
             await operations.delete(blob_id)

@@ -81,6 +81,7 @@ class Impostor:
         self.shakes_hands = shakes_hands
         self.accepted = 0
         self.received = asyncio.Event()
+        self.hung_up = asyncio.Event()
         self.writers: list[asyncio.StreamWriter] = []
         self._listener: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -119,3 +120,4 @@ class Impostor:
                 writer.writelines([bytes(piece) for piece in core.take_output()])
         except ConnectionError:
             pass
+        self.hung_up.set()

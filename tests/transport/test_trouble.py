@@ -418,8 +418,9 @@ def test_closing_while_connecting_leaves_nothing_behind() -> None:
         await far_away.close()
         with pytest.raises(ShuttingDown):
             await future
-        await silent.stop()
+        await silent.hung_up.wait()
         assert [task.get_name() for task in asyncio.all_tasks() if "connect" in task.get_name()] == []
+        await silent.stop()
 
     run(scenario())
 

@@ -1,0 +1,264 @@
+"""The engine against a dictionary, with power cuts, kills, failing syncs and lost indexes at any moment.
+
+Acknowledged means there and equal, for ever; not acknowledged means absent or complete, and which of the two is
+decided once. After every recovery the same store is used on. What the run must have met is asserted at its end.
+"""
+
+from collections import Counter
+
+from hypothesis import HealthCheck, Phase, event, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
+
+from ambry.blob.requests import Change, GetRequest, PutRequest
+from ambry.blob.state import NEVER, BlobState
+from ambry.errors import AmbryError, DiskFull, DiskUnavailable
+from ambry.limits import JOURNAL_BODY_BYTES_MAX, KIB
+from ambry.storage.commit import Mutation
+from ambry.storage.journal import RING_AT
+from ambry.storage.sim_disk import PowerCut
+from tests.storage.engine import TINY, World, blob_id, body_of, put, update
+
+HITS: Counter[str] = Counter()
+
+_identities = st.builds(
+    blob_id,
+    st.integers(0, 40),
+    partition=st.sampled_from([1, 1, 1, 2]),
+    container=st.sampled_from([1, 1, 1, 1, 1, 2]),
+)
+_bodies = st.builds(
+    body_of,
+    st.integers(0, 3),
+    st.sampled_from(
+        [0, 500, 3000, 3001, 5000, 9000, 64 * KIB, JOURNAL_BODY_BYTES_MAX + 1, JOURNAL_BODY_BYTES_MAX + 70_000]
+    ),
+)
+_small_bodies = st.builds(body_of, st.integers(0, 3), st.sampled_from([0, 1, 500, 3000, 3001]))
+_expiries = st.sampled_from([0, 1000, 2000, NEVER])
+_states = st.builds(BlobState, st.integers(0, 3), _expiries)
+_puts = st.builds(
+    put, _identities, _bodies, expires_at_ms=_expiries, properties=st.sampled_from([b"", b"p", b"q" * 300])
+)
+_changes = st.sampled_from([Change.DELETE, Change.DELETE, Change.UNDELETE, Change.EXTEND, Change.JOIN])
+_updates = st.builds(update, _identities, _changes, _states, time_ms=st.integers(1, 9))
+
+
+def _fitting(group: list[Mutation]) -> list[Mutation]:
+    """As much of a group as the tiny journal takes."""
+    size = 1000
+    for count, request in enumerate(group):
+        size += 700
+        if isinstance(request, PutRequest) and len(request.body) <= JOURNAL_BODY_BYTES_MAX:
+            size += len(request.body)
+        if size > TINY.journal_bytes - RING_AT:
+            return group[:count]
+    return group
+
+
+_groups = st.lists(_puts | _updates, min_size=1, max_size=12).map(_fitting)
+_endings = st.sampled_from(["crash", "crash", "kill"])
+_cuts = st.lists(st.tuples(st.integers(1, 25), _endings), max_size=2)
+
+
+class StoreMachine(RuleBasedStateMachine):
+    """One disk and what happens to it."""
+
+    @initialize(seed=st.integers(0, 2**32))
+    def start(self, seed: int) -> None:
+        self.world = World(seed=seed)
+        self.world.open()
+
+    # --- use ---------------------------------------------------------------------------------------------------
+
+    @rule(group=_groups)
+    def commit(self, group: list[Mutation]) -> None:
+        assert self.world.commit(group) is not None
+
+    @rule(always=st.booleans())
+    def checkpoint(self, always: bool) -> None:
+        self.world.store.checkpoint(always=always)
+
+    @rule(identity=_identities, start=st.integers(0, 200_000), size=st.integers(0, 200_000), dead=st.booleans())
+    def read_a_range(self, identity: bytes, start: int, size: int, dead: bool) -> None:
+        self.world.check_read(GetRequest(identity, start, start + size, include_deleted=dead))
+
+    @rule(disk_is_cold=st.booleans(), index_is_cold=st.booleans())
+    def change_the_weather(self, disk_is_cold: bool, index_is_cold: bool) -> None:
+        self.world.disk.is_cold = disk_is_cold
+        self.world.source.index.is_cold = index_is_cold
+
+    # --- the end, and what comes after -------------------------------------------------------------------------
+
+    def end(self, ending: str) -> None:
+        if ending == "crash":
+            self.world.crash()
+        else:
+            self.world.kill()
+
+    def reopen(self, cuts: list[tuple[int, str]]) -> None:
+        """Open the store again; before that, as many attempts are cut off."""
+        for steps, ending in cuts:
+            self.world.disk.stop_after(steps)
+            try:
+                self.world.open()
+            except PowerCut:
+                HITS["cut during recovery"] += 1
+                self.end(ending)
+            else:
+                self.world.disk.stop_after(None)
+                self.world.check()
+        self.world.open()
+        self.world.check()
+
+    @rule(ending=_endings, cuts=_cuts)
+    def stop_at_rest(self, ending: str, cuts: list[tuple[int, str]]) -> None:
+        self.end(ending)
+        self.reopen(cuts)
+
+    @rule(group=_groups, steps=st.integers(1, 12), ending=_endings, cuts=_cuts)
+    def stop_in_a_commit(self, group: list[Mutation], steps: int, ending: str, cuts: list[tuple[int, str]]) -> None:
+        self.world.disk.stop_after(steps)
+        answers = self.world.commit(group)
+        if answers is None:
+            self.end(ending)
+            self.reopen(cuts)
+        else:
+            self.world.disk.stop_after(None)
+
+    @rule(steps=st.integers(1, 8), ending=_endings, cuts=_cuts)
+    def stop_in_a_checkpoint(self, steps: int, ending: str, cuts: list[tuple[int, str]]) -> None:
+        self.world.disk.stop_after(steps)
+        try:
+            self.world.store.checkpoint(always=True)
+        except PowerCut:
+            HITS["cut during checkpoint"] += 1
+            self.end(ending)
+            self.reopen(cuts)
+        else:
+            self.world.disk.stop_after(None)
+
+    @rule()
+    def close_and_open(self) -> None:
+        self.world.close()
+        assert self.world.open().records_redone == 0
+        self.world.check()
+
+    @rule(ending=_endings, cuts=_cuts)
+    def lose_the_index(self, ending: str, cuts: list[tuple[int, str]]) -> None:
+        self.end(ending)
+        self.world.source.discard()
+        self.reopen(cuts)
+
+    # --- trouble -----------------------------------------------------------------------------------------------
+
+    @rule(
+        group=_groups,
+        fault=st.sampled_from([("sync", "journal"), ("pwrite", "journal"), ("write", ""), ("sync", "partitions")]),
+        done=st.integers(0, 2000),
+        ending=_endings,
+        cuts=_cuts,
+    )
+    def fail_in_a_commit(
+        self, group: list[Mutation], fault: tuple[str, str], done: int, ending: str, cuts: list[tuple[int, str]]
+    ) -> None:
+        operation, path = fault
+        if operation == "write":
+            self.world.source.index.fail("write", DiskFull)
+        else:
+            self.world.disk.fail(operation, 1, DiskUnavailable, path=path, done=done)
+        answers = self.world.commit(group, DiskUnavailable)
+        if answers is None:
+            self.recover_from_failure(ending, cuts)
+        else:
+            self.world.disk.clear_faults()
+            self.world.source.index.clear_faults()
+
+    @rule(
+        fault=st.sampled_from([("sync", "journal"), ("sync", "partitions"), ("replace", ""), ("flush", "")]),
+        done=st.integers(0, 2),
+        ending=_endings,
+        cuts=_cuts,
+    )
+    def fail_in_a_checkpoint(self, fault: tuple[str, str], done: int, ending: str, cuts: list[tuple[int, str]]) -> None:
+        operation, path = fault
+        if operation == "flush":
+            self.world.source.index.fail("flush", DiskUnavailable)
+        else:
+            self.world.disk.fail(operation, 1, DiskUnavailable, path=path, done=done)
+        try:
+            self.world.store.checkpoint(always=True)
+        except AmbryError:
+            self.recover_from_failure(ending, cuts)
+        else:
+            self.world.disk.clear_faults()
+
+    def recover_from_failure(self, ending: str, cuts: list[tuple[int, str]]) -> None:
+        """The store takes nothing more and reads on; the next opening has everything that was acknowledged."""
+        HITS["store failed"] += 1
+        assert self.world.store.failure is not None
+        try:
+            self.world.store.commit([update(blob_id(1), Change.DELETE)])
+        except DiskUnavailable:
+            pass
+        else:
+            raise AssertionError("a store that has failed took a commit")
+        self.world.disk.clear_faults()
+        self.world.check()
+        self.end(ending)
+        self.reopen(cuts)
+
+    @rule(request=_puts | _updates, done=st.integers(0, 5000), full=st.booleans())
+    def fail_to_write_one_record(self, request: Mutation, done: int, full: bool) -> None:
+        """A write to a log that fails is that request's failure and nobody else's."""
+        error = DiskFull if full else DiskUnavailable
+        self.world.disk.fail("pwrite", 1, error, path="partitions", done=done)
+        assert self.world.commit([request], error) is not None
+        self.world.disk.clear_faults()
+
+    @invariant()
+    def everything_is_there(self) -> None:
+        if hasattr(self, "world"):
+            self.world.check()
+
+    def teardown(self) -> None:
+        if hasattr(self, "world"):
+            # A step that found a bug may have left the disk in any state.
+            self.world.kill()
+            self.world.open()
+            self.world.close()
+            self.world.open()
+            self.world.check()
+            HITS.update(self.world.hits)
+            for hit in self.world.hits:
+                event(hit)
+
+
+def test_the_store_is_a_dictionary_that_survives() -> None:
+    HITS.clear()
+    run_state_machine_as_test(
+        StoreMachine,
+        settings=settings(
+            max_examples=int(__import__("os").environ.get("N", "100")),
+            stateful_step_count=30,
+            deadline=None,
+            suppress_health_check=list(HealthCheck),
+            phases=[Phase.reuse, Phase.generate, Phase.shrink],
+            print_blob=True,
+        ),
+    )
+    wanted = {
+        "journal wrapped",
+        "segment rolled",
+        "index behind",
+        "index rebuilt",
+        "power cut",
+        "killed",
+        "cut group there",
+        "cut group lost",
+        "cut during recovery",
+        "cut during checkpoint",
+        "store failed",
+        "request in trouble",
+    }
+    assert {hit for hit in wanted if not HITS[hit]} == set()
