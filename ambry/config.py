@@ -67,6 +67,12 @@ class StorageSettings:
     reserve_bytes: Annotated[int, Range(Unit.BYTES, 16 * MIB, 1024 * GIB)] = limits.DISK_RESERVE_BYTES
     """Below this much free space puts are refused; reads and deletes go on."""
 
+    deleted_retention_ms: Annotated[int, Range(Unit.MS, 0, 3650 * 86_400_000)] = 7 * 86_400_000
+    """A deleted blob can be undeleted for this long; then compaction may reclaim its bytes."""
+
+    expired_retention_ms: Annotated[int, Range(Unit.MS, 0, 3650 * 86_400_000)] = 86_400_000
+    """An expired blob's bytes stay this long: more than any clock is wrong."""
+
     index_cache_bytes: Annotated[int, Range(Unit.BYTES, MIB, 256 * GIB)] = limits.INDEX_CACHE_BYTES
     """Block cache of a disk's index."""
 

@@ -75,6 +75,9 @@ COMMIT_QUEUE_BYTES_MAX: Final = 64 * MIB
 COMMIT_QUEUE_RECORDS_MAX: Final = 16 * KIB
 """Mutations that wait for one disk."""
 
+RETIRED_SEGMENT_S: Final = 60
+"""Files of compacted segments stay open this long, so that reads under way can finish: twice their deadline."""
+
 COLD_READ_THREADS: Final = 4
 """Threads of one disk that read what is not in the page cache."""
 

@@ -219,6 +219,9 @@ class CommitGroup:
             case Change.DELETE:
                 target = deleted(entry.state)
             case Change.UNDELETE:
+                if entry.life & 1 and not entry.has_body:
+                    # Compaction reclaimed it, or it never was here: alive again it would be a hole that nobody fills.
+                    raise BlobNotFound("the blob was deleted for good")
                 target = undeleted(entry.state)
             case Change.EXTEND:
                 target = extended(entry.state, request.state.expires_at_ms)

@@ -15,6 +15,7 @@ retired files stay open for as long as a read may take.
 Damaged records are reported to the caller and keep their segment until someone has dealt with them.
 """
 
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Final, Protocol
@@ -65,7 +66,7 @@ class CompactionReport:
 class Host(Protocol):
     """What compaction needs of the store: its lock around small steps, and what is under it."""
 
-    def locked(self) -> "Lock":
+    def locked(self) -> threading.Lock:
         """The store's lock."""
         ...
 
@@ -78,14 +79,6 @@ class Host(Protocol):
     def accounts(self) -> Accounts:
         """The totals; to be changed under the lock."""
         ...
-
-
-class Lock(Protocol):
-    """A context manager."""
-
-    def __enter__(self) -> object: ...
-
-    def __exit__(self, *exc: object) -> object: ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ How it all comes back after a crash is in `recovery.py`; what a group does is in
 
 import threading
 from collections.abc import Callable, Sequence
+from typing import Final
 
 from ambry.blob.blob_id import BINARY_SIZE
 from ambry.blob.checksums import CHECKSUM_SIZE, blocks_match, vector_matches, vector_size
@@ -23,6 +24,7 @@ from ambry.errors import (
     BlobNotFound,
     CorruptRecord,
     DirectoryUnusable,
+    DiskFull,
     DiskUnavailable,
     NoSuchReplica,
     NotHere,
@@ -33,16 +35,22 @@ from ambry.limits import (
     COMMIT_GROUP_RECORDS_MAX,
     JOURNAL_BODY_BYTES_MAX,
     REPLICAS_PER_DISK_MAX,
+    RETIRED_SEGMENT_S,
 )
 from ambry.storage.accounts import Accounts
 from ambry.storage.commit import Answer, CommitGroup, Mutation
+from ambry.storage.compaction_plan import Fate, Retention, SegmentFacts, fate_of
+from ambry.storage.compactor import Compaction, CompactionReport
 from ambry.storage.disk import Buffer, Disk
 from ambry.storage.index import Index
-from ambry.storage.index_entry import ID_HEAD_SIZE, STATE_APPLIED, Entry, change_key, decode_entry
+from ambry.storage.index_entry import ID_HEAD_SIZE, STATE_APPLIED, Entry, Place, blob_key, change_key, decode_entry
 from ambry.storage.journal import ALIGNMENT, ENTRY_SIZE, GROUP_BYTES_MAX, GROUP_HEADER_SIZE, Checkpoint, Journal
-from ambry.storage.record import decode_header, decode_meta, read_whole
+from ambry.storage.record import decode_header, decode_meta, read_whole, record_size
 from ambry.storage.replica import Replica, create_replica
-from ambry.storage.segment import Segment
+from ambry.storage.segment import DATA_OFFSET, Damage, Segment, scan
+
+_MOVES_PER_READ_MAX: Final = 3
+"""A read looks into the index again when compaction moved its blob meanwhile; one blob is not moved this often."""
 
 
 class DiskStore:
@@ -74,6 +82,8 @@ class DiskStore:
         self._random_bytes = random_bytes
         self._lock = threading.Lock()
         self._checkpoint_lock = threading.Lock()
+        self._compaction_lock = threading.Lock()
+        self._retired: list[tuple[float, Segment]] = []
         self._failure: AmbryError | None = None
 
     # --- writing -----------------------------------------------------------------------------------------------
@@ -132,7 +142,9 @@ class DiskStore:
         if not is_certain:
             return None
         entry = _checked_entry(value, request)
-        return _read(replica, entry, request, replica.segments[entry.segment].file.pread_now)
+        segment = replica.segments.get(entry.segment)
+        # Without its segment: compaction moved the blob since the look into the index. `get` looks again.
+        return _read(replica, segment, entry, request, segment.file.pread_now) if segment is not None else None
 
     def get(self, request: GetRequest) -> GetAnswer:
         """Verified bytes of a blob. May block.
@@ -140,10 +152,14 @@ class DiskStore:
         Raises BlobNotFound, BlobDeleted, NotHere, NoSuchReplica, CorruptRecord, DiskUnavailable.
         """
         replica = self._replica(request.blob_id)
-        entry = _checked_entry(self._index.get(b"b" + request.blob_id[ID_HEAD_SIZE:]), request)
-        answer = _read(replica, entry, request, replica.segments[entry.segment].file.pread)
-        assert answer is not None
-        return answer
+        for _ in range(_MOVES_PER_READ_MAX):
+            entry = _checked_entry(self._index.get(b"b" + request.blob_id[ID_HEAD_SIZE:]), request)
+            segment = replica.segments.get(entry.segment)
+            if segment is not None:
+                answer = _read(replica, segment, entry, request, segment.file.pread)
+                assert answer is not None
+                return answer
+        raise CorruptRecord("the index points to a segment that is not there", partition=replica.partition)
 
     def changes(self, request: ChangesRequest) -> ChangesAnswer:
         """The newest change of each blob after an LSN, in LSN order. May block."""
@@ -242,9 +258,105 @@ class DiskStore:
                     self._failure = DiskUnavailable("the store is closed")
                 self._index.close()
                 self._journal.close()
+                for _, segment in self._retired:
+                    segment.file.close()
                 for replica in self._replicas.values():
                     for segment in replica.segments.values():
                         segment.file.close()
+
+    # --- compaction --------------------------------------------------------------------------------------------
+
+    def locked(self) -> threading.Lock:
+        """The lock of everything that changes; compaction takes it for its small steps."""
+        return self._lock
+
+    def segment_facts(self, partition: int) -> tuple[SegmentFacts, ...]:
+        """The segments of a replica that compaction may choose from: sealed, and with their length in replica.meta."""
+        with self._lock:
+            replica = self._replicas[partition]
+            return tuple(
+                self._facts_of(replica, replica.segments[number])
+                for number in sorted(replica.sealed - replica.open_ended)
+            )
+
+    def compact(
+        self,
+        partition: int,
+        numbers: tuple[int, ...],
+        *,
+        pace: Callable[[int], None],
+        on_damage: Callable[[int, int, Damage], None],
+    ) -> CompactionReport:
+        """Compact segments that `segment_facts` listed. Beside commits, reads and checkpoints; one at a time."""
+        with self._compaction_lock:
+            self._check_usable()
+            replica = self._replicas[partition]
+            live_bytes = sum(self._accounts.of_segment(partition, number).live_bytes for number in numbers)
+            if self._disk.free_bytes() < live_bytes + self._settings.segment_bytes // 8:
+                raise DiskFull("compaction needs as much space as it keeps", needed=live_bytes)
+            compaction = Compaction(
+                self._disk,
+                self,
+                replica,
+                segment_bytes=self._settings.segment_bytes,
+                retention=self.retention,
+                now_ms=self._clock.now_ms(),
+                pace=pace,
+                on_damage=on_damage,
+            )
+            try:
+                report, retired = compaction.run(numbers)
+            except DiskUnavailable as error:
+                with self._lock:
+                    self._fail(error)
+                raise
+            now_s = self._clock.monotonic()
+            self._retired += [(now_s, segment) for segment in retired]
+            self.close_retired(now_s - RETIRED_SEGMENT_S)
+            return report
+
+    def survey(self, partition: int, number: int, *, pace: Callable[[int], None]) -> int:
+        """Bytes of a segment that compaction would have to keep now, read record by record."""
+        replica = self._replicas[partition]
+        segment = replica.segments[number]
+        now_ms = self._clock.now_ms()
+        kept = 0
+        for found in scan(segment):
+            pace(found.header.record_size if found.header is not None else 0)
+            if isinstance(found, Damage):
+                kept += found.size
+                continue
+            value = self._index.get(blob_key(found.key))
+            entry = decode_entry(value) if value is not None else None
+            fate = fate_of(found.header, Place(number, found.offset), entry, now_ms, self.retention)
+            if fate is Fate.KEEP:
+                kept += found.header.record_size
+            elif fate is Fate.BURY:
+                kept += record_size(BINARY_SIZE, 0, 0)
+        return kept
+
+    def close_retired(self, before_s: float) -> None:
+        """Close the files of segments that were retired before a moment of the monotonic clock: no read has them."""
+        for retired_s, segment in self._retired:
+            if retired_s < before_s:
+                segment.file.close()
+        self._retired = [one for one in self._retired if one[0] >= before_s]
+
+    @property
+    def retention(self) -> Retention:
+        """How long what is dead is kept."""
+        return Retention(self._settings.deleted_retention_ms, self._settings.expired_retention_ms)
+
+    def _facts_of(self, replica: Replica, segment: Segment) -> SegmentFacts:
+        use = self._accounts.of_segment(replica.partition, segment.number)
+        return SegmentFacts(
+            number=segment.number,
+            size=segment.end - DATA_OFFSET,
+            live_bytes=use.live_bytes,
+            dead_bytes=use.dead_bytes,
+            created_ms=segment.created_ms,
+            expiry_class=segment.expiry_class,
+        )
 
     # --- facts -------------------------------------------------------------------------------------------------
 
@@ -319,10 +431,9 @@ def _checked_entry(value: bytes | None, request: GetRequest) -> Entry:
 
 
 def _read(
-    replica: Replica, entry: Entry, request: GetRequest, pread: Callable[[int, int], Buffer | None]
+    replica: Replica, segment: Segment, entry: Entry, request: GetRequest, pread: Callable[[int, int], Buffer | None]
 ) -> GetAnswer | None:
     """Read and verify what `request` asks of the record that `entry` points to. None when `pread` would block."""
-    segment = replica.segments[entry.segment]
     try:
         if request.start == 0 and request.stop >= entry.body_size:
             data = pread(entry.record_size, entry.offset)

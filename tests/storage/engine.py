@@ -19,7 +19,11 @@ from ambry.clock import ManualClock
 from ambry.config import StorageSettings
 from ambry.errors import AmbryError, BlobCollision, BlobDeleted, BlobNotFound, DiskFull, DiskUnavailable, NotHere
 from ambry.limits import GIB, KIB
+from ambry.storage.accounts import recount
 from ambry.storage.commit import Answer, Mutation
+from ambry.storage.compaction_plan import choose
+from ambry.storage.compactor import CompactionReport
+from ambry.storage.index_entry import Entry, decode_entry
 from ambry.storage.journal import RING_AT
 from ambry.storage.recovery import RecoveryReport, open_store
 from ambry.storage.sim_disk import PowerCut, SimDisk
@@ -95,6 +99,8 @@ class Model:
             case Change.DELETE:
                 target = deleted(blob.state)
             case Change.UNDELETE:
+                if blob.state.is_deleted and blob.put is None:
+                    return BlobNotFound
                 target = undeleted(blob.state)
             case _:
                 target = extended(blob.state, request.state.expires_at_ms)
@@ -240,6 +246,28 @@ class World:
     def _segment_count(self) -> int:
         return sum(len(replica.segments) for replica in self.store.replicas)
 
+    def compact(self, partition: int = 1, garbage_ratio_min: float = 0.0) -> CompactionReport | None:
+        """Compact what is worth it; None when nothing is, or the power went."""
+        facts = [
+            replace(one, kept_bytes=self.store.survey(partition, one.number, pace=lambda _: None))
+            for one in self.store.segment_facts(partition)
+        ]
+        numbers = choose(
+            facts,
+            now_ms=self.clock.now_ms(),
+            garbage_ratio_min=garbage_ratio_min,
+            output_bytes_max=self.settings.segment_bytes,
+        )
+        if not numbers:
+            return None
+        try:
+            report = self.store.compact(partition, numbers, pace=lambda _: None, on_damage=lambda *_: None)
+        except (PowerCut, DiskUnavailable, DiskFull):
+            return None
+        self.hits["compacted"] += bool(report.compacted)
+        self.hits["records copied"] += report.records_copied
+        return report
+
     # --- looking -----------------------------------------------------------------------------------------------
 
     def settle(self) -> Model:
@@ -278,6 +306,17 @@ class World:
             self.check_read(GetRequest(identity, 0, WHOLE, include_deleted=True))
         for partition in self.partitions:
             self.check_changes(partition)
+        if self.store.failure is None:
+            self.check_accounts()
+
+    def check_accounts(self) -> None:
+        """The totals that the store keeps are those that a count of all entries gives."""
+        entries: list[tuple[int, Entry]] = []
+        start = b"b"
+        while page := self.store.index.scan(start, b"c", 50):
+            entries += [(int.from_bytes(key[1:5], "big"), decode_entry(value)) for key, value in page]
+            start = page[-1][0] + b"\x00"
+        assert self.store.accounts.snapshot() == recount(entries).snapshot()
 
     def check_read(self, request: GetRequest) -> None:
         """One read, blocking and not."""
