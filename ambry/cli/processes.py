@@ -38,8 +38,8 @@ class Stop:
         if self._asked.is_set():
             _log.warning("second signal: ending at once", signal=number.name)
             os._exit(128 + number)
-        _log.info("stopping", signal=number.name)
         self._asked.set()
+        _log.info("stopping", signal=number.name)
 
     def ask(self) -> None:
         """Stop for a reason of our own."""

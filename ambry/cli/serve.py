@@ -122,11 +122,11 @@ def _say_ready(options: ServeOptions, registry: EmbeddedRegistry, port: int) -> 
     partitions = len(registry.cluster_map.partitions)
     _log.info("ready", url=url, data=str(registry.folder), partitions=partitions, seconds=round(seconds, 3))
     if options.as_json:
-        said = {"url": url, "host": options.host, "port": port, "pid": os.getpid(), "data": str(registry.folder)}
-        click.echo(json.dumps(said))
-        return
-    click.echo(
-        f"""
+        text = json.dumps(
+            {"url": url, "host": options.host, "port": port, "pid": os.getpid(), "data": str(registry.folder)}
+        )
+    else:
+        text = f"""
 ambry {__version__} is ready on {url}
 
   Data     {registry.folder}{" (new)" if registry.is_new else ""}, {partitions} partitions, \
@@ -137,7 +137,9 @@ ambry {__version__} is ready on {url}
   Look     {url}/healthCheck and {url}/metrics
   Stop     Ctrl-C; what was acknowledged is on disk, however it ends
 """
-    )
+    # Whoever started us may not be listening (any more); the store serves all the same.
+    with contextlib.suppress(OSError):
+        click.echo(text)
 
 
 def _url_hint(url: str) -> str:

@@ -8,6 +8,8 @@ import os
 import random
 import signal
 import socket
+import subprocess
+import sys
 import time
 import urllib.error
 from pathlib import Path
@@ -133,6 +135,24 @@ def test_a_second_signal_ends_it_at_once(tmp_path: Path) -> None:
         process.process.send_signal(signal.SIGTERM)
         process.wait_for("stopping")
         assert process.end() == 128 + signal.SIGTERM
+
+
+def test_it_serves_and_stops_when_nobody_reads_what_it_says(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "ambry.cli.main", "serve", str(tmp_path / "data"), "--port", "0", "--json"]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment)
+    try:
+        assert process.stdout is not None and process.stderr is not None
+        url = json.loads(process.stdout.readline())["url"]
+        process.stdout.close()
+        process.stderr.close()
+        assert get(url, put(url, b"x")) == b"x"
+        assert ask("GET", f"{url}/not-an-id")[0] == 400
+        process.terminate()
+        assert process.wait(30) == 0
+    finally:
+        process.kill()
+        process.wait(30)
 
 
 def test_json_says_where_it_listens(tmp_path: Path) -> None:
