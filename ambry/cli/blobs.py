@@ -140,10 +140,14 @@ def _each(
     as_json: bool,
 ) -> None:
     """Run an operation for each name, one after the other; go on after a failure, and exit with 1 at the end."""
+    try:
+        unopened = BlobClient(url)
+    except BadRequest as error:
+        raise click.BadParameter(error.message, param_hint="--url") from error
 
     async def run_all() -> int:
         failures = 0
-        async with BlobClient(url) as client:
+        async with unopened as client:
             for name in names:
                 try:
                     result = await run(client, name)

@@ -15,7 +15,7 @@ from typing import Final
 import click
 
 from ambry import __version__
-from ambry.cli.datanode import open_datanode
+from ambry.cli.datanode import open_datanode, watch_connections
 from ambry.cli.frontend import FrontendJob, embedded_settings, start_http
 from ambry.cli.listen import check_free, refuse_beyond_loopback
 from ambry.cli.processes import Stop, Workers, configure_logs, run
@@ -94,6 +94,7 @@ async def _serve(options: ServeOptions) -> None:
         node_server = DatanodeServer(datanode, node.name, registry.cluster_map.fingerprint, registry.secret)
         node_port = 0
         if options.workers > 1:
+            watch_connections(node_server, metrics)
             stack.push_async_callback(node_server.stop, _GRACE_S)
             _, node_port = await node_server.start(_LOOPBACK, 0)
         settings = embedded_settings(registry.folder, options.host, options.port, options.workers, options.log)
