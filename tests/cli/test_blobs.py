@@ -111,6 +111,7 @@ def test_put_sends_the_file_and_says_its_id(tmp_path: Path) -> None:
     assert request.headers["x-ambry-service-id"] == "me"
     assert request.headers["x-ambry-content-type"] == "text/html"
     assert request.headers["x-ambry-filename"] == "Über uns.html"
+    assert request.headers["Repr-Digest"] == store.digest
 
 
 @pytest.mark.parametrize("name", ["a.tar.gz", "a.unknown", "a"])
@@ -118,7 +119,8 @@ def test_what_is_not_known_is_bytes(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(b"")
     store = Store()
     with fake_server(store.handle) as url:
-        assert run("put", str(tmp_path / name), "--url", url).exit_code == 0
+        assert run("put", str(tmp_path / name), "--no-digest", "--url", url).exit_code == 0
+    assert "Repr-Digest" not in store.requests[0].headers
     assert store.requests[0].headers["x-ambry-content-type"] == "application/octet-stream"
     assert store.bodies == [b""]
 

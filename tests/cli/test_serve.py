@@ -1,7 +1,9 @@
 """`ambry serve` as a real process: blobs survive every way to end it, and what it cannot start with is said."""
 
+import base64
 import concurrent.futures
 import contextlib
+import hashlib
 import http.client
 import json
 import os
@@ -176,6 +178,8 @@ def test_it_says_what_to_try_and_the_commands_work(tmp_path: Path) -> None:
         assert (said["size"], said["ttl"], said["content_type"]) == (5_000_000, 3600, "image/jpeg")
         assert said["user_metadata"] == {"place": "Zürich"}
         assert said["filename"] == source.name
+        expected = base64.b64encode(hashlib.sha256(source.read_bytes()).digest()).decode()
+        assert said["digest"] == f"sha-256=:{expected}:"
         piped = runner.invoke(main, ["put", "-"], input=b"from a pipe").stdout.strip()
         assert runner.invoke(main, ["get", piped, "-o", "-"]).stdout_bytes == b"from a pipe"
         assert runner.invoke(main, ["rm", blob_id]).exit_code == 0
