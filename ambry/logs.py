@@ -9,11 +9,12 @@ A line costs about 30 µs, so nothing is logged per request above level debug; /
 """
 
 import contextlib
+import io
 import logging
 import re
 import sys
 from collections.abc import Iterator
-from typing import Any, Final, TextIO, TypeAlias
+from typing import Any, Final, TextIO, TypeAlias, cast
 
 import structlog
 from structlog.typing import EventDict, FilteringBoundLogger, Processor, WrappedLogger
@@ -45,7 +46,7 @@ def configure(level: str = "info", *, force_json: bool | None = None, stream: Te
 
     `force_json` None means text if the stream is a terminal. Called again it replaces what was set before.
     """
-    out = stream or sys.stderr
+    out = cast("TextIO", _Stream(stream or sys.stderr))
     is_terminal = out.isatty()
     is_json = not is_terminal if force_json is None else force_json
     common: list[Processor] = [
@@ -74,6 +75,28 @@ def request_scope(request_id: str) -> Iterator[None]:
     """Put `request_id` on every line that this task writes inside the block."""
     with structlog.contextvars.bound_contextvars(request_id=request_id):
         yield
+
+
+class _Stream(io.TextIOBase):
+    """A stream whose reader may go away: a log that nobody reads must not end a process, or keep it from ending."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def isatty(self) -> bool:
+        """Whether someone watches."""
+        return self._stream.isatty()
+
+    def write(self, text: str) -> int:
+        """Write, or give up."""
+        with contextlib.suppress(OSError):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Flush, or give up."""
+        with contextlib.suppress(OSError):
+            self._stream.flush()
 
 
 def _route_libraries(level: str, out: TextIO, common: list[Processor], last: list[Processor]) -> None:

@@ -136,3 +136,17 @@ def test_an_exception_is_on_the_line_with_its_traceback(source: str) -> None:
     (line,) = lines(out)
     assert line["event"] == "failed"
     assert "ValueError: broken" in str(line["exception"])
+
+
+def test_a_log_that_nobody_reads_does_not_end_the_process() -> None:
+    class Gone(io.StringIO):
+        def write(self, _text: str, /) -> int:
+            raise BrokenPipeError(32, "Broken pipe")
+
+        def flush(self) -> None:
+            raise BrokenPipeError(32, "Broken pipe")
+
+    configure("info", stream=Gone())
+    get_logger("ambry.x").warning("one")
+    logging.getLogger("library").warning("two")
+    assert logging.getLogger().handlers

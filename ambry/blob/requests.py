@@ -3,16 +3,16 @@
 They stand below all three, so that a request passes from the socket to the log without being rebuilt on the way.
 """
 
-from dataclasses import dataclass
 from enum import IntEnum
 from typing import TypeAlias
 
 from ambry.blob.state import BlobState
+from ambry.blob.value import value
 
 Buffer: TypeAlias = bytes | bytearray | memoryview
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class PutRequest:
     """Store one record. `blob_id` is binary (32 bytes), `properties` and `vector` are stored as they are.
 
@@ -30,7 +30,7 @@ class PutRequest:
     root: int
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class GetRequest:
     """Read bytes start:stop of the stored body; `stop` beyond the end is cut. 0:0 asks for everything but the body.
 
@@ -44,7 +44,7 @@ class GetRequest:
     include_deleted: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class GetAnswer:
     """Verified bytes `start : start + len(body)` of a stored body of `body_size` bytes, and what goes with them."""
 
@@ -66,7 +66,7 @@ class Change(IntEnum):
     JOIN = 4
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class UpdateRequest:
     """Change the state of a blob id. Each change is idempotent and never shrinks a state.
 
@@ -80,7 +80,7 @@ class UpdateRequest:
     time_ms: int
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class StateAnswer:
     """The state of the id after the request, durable here; whether the body is here too."""
 
@@ -88,7 +88,7 @@ class StateAnswer:
     has_body: bool
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class ChangesRequest:
     """The newest change of each blob of a partition after an LSN, in LSN order, `limit` at most."""
 
@@ -97,7 +97,7 @@ class ChangesRequest:
     limit: int
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class ChangeEntry:
     """One blob's newest change."""
 
@@ -109,7 +109,7 @@ class ChangeEntry:
     time_ms: int
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class ChangesAnswer:
     """A page of changes. `end_lsn` is the newest LSN of the replica: with it and the last entry, lag is known."""
 

@@ -5,8 +5,9 @@
 replicas that saw the same records in any order, any number of times, agree. tests/blob exhausts the small cases.
 """
 
-from dataclasses import dataclass
 from typing import Final
+
+from ambry.blob.value import value
 
 NEVER: Final = 2**64 - 1
 """Expiry of a blob without a TTL. Greater than any moment, so that the join makes a blob permanent for good."""
@@ -15,7 +16,7 @@ LIFE_MAX: Final = 2**32 - 2
 """Two billion deletes and undeletes of one blob."""
 
 
-@dataclass(frozen=True, slots=True, order=False)
+@value
 class BlobState:
     """Where a blob id is in its life."""
 

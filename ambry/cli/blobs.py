@@ -1,7 +1,9 @@
 """`ambry put`, `get`, `stat` and `rm`: files in and out of a store over HTTP."""
 
 import asyncio
+import base64
 import contextlib
+import hashlib
 import json
 import mimetypes
 import os
@@ -38,6 +40,7 @@ _json_option = click.option("--json", "as_json", is_flag=True, help="One JSON ob
 @click.option("--ttl", help='How long to keep it: seconds, or a duration such as "7 d". Default: for ever.')
 @click.option("--content-type", help="Type of the content. Default: guessed from the name.")
 @click.option("--service-id", default=_SERVICE_ID, show_default=True, help="Who stores it.")
+@click.option("--digest/--no-digest", default=True, help="Read the file first, and let the store check its SHA-256.")
 @click.option("--um", "metadata", multiple=True, metavar="KEY=VALUE", help="User metadata; may be repeated.")
 def put(
     files: tuple[str, ...],
@@ -46,6 +49,7 @@ def put(
     ttl: str | None,
     content_type: str | None,
     service_id: str,
+    digest: bool,  # noqa: FBT001 -- click's way of handing flags over
     metadata: tuple[str, ...],
 ) -> None:
     """Store each FILE ('-' is standard input) and print its id. An id is printed when the blob is on disk."""
@@ -54,6 +58,8 @@ def put(
     async def put_one(client: BlobClient, file: str) -> dict[str, object]:
         with _source(file) as (source, size):
             headers = {**shared, **_content_headers(file, content_type)}
+            if digest and size is not None:
+                headers["Repr-Digest"] = await asyncio.to_thread(_digest, source)
             with progress_of(_label(file), as_json=as_json) as progress:
                 progress.begin(size)
                 blob_id = await client.put(_pieces(source, size, progress), size, headers)
@@ -140,10 +146,14 @@ def _each(
     as_json: bool,
 ) -> None:
     """Run an operation for each name, one after the other; go on after a failure, and exit with 1 at the end."""
+    try:
+        unopened = BlobClient(url)
+    except BadRequest as error:
+        raise click.BadParameter(error.message, param_hint="--url") from error
 
     async def run_all() -> int:
         failures = 0
-        async with BlobClient(url) as client:
+        async with unopened as client:
             for name in names:
                 try:
                     result = await run(client, name)
@@ -186,6 +196,15 @@ def _source(file: str) -> Iterator[tuple[IO[bytes], int | None]]:
             yield source, kind.st_size if file_kind.S_ISREG(kind.st_mode) else None
     except OSError as error:
         raise BadRequest(f"cannot be read: {error.strerror}", field="file") from error
+
+
+def _digest(source: IO[bytes]) -> str:
+    """The SHA-256 of a source that can be read twice, as the header has it (RFC 9530)."""
+    digest = hashlib.sha256()
+    while piece := source.read(PIECE_BYTES):
+        digest.update(piece)
+    source.seek(0)
+    return f"sha-256=:{base64.b64encode(digest.digest()).decode()}:"
 
 
 async def _pieces(source: IO[bytes], size: int | None, progress: Progress) -> AsyncIterator[bytes]:

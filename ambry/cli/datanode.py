@@ -59,6 +59,11 @@ async def open_datanode(
         raise CannotStart(f"a disk cannot be opened: {error}") from error
 
 
+def watch_connections(server: DatanodeServer, metrics: Metrics) -> None:
+    """Count the connections of a node's port."""
+    metrics.watch_gauge("ambry_node_connections", "Connections from other processes.", lambda: server.connections)
+
+
 async def _serve(settings: DatanodeSettings) -> None:
     stop = Stop()
     cluster_map = load_static_map(settings.cluster_map)
@@ -73,7 +78,7 @@ async def _serve(settings: DatanodeSettings) -> None:
         local = await open_datanode(cluster_map, node, settings.storage, metrics)
         stack.push_async_callback(local.close)
         server = DatanodeServer(local, node.name, cluster_map.fingerprint, secret, ssl)
-        metrics.watch_gauge("ambry_node_connections", "Connections from other processes.", lambda: server.connections)
+        watch_connections(server, metrics)
         stack.push_async_callback(server.stop, settings.shutdown_grace_ms / 1000)
         host, port = await server.start(settings.listen_host or node.host, node.port)
         admin = AdminServer(local, metrics)

@@ -7,6 +7,7 @@ it at once, which is as safe as a crash: what was acknowledged is on disk.
 import asyncio
 import contextlib
 import os
+import resource
 import signal
 import sys
 from collections.abc import Callable, Coroutine, Sequence
@@ -16,9 +17,11 @@ import uvloop
 
 from ambry import logs
 from ambry.config import LogFormat, LogSettings
+from ambry.limits import HTTP_CONNECTIONS_MAX
 
 _log = logs.get_logger(__name__)
 
+_FILES_WANTED: Final = 2 * HTTP_CONNECTIONS_MAX
 _RESTART_SECONDS_MIN: Final = 1.0
 _RESTART_SECONDS_MAX: Final = 30.0
 # A worker that ran for this long did not die at its start; the next restart may be quick again.
@@ -38,8 +41,8 @@ class Stop:
         if self._asked.is_set():
             _log.warning("second signal: ending at once", signal=number.name)
             os._exit(128 + number)
-        _log.info("stopping", signal=number.name)
         self._asked.set()
+        _log.info("stopping", signal=number.name)
 
     def ask(self) -> None:
         """Stop for a reason of our own."""
@@ -58,7 +61,19 @@ def configure_logs(settings: LogSettings) -> None:
 
 def run(serve: Callable[[], Coroutine[Any, Any, None]]) -> None:
     """Run a process to its end. Errors of the store pass through; the caller has an exit status for them."""
+    _allow_files()
     uvloop.run(serve())
+
+
+def _allow_files() -> None:
+    """Let this process have as many files and connections as the system allows it at all.
+
+    The usual soft limit of 1024 is for programs that call select().
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _FILES_WANTED if hard == resource.RLIM_INFINITY else min(hard, _FILES_WANTED)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 class Workers:

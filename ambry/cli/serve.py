@@ -15,7 +15,7 @@ from typing import Final
 import click
 
 from ambry import __version__
-from ambry.cli.datanode import open_datanode
+from ambry.cli.datanode import open_datanode, watch_connections
 from ambry.cli.frontend import FrontendJob, embedded_settings, start_http
 from ambry.cli.listen import check_free, refuse_beyond_loopback
 from ambry.cli.processes import Stop, Workers, configure_logs, run
@@ -94,6 +94,7 @@ async def _serve(options: ServeOptions) -> None:
         node_server = DatanodeServer(datanode, node.name, registry.cluster_map.fingerprint, registry.secret)
         node_port = 0
         if options.workers > 1:
+            watch_connections(node_server, metrics)
             stack.push_async_callback(node_server.stop, _GRACE_S)
             _, node_port = await node_server.start(_LOOPBACK, 0)
         settings = embedded_settings(registry.folder, options.host, options.port, options.workers, options.log)
@@ -122,11 +123,11 @@ def _say_ready(options: ServeOptions, registry: EmbeddedRegistry, port: int) -> 
     partitions = len(registry.cluster_map.partitions)
     _log.info("ready", url=url, data=str(registry.folder), partitions=partitions, seconds=round(seconds, 3))
     if options.as_json:
-        said = {"url": url, "host": options.host, "port": port, "pid": os.getpid(), "data": str(registry.folder)}
-        click.echo(json.dumps(said))
-        return
-    click.echo(
-        f"""
+        text = json.dumps(
+            {"url": url, "host": options.host, "port": port, "pid": os.getpid(), "data": str(registry.folder)}
+        )
+    else:
+        text = f"""
 ambry {__version__} is ready on {url}
 
   Data     {registry.folder}{" (new)" if registry.is_new else ""}, {partitions} partitions, \
@@ -137,7 +138,9 @@ ambry {__version__} is ready on {url}
   Look     {url}/healthCheck and {url}/metrics
   Stop     Ctrl-C; what was acknowledged is on disk, however it ends
 """
-    )
+    # Whoever started us may not be listening (any more); the store serves all the same.
+    with contextlib.suppress(OSError):
+        click.echo(text)
 
 
 def _url_hint(url: str) -> str:

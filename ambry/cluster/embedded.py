@@ -1,5 +1,7 @@
 """The embedded registry: what `ambry serve` has instead of ZooKeeper. Files and a lock in the data directory.
 
+Normative text of the format: docs/formats/registry.md.
+
     DATA/registry/lock          held with flock by the one process that uses the directory
     DATA/registry/cluster-map   one line "ambry-registry FORMAT SHA256", then the map as JSON, which the digest covers
     DATA/registry/secret        the cluster secret, readable by its owner only
@@ -37,6 +39,23 @@ from ambry.limits import (
 FORMAT: Final = 1
 DATACENTRE: Final = Datacentre(1, "local")
 DISK_FOLDER: Final = "disk0"
+
+MAP_KEYS: Final = {
+    "fingerprint": "fingerprint",
+    "version": "version",
+    "node": "node",
+    "disk": "disk",
+    "partitions": "partitions",
+}
+"""Fields of a cluster-map file to their keys in the JSON."""
+
+PARTITION_KEYS: Final = {
+    "number": "number",
+    "capacity": "capacity",
+    "is_sealed": "is_sealed",
+    "membership": "membership",
+}
+"""Fields of a partition in a cluster-map file to their keys."""
 
 _MAGIC: Final = "ambry-registry"
 _FIRST_LINE: Final = re.compile(rb"ambry-registry (\d{1,9}) ([0-9a-f]{64})\n")
@@ -169,11 +188,17 @@ def decode_map(data: bytes, path: Path) -> ClusterMap:
     body = data[first.end() :]
     if hashlib.sha256(body).hexdigest().encode() != first[2]:
         raise DirectoryUnusable(f"{path} is damaged: its digest does not match; put it back from a copy")
-    # The digest vouches for what follows: it is what encode_map wrote.
-    stored = json.loads(body)
-    rows = [_PartitionRow(**row) for row in stored["partitions"]]
-    disk = Disk(**stored["disk"])
-    return _make_map(stored["fingerprint"], stored["version"], stored["node"], disk, rows)
+    try:
+        stored = json.loads(body)
+        rows = [
+            _PartitionRow(row["number"], row["capacity"], row["is_sealed"], row["membership"])
+            for row in stored["partitions"]
+        ]
+        disk = Disk(stored["disk"]["path"], stored["disk"]["capacity"])
+        return _make_map(stored["fingerprint"], stored["version"], stored["node"], disk, rows)
+    except (ValueError, KeyError, TypeError) as error:
+        # The digest is right, so someone meant to write this.
+        raise DirectoryUnusable(f"{path} was not written by ambry: {error!r}") from error
 
 
 def _make_map(fingerprint: str, version: int, name: str, disk: Disk, rows: list[_PartitionRow]) -> ClusterMap:

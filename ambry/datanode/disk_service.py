@@ -283,19 +283,29 @@ def _groups(writes: Sequence[_Write]) -> Iterator[list[_Write]]:
     group: list[_Write] = []
     journal_room, large_room = COMMIT_GROUP_BYTES_MAX, COMMIT_GROUP_LARGE_BYTES_MAX
     for write in writes:
-        request = write[0]
-        size = len(request.body) if type(request) is PutRequest else 0
-        if size > JOURNAL_BODY_BYTES_MAX:
-            large_room -= size
-        else:
-            journal_room -= size
+        journal_size, large_size = _sizes(write[0])
+        journal_room -= journal_size
+        large_room -= large_size
         if group and (journal_room < 0 or large_room < 0 or len(group) >= COMMIT_GROUP_RECORDS_MAX):
             yield group
             group = []
-            journal_room, large_room = COMMIT_GROUP_BYTES_MAX - size, COMMIT_GROUP_LARGE_BYTES_MAX - size
+            journal_room, large_room = COMMIT_GROUP_BYTES_MAX - journal_size, COMMIT_GROUP_LARGE_BYTES_MAX - large_size
         group.append(write)
     if group:
         yield group
+
+
+def _sizes(request: Mutation) -> tuple[int, int]:
+    """Bytes of a request that go through the journal, and those that are synced in their own log.
+
+    Properties count as well: 512 records may have 32 MiB of them, and no journal group is that large.
+    """
+    if type(request) is not PutRequest:
+        return 0, 0
+    body_size = len(request.body)
+    if body_size > JOURNAL_BODY_BYTES_MAX:
+        return len(request.properties), body_size
+    return len(request.properties) + len(request.vector) + body_size, 0
 
 
 def _expire(waiting: Sequence[_Write] | Sequence[_Read], now: float) -> None:

@@ -42,6 +42,10 @@ from ambry.limits import (
 _ATTEMPTS: Final = 2
 """One slipped put: a second partition failing too is no accident of one disk."""
 
+_BUSY_WAIT_S_MIN: Final = 0.01
+_BUSY_WAIT_S_MAX: Final = 0.16
+"""Waits for a disk whose queue is full: about what it takes to write one chunk, and a queue of them."""
+
 REFUSALS: Final = (DiskFull, Overloaded)
 """Errors of a put that surely stored nothing, so there is nothing to tombstone."""
 
@@ -419,7 +423,7 @@ class Upload:
         if len(self._put_ids) < RECLAIM_QUEUE_MAX:
             self._put_ids.append(blob_id)
         try:
-            await replicas.put(self._means.placement.route_of(blob_id), request, deadline)
+            await self._put_patiently(request, deadline)
         except AmbryError as error:
             if not isinstance(error, REFUSALS):
                 self._means.reclaimer.add([blob_id], plan.expires_at_ms)
@@ -427,6 +431,20 @@ class Upload:
                 self._put_ids.pop()
             return replicas.put_error(error)
         return None
+
+    async def _put_patiently(self, request: PutRequest, deadline: float) -> None:
+        """Put a record; as long as the disks have too much to do, wait, and with it the client. Raises as a put."""
+        loop = asyncio.get_running_loop()
+        wait_s = _BUSY_WAIT_S_MIN
+        while True:
+            try:
+                await replicas.put(self._means.placement.route_of(request.blob_id), request, deadline)
+                return
+            except Overloaded:
+                if loop.time() + wait_s >= deadline:
+                    raise
+            await asyncio.sleep(wait_s)
+            wait_s = min(2 * wait_s, _BUSY_WAIT_S_MAX)
 
     # --- reading the body --------------------------------------------------------------------------------------
 

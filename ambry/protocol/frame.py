@@ -85,16 +85,17 @@ class FrameDecoder:
     cannot make it buffer more. After a ProtocolError it gives nothing any more but that error.
     """
 
-    __slots__ = ("_at", "_body_max", "_data", "_error", "_header_checked", "_header_max", "_partial", "_wanted")
+    __slots__ = ("_at", "_body", "_body_max", "_data", "_error", "_filled", "_header", "_header_max", "_open")
 
     def __init__(self) -> None:
         self._header_max = limits.HANDSHAKE_HEADER_BYTES_MAX
         self._body_max = 0
         self._data: bytes = b""  # the piece fed last, of which bytes from _at on are not decoded
         self._at = 0
-        self._partial = bytearray()  # the beginning of a frame whose rest has not come
-        self._wanted = HEADER_SIZE  # size that _partial needs for the next step
-        self._header_checked = False
+        self._header = bytearray()  # fixed and message header of a frame, as far as they have come
+        self._open: Frame | None = None  # a frame whose header is good, and whose body has not come yet
+        self._body = bytearray()  # that body, in its full size, of which the first _filled bytes have come
+        self._filled = 0
         self._error: ProtocolError | None = None
 
     def raise_limits(self) -> None:
@@ -105,7 +106,7 @@ class FrameDecoder:
     @property
     def buffered_size(self) -> int:
         """Bytes that are held: not decoded, or of a frame that is not whole."""
-        return len(self._data) - self._at + len(self._partial)
+        return len(self._data) - self._at + len(self._header) + len(self._body)
 
     def feed(self, data: bytes) -> None:
         """Take bytes as they arrived, in pieces of any size."""
@@ -124,12 +125,12 @@ class FrameDecoder:
         except ProtocolError as error:
             self._error = error
             self._data, self._at = b"", 0
-            self._partial = bytearray()
+            self._header.clear()
             raise
 
     def _frames(self, count_max: int) -> list[Frame]:
         frames: list[Frame] = []
-        if self._partial:
+        if self._header or self._open is not None:
             self._complete(frames)
         data, at, size = self._data, self._at, len(self._data)
         while len(frames) < count_max and size - at >= HEADER_SIZE:
@@ -161,36 +162,56 @@ class FrameDecoder:
         return frames
 
     def _complete(self, frames: list[Frame]) -> None:
-        """Move bytes from the piece to the frame that is not whole: fixed header, message header, body."""
-        partial = self._partial
-        while True:
-            missing = self._wanted - len(partial)
-            if missing:
-                partial += memoryview(self._data)[self._at : self._at + missing]
-                self._at = min(self._at + missing, len(self._data))
-                if len(partial) < self._wanted:
-                    return
-            _, check, _, type_, _, request_id, header_size, body_size = _FIXED.unpack_from(partial)
-            header_end = HEADER_SIZE + header_size
-            if not self._header_checked:
-                self._check_fixed(bytes(partial[:HEADER_SIZE]))
-                self._wanted = header_end
-                if len(partial) < header_end:
-                    continue
-                if xxh3_64_digest(bytes(partial[_CHECKED_OFFSET:header_end])) != check:
-                    message = "a frame's header does not have its checksum"
-                    raise ProtocolError(message, field="check", request_id=request_id)
-                self._header_checked = True
-                self._wanted = header_end + body_size
-                continue
-            body: Buffer = memoryview(partial)[header_end:].toreadonly()
-            if body_size <= _COPY_BYTES_MAX:
-                body = bytes(body)
-            frames.append(Frame(type_, request_id, bytes(partial[HEADER_SIZE:header_end]), body))
-            self._partial = bytearray()
-            self._wanted = HEADER_SIZE
-            self._header_checked = False
-            return
+        """Move bytes from the piece to the frame that is not whole; when it is, add it."""
+        if self._open is None:
+            self._open = self._take_header()
+            if self._open is None:
+                return
+        filled = self._filled
+        piece = memoryview(self._data)[self._at : self._at + len(self._body) - filled]
+        self._body[filled : filled + len(piece)] = piece
+        self._at += len(piece)
+        self._filled += len(piece)
+        if self._filled == len(self._body):
+            frames.append(self._close())
+
+    def _take_header(self) -> Frame | None:
+        """The frame that begins here, without its body; None when its header is not whole. Raises ProtocolError."""
+        header = self._header
+        if not self._grow(header, HEADER_SIZE):
+            return None
+        self._check_fixed(bytes(header[:HEADER_SIZE]))
+        _, check, _, type_, _, request_id, header_size, body_size = _FIXED.unpack_from(header)
+        if not self._grow(header, HEADER_SIZE + header_size):
+            return None
+        if xxh3_64_digest(bytes(header[_CHECKED_OFFSET:])) != check:
+            message = "a frame's header does not have its checksum"
+            raise ProtocolError(message, field="check", request_id=request_id)
+        frame = Frame(type_, request_id, bytes(header[HEADER_SIZE:]), b"")
+        header.clear()
+        # In its full size at once: growing it with what arrives would copy it several times over. Only a peer that
+        # has proved who it is can ask for this, for one frame at a time.
+        self._body = bytearray(body_size)
+        self._filled = 0
+        return frame
+
+    def _grow(self, header: bytearray, size: int) -> bool:
+        """Move bytes from the piece to `header` until it has `size`; whether it has."""
+        missing = size - len(header)
+        if missing > 0:
+            piece = self._data[self._at : self._at + missing]
+            header += piece
+            self._at += len(piece)
+        return len(header) >= size
+
+    def _close(self) -> Frame:
+        """The open frame, whole."""
+        assert self._open is not None
+        frame, body = self._open, self._body
+        frame.body = bytes(body) if len(body) <= _COPY_BYTES_MAX else memoryview(body).toreadonly()
+        self._open = None
+        self._body = bytearray()
+        return frame
 
     def _check_fixed(self, fixed: bytes) -> None:
         """Raises ProtocolError, naming the field."""

@@ -11,10 +11,10 @@ records of a blob are seen: replay, rebuild and the first writing all come to th
 """
 
 import struct
-from dataclasses import dataclass
 from typing import Final
 
 from ambry.blob.state import BlobState
+from ambry.blob.value import value
 from ambry.errors import CorruptRecord
 from ambry.storage.record import Header, RecordKind
 
@@ -61,7 +61,7 @@ def end_lsn_key(partition: int) -> bytes:
     return b"slsn" + partition.to_bytes(4, "big")
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Entry:
     """What the index knows of a blob. `time_ms` is that of the newest change."""
 
@@ -94,7 +94,7 @@ class Entry:
         return BlobState(self.life, self.expires_at_ms)
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Place:
     """Where a record lies in a replica."""
 

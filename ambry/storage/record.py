@@ -11,7 +11,6 @@ This module knows bytes; it does not know files.
 """
 
 import struct
-from dataclasses import dataclass
 from enum import IntEnum
 from typing import Final
 
@@ -20,6 +19,7 @@ from xxhash import xxh3_64_intdigest
 from ambry.blob.blob_id import BINARY_SIZE
 from ambry.blob.checksums import blocks_match, vector_matches, vector_size
 from ambry.blob.requests import Buffer
+from ambry.blob.value import value
 from ambry.errors import CorruptRecord
 from ambry.limits import BODY_BYTES_MAX, KEY_BYTES_MAX, PROPERTIES_BYTES_MAX
 
@@ -67,7 +67,7 @@ class RecordKind(IntEnum):
 _KINDS: Final = {kind.value: kind for kind in RecordKind}
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Header:
     """A header whose checksum holds. `life` and `expires_at_ms` are the state of the blob after this record."""
 

@@ -3,8 +3,9 @@
     1. disk.meta: the epoch is raised durably, so that no LSN of a former opening is ever used again
     2. journal: the newest checkpoint says which ends are certain and where the journal begins
     3. replicas: replica.meta, segment headers; segments that are not listed have no records and are removed
-    4. redo: what was read last is made certain; every valid group of the journal is written to its places again; index
-       entries that the index lacks are put again (it says itself up to which group it has everything)
+    4. redo: the newest checkpoint and the last group are made certain; then every valid group of the journal is written
+       to its places again, and index entries that the index lacks are put again (it says itself up to which group it
+       has everything)
     5. what lies behind the ends was never acknowledged and is cut off
     6. the index is rebuilt if it is missing, of another disk, or behind the checkpoint
     7. a checkpoint: from here on the journal may be overwritten

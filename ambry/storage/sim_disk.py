@@ -100,7 +100,7 @@ class _Inode:
     only a later write of the same bytes makes those durable. So synced changes behind a doomed one stay in the list.
     """
 
-    __slots__ = ("changes", "doomed", "durable", "live", "reserved_end", "sync_failed", "synced")
+    __slots__ = ("changes", "doomed", "durable", "live", "reserved_end", "synced")
 
     def __init__(self, content: bytes = b"") -> None:
         self.durable = bytearray(content)
@@ -109,7 +109,6 @@ class _Inode:
         self.synced: set[int] = set()
         self.doomed: set[int] = set()
         self.reserved_end = 0
-        self.sync_failed = False
 
     @property
     def used(self) -> int:
@@ -130,7 +129,6 @@ class _Inode:
             _apply(self.durable, self.changes.pop(0))
 
     def fail_sync(self) -> None:
-        self.sync_failed = True
         self.doomed |= {change.step for change in self.pending}
 
 
@@ -168,13 +166,14 @@ class _Fault:
 class SimFile:
     """An open file of a SimDisk. It works on after its name was removed or given to another file."""
 
-    __slots__ = ("_disk", "_inode", "_is_open", "_path")
+    __slots__ = ("_disk", "_inode", "_is_open", "_path", "_sync_failed")
 
     def __init__(self, disk: "SimDisk", inode: _Inode, path: str) -> None:
         self._disk = disk
         self._inode = inode
         self._path = path
         self._is_open = True
+        self._sync_failed = False
 
     def pread(self, size: int, offset: int) -> bytes:
         """Up to `size` bytes; fewer only at the end of the file."""
@@ -214,12 +213,13 @@ class SimFile:
         """Make everything written so far durable. A sync that failed is never retried: later ones fail, too."""
         with self._disk.lock:
             fault = self._begin("sync")
-            if self._inode.sync_failed:
+            if self._sync_failed:
                 raise DiskUnavailable(f"an earlier sync of {self._path} failed; what it holds is not known")
             self._disk.step(Step("sync", self._path))
             if fault is None or fault.done:
                 self._inode.sync()
             if fault is not None:
+                self._sync_failed = True
                 self._inode.fail_sync()
                 raise fault.error(f"sync of {self._path}: as told")
 
@@ -407,7 +407,7 @@ class SimDisk:
             self._faults.append(_Fault(operation, nth, error, path, done))
 
     def clear_faults(self) -> None:
-        """The disk is healthy again, except for files whose sync failed."""
+        """The disk is healthy again, but open files whose sync failed stay as they are."""
         with self.lock:
             self._faults.clear()
 
@@ -440,9 +440,6 @@ class SimDisk:
             self._is_off = False
             self._steps_left = None
             self._faults.clear()
-            for inode in self._inodes():
-                # The next process opens the file anew, and the kernel has told the former one already.
-                inode.sync_failed = False
 
     def crash(self, random: random_module.Random) -> "SimDisk":
         """A disk as a power cut at this moment might leave it. This one is left as it is."""

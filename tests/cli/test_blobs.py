@@ -74,6 +74,8 @@ def test_version_and_help_need_nothing() -> None:
         ["put", "x", "--um", "ü=b"],
         ["get", BLOB_ID],
         ["rm"],
+        ["stat", BLOB_ID, "--url", "127.0.0.1:1174"],
+        ["stat", BLOB_ID, "--url", "file:///etc/passwd"],
     ],
 )
 def test_wrong_usage_is_status_2(arguments: list[str]) -> None:
@@ -109,6 +111,7 @@ def test_put_sends_the_file_and_says_its_id(tmp_path: Path) -> None:
     assert request.headers["x-ambry-service-id"] == "me"
     assert request.headers["x-ambry-content-type"] == "text/html"
     assert request.headers["x-ambry-filename"] == "Über uns.html"
+    assert request.headers["Repr-Digest"] == store.digest
 
 
 @pytest.mark.parametrize("name", ["a.tar.gz", "a.unknown", "a"])
@@ -116,7 +119,8 @@ def test_what_is_not_known_is_bytes(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(b"")
     store = Store()
     with fake_server(store.handle) as url:
-        assert run("put", str(tmp_path / name), "--url", url).exit_code == 0
+        assert run("put", str(tmp_path / name), "--no-digest", "--url", url).exit_code == 0
+    assert "Repr-Digest" not in store.requests[0].headers
     assert store.requests[0].headers["x-ambry-content-type"] == "application/octet-stream"
     assert store.bodies == [b""]
 
@@ -174,7 +178,6 @@ def test_no_server_is_an_error(tmp_path: Path) -> None:
     result = run("put", str(tmp_path / "a"), "--url", url)
     assert result.exit_code == 1
     assert f"no server at {url}" in result.stderr
-    assert run("stat", BLOB_ID, "--url", "127.0.0.1:1174").exit_code == 1
 
 
 def test_get_writes_the_stored_bytes_and_nothing_else(tmp_path: Path) -> None:

@@ -134,12 +134,15 @@ def test_without_a_datanode_it_starts_and_says_503(tmp_path: Path) -> None:
         ('datacentre = "there"\ncluster_map = "cluster.toml"', "there is no datacentre 'there'"),
         ('datacentre = "here"\ncluster_map = "nowhere.toml"', "nowhere.toml: cannot be read"),
         ('datacentre = "here"\ncluster_map = "cluster.toml"\nhost = "0.0.0.0"', "insecure_listen = true in"),
-        ('datacentre = "here"\ncluster_map = "cluster.toml"\nprot = 3', "frontend.toml:3: prot: unknown key"),
-        ('datacentre = "here"\ncluster_map = "cluster.toml"\n[tls]\ncertificate_file = "x"\nkey_file = "y"', "x"),
+        ('datacentre = "here"\ncluster_map = "cluster.toml"\nprot = 3', "frontend.toml:4: prot: unknown key"),
+        (
+            'datacentre = "here"\ncluster_map = "cluster.toml"\n[tls]\ncertificate_file = "x"\nkey_file = "y"',
+            "/x: [Errno 2] No such file or directory",
+        ),
     ],
 )
 def test_what_it_cannot_start_with_is_named_and_is_status_2(tmp_path: Path, settings: str, problem: str) -> None:
-    write_settings(tmp_path, 1).write_text(settings)
+    write_settings(tmp_path, 1).write_text(f"port = 0\n{settings}")
     with ambry("frontend", "--config", str(tmp_path / "frontend.toml")) as it:
         assert it.status() == 2
         assert problem in it.errors

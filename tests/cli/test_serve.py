@@ -1,13 +1,17 @@
 """`ambry serve` as a real process: blobs survive every way to end it, and what it cannot start with is said."""
 
+import base64
 import concurrent.futures
 import contextlib
+import hashlib
 import http.client
 import json
 import os
 import random
 import signal
 import socket
+import subprocess
+import sys
 import time
 import urllib.error
 from pathlib import Path
@@ -135,6 +139,24 @@ def test_a_second_signal_ends_it_at_once(tmp_path: Path) -> None:
         assert process.end() == 128 + signal.SIGTERM
 
 
+def test_it_serves_and_stops_when_nobody_reads_what_it_says(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "ambry.cli.main", "serve", str(tmp_path / "data"), "--port", "0", "--json"]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment)
+    try:
+        assert process.stdout is not None and process.stderr is not None
+        url = json.loads(process.stdout.readline())["url"]
+        process.stdout.close()
+        process.stderr.close()
+        assert get(url, put(url, b"x")) == b"x"
+        assert ask("GET", f"{url}/not-an-id")[0] == 400
+        process.terminate()
+        assert process.wait(30) == 0
+    finally:
+        process.kill()
+        process.wait(30)
+
+
 def test_json_says_where_it_listens(tmp_path: Path) -> None:
     with serving(tmp_path / "data", "--json") as (process, url):
         process.end()
@@ -156,6 +178,8 @@ def test_it_says_what_to_try_and_the_commands_work(tmp_path: Path) -> None:
         assert (said["size"], said["ttl"], said["content_type"]) == (5_000_000, 3600, "image/jpeg")
         assert said["user_metadata"] == {"place": "Zürich"}
         assert said["filename"] == source.name
+        expected = base64.b64encode(hashlib.sha256(source.read_bytes()).digest()).decode()
+        assert said["digest"] == f"sha-256=:{expected}:"
         piped = runner.invoke(main, ["put", "-"], input=b"from a pipe").stdout.strip()
         assert runner.invoke(main, ["get", piped, "-o", "-"]).stdout_bytes == b"from a pipe"
         assert runner.invoke(main, ["rm", blob_id]).exit_code == 0

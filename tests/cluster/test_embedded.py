@@ -2,6 +2,7 @@
 
 import dataclasses
 import fcntl
+import hashlib
 import json
 import os
 import shutil
@@ -11,7 +12,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ambry.cluster.embedded import EmbeddedRegistry, decode_map, default_partitions, encode_map
+from ambry.cluster.embedded import (
+    MAP_KEYS,
+    PARTITION_KEYS,
+    EmbeddedRegistry,
+    decode_map,
+    default_partitions,
+    encode_map,
+)
+from ambry.cluster.map import Disk
 from ambry.errors import BadConfiguration, CannotStart, DirectoryInUse, DirectoryUnusable
 from ambry.limits import GIB, REPLICAS_PER_DISK_MAX, SECRET_BYTES_MIN
 
@@ -209,3 +218,68 @@ def test_a_read_only_directory_is_named(tmp_path: Path) -> None:
             EmbeddedRegistry.open(tmp_path / "data")
     finally:
         tmp_path.chmod(0o700)
+
+
+FORMAT_1 = b"""\
+ambry-registry 1 DIGEST
+{
+ "fingerprint": "00112233445566778899aabbccddeeff",
+ "version": 7,
+ "node": "node-01234567",
+ "disk": {
+  "path": "disk0",
+  "capacity": 1000000000000
+ },
+ "partitions": [
+  {
+   "number": 1,
+   "capacity": 107374182400,
+   "is_sealed": true,
+   "membership": 3
+  },
+  {
+   "number": 2,
+   "capacity": 107374182400,
+   "is_sealed": false,
+   "membership": 1
+  }
+ ]
+}"""
+
+
+def signed(text: bytes) -> bytes:
+    """With the digest of what follows the first line."""
+    body = text.split(b"\n", 1)[1]
+    return text.replace(b"DIGEST", hashlib.sha256(body).hexdigest().encode(), 1)
+
+
+def test_a_file_of_format_1_is_read_and_written_as_it_always_was() -> None:
+    data = signed(FORMAT_1)
+    stored = decode_map(data, Path("x"))
+    assert stored.fingerprint == "00112233445566778899aabbccddeeff"
+    assert stored.version == 7
+    assert stored.nodes["node-01234567"].disks == (Disk("disk0", 10**12),)
+    assert (stored.partitions[1].is_sealed, stored.partitions[1].membership) == (True, 3)
+    assert stored.partitions[2].capacity == 100 * GIB
+    assert encode_map(stored) == data
+
+
+def test_keys_of_a_later_version_are_ignored() -> None:
+    later = FORMAT_1.replace(b'"version": 7', b'"version": 7, "colour": "blue"').replace(
+        b'"membership": 3', b'"membership": 3, "class": "archive"'
+    )
+    assert decode_map(signed(later), Path("x")) == decode_map(signed(FORMAT_1), Path("x"))
+
+
+@pytest.mark.parametrize(
+    "change", [(b'"version"', b'"Version"'), (b"[", b'{"a":'), (b'"disk0"', b"disk0"), (b"{", b"")]
+)
+def test_a_map_that_was_made_by_hand_and_wrong_is_refused(change: tuple[bytes, bytes]) -> None:
+    with pytest.raises(DirectoryUnusable, match="not written by ambry"):
+        decode_map(signed(FORMAT_1.replace(*change, 1)), Path("x"))
+
+
+def test_the_page_names_every_key() -> None:
+    written = json.loads(FORMAT_1.split(b"\n", 1)[1])
+    assert set(written) == set(MAP_KEYS.values())
+    assert set(written["partitions"][0]) == set(PARTITION_KEYS.values())

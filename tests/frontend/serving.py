@@ -5,6 +5,7 @@ import json
 import random
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,6 +21,9 @@ from ambry.frontend.put import Cut
 from ambry.limits import GIB, MIB
 from ambry.metrics import Metrics
 from tests.memory_datanode import MemoryDatanode
+
+default_connection: ContextVar[type[Connection]] = ContextVar("default_connection", default=Connection)
+"""Class of the connections of `serving`: tests of HTTP run with and without the fast lane."""
 
 DATACENTRE = 1
 OTHER_DATACENTRE = 2
@@ -134,7 +138,7 @@ async def serving(
     nodes: int = 1,
     cut: Cut | None = None,
     budget: TransferBudget | None = None,
-    connection_class: type[Connection] = Connection,
+    connection_class: type[Connection] | None = None,
 ) -> AsyncIterator[Serving]:
     """A frontend on a port of the system's choice. Afterwards every byte of its budget must have come back."""
     datanodes = make_nodes(nodes)
@@ -148,7 +152,7 @@ async def serving(
         metrics=metrics,
         settings=FrontendSettings(cluster_map=Path("map.toml"), datacentre="here"),
         node="frontend-1",
-        connection_class=connection_class,
+        connection_class=connection_class or default_connection.get(),
     )
     if cut is not None or budget is not None:
         frontend.operations = frontend.services.operations = make_operations(

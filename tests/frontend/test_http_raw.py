@@ -10,6 +10,8 @@ from ambry.frontend.answers import SERVER
 from ambry.limits import KIB, MIB
 from tests.frontend.serving import RawClient, Serving, chunked, request_bytes, serving
 
+pytestmark = pytest.mark.usefixtures("both_ways")
+
 
 def live_blobs(run: Serving) -> int:
     """Records with bytes that are not deleted."""

@@ -248,7 +248,7 @@ def test_a_manifest_that_fails_is_put_under_another_reserved_id() -> None:
 
 @pytest.mark.parametrize(
     ("error", "raised"),
-    [(ConnectionLost("x"), Unavailable), (DiskFull("x"), DiskFull), (Overloaded("x"), Overloaded)],
+    [(ConnectionLost("x"), Unavailable), (DiskFull("x"), DiskFull)],
 )
 @pytest.mark.parametrize("size", [50, 350, 1500])
 def test_an_upload_that_fails_leaves_nothing_readable(size: int, error: AmbryError, raised: type[AmbryError]) -> None:
@@ -414,3 +414,15 @@ def test_any_pieces_any_failures_any_memory(
             assert await read_all(operations, text) == body
 
     run(test, budget=TransferBudget(memory, 10))
+
+
+def test_a_disk_with_too_much_to_do_slows_the_client_down_and_fails_nothing() -> None:
+    async def test(operations: Operations, node: MemoryDatanode) -> None:
+        node.fail("put", Overloaded("x"), times=3)
+        body = body_of(350)
+        text = await asyncio.wait_for(operations.put(in_pieces(body, 50), plan(350)), 10)
+        assert await read_all(operations, text) == body
+        assert operations.reclaimer.tombstoned == 0
+        assert not any(stored.state.is_deleted for stored in node.blobs.values())
+
+    run(test)

@@ -182,14 +182,20 @@ def test_the_largest_body_costs_little_more_than_itself() -> None:
         tracemalloc.stop()
 
 
-def test_a_promised_size_allocates_nothing() -> None:
-    head = encode_frame(16, 1, b"\x90", limits.FRAME_BODY_BYTES_MAX)
+def test_a_promised_body_has_its_memory_once_and_only_after_the_check() -> None:
+    head = bytearray(encode_frame(16, 1, b"\x90", limits.FRAME_BODY_BYTES_MAX))
+    bad = bytes(head[:4]) + bytes(8) + bytes(head[12:])
     tracemalloc.start()
     try:
         decoder = open_decoder()
-        decoder.feed(head)
-        assert decoder.frames(1) == []
+        decoder.feed(bad)
+        with pytest.raises(ProtocolError):
+            decoder.frames(1)
         assert tracemalloc.get_traced_memory()[1] < 10 * limits.KIB
+        decoder = open_decoder()
+        decoder.feed(bytes(head))
+        assert decoder.frames(1) == []
+        assert tracemalloc.get_traced_memory()[1] < limits.FRAME_BODY_BYTES_MAX + 10 * limits.KIB
     finally:
         tracemalloc.stop()
 

@@ -14,8 +14,12 @@ def make(folder: Path) -> None:
     key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"]
     for name in ("ca", "stranger"):
         files = ["-keyout", f"{name}.key", "-out", f"{name}.pem"]
-        _openssl(folder, "req", "-x509", *key, "-subj", f"/CN={name}", *files)
-    (folder / "san").write_text("subjectAltName=IP:127.0.0.1\n")
+        # Python 3.13 asks for what an authority may do, and for the key identifiers.
+        usage = ["-addext", "keyUsage=critical,keyCertSign,cRLSign"]
+        _openssl(folder, "req", "-x509", *key, "-subj", f"/CN={name}", *usage, *files)
+    (folder / "san").write_text(
+        "subjectAltName=IP:127.0.0.1\nsubjectKeyIdentifier=hash\nauthorityKeyIdentifier=keyid\n"
+    )
     _openssl(folder, "req", *key[:5], "-subj", "/CN=node", "-keyout", "node.key", "-out", "node.csr")
     signing = ["-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial", "-days", "2", "-extfile", "san"]
     _openssl(folder, "x509", "-req", "-in", "node.csr", *signing, "-out", "node.pem")
