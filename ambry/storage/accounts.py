@@ -59,7 +59,7 @@ class Accounts:
                 int.from_bytes(key[5:9], "big"),
                 int.from_bytes(key[9:13], "big"),
             ): use
-            for key, use in self._uses.items()
+            for key, use in list(self._uses.items())
             if key[:1] == CONTAINER_PREFIX
         }
 

@@ -65,12 +65,13 @@ class _Run:
     replica: Replica
     segment: Segment
     start: int
+    batch: list[tuple[bytes, bytes | None]]
+    """Shared by all runs of a replica: a blob's records may be in several, and its last entry has to win."""
     end_lsn: int = 0
     needs_sync: bool = False
     pieces: list[Buffer] = field(default_factory=list)
     table: list[bytes] = field(default_factory=list)
     journal: list[bytes] = field(default_factory=list)
-    batch: list[tuple[bytes, bytes | None]] = field(default_factory=list)
     requests: list[int] = field(default_factory=list)
     new_puts: dict[bytes, list[int]] = field(default_factory=dict)
     """Head of the ids to [blobs, bytes of records, bytes of bodies]."""
@@ -97,6 +98,7 @@ class CommitGroup:
         self._takes_puts = takes_puts
         self._runs: list[_Run] = []
         self._current: dict[tuple[int, int], _Run] = {}
+        self._batches: dict[int, list[tuple[bytes, bytes | None]]] = {}
         self._overlay: dict[bytes, bytes] = {}
         self._dependent: list[tuple[bytes, int]] = []
         self.next_lsn = next_lsn
@@ -273,7 +275,7 @@ class CommitGroup:
         segment = replica.place(self._disk, size, self._segment_bytes, self._now_ms, expiry_class)
         run = self._current.get((replica.partition, expiry_class))
         if run is None or run.segment is not segment:
-            run = _Run(replica, segment, segment.end)
+            run = _Run(replica, segment, segment.end, self._batches.setdefault(replica.partition, []))
             self._current[replica.partition, expiry_class] = run
             self._runs.append(run)
         return run
@@ -305,23 +307,25 @@ class CommitGroup:
     # --- 2. logs -----------------------------------------------------------------------------------------------
 
     def write_logs(self) -> None:
-        """Write every run to its segment. Raises only when a sync failed; failed writes fail their requests."""
+        """Write every run to its segment. Raises only when a sync failed.
+
+        A failed write fails all requests of its replica: their records lean on each other.
+        """
         failed: dict[int, AmbryError] = {}
-        written: list[_Run] = []
         for run in self._runs:
             partition = run.replica.partition
             if partition not in failed:
                 try:
                     reserve_ahead(run.segment, self._segment_bytes)
                     run.segment.file.pwrite(run.pieces, run.start)
+                    run.replica.dirty.add(run.segment.number)
                 except (DiskFull, DiskUnavailable) as error:
                     failed[partition] = error
-            if partition in failed:
-                self._give_back(run, failed[partition])
-            else:
-                run.replica.dirty.add(run.segment.number)
-                written.append(run)
-        self._runs = written
+        for run in self._runs:
+            if run.replica.partition in failed:
+                self._give_back(run, failed[run.replica.partition])
+                del self._batches[run.replica.partition][:]
+        written = self._runs = [run for run in self._runs if run.replica.partition not in failed]
         for blob_id, index in self._dependent:
             cause = failed.get(int.from_bytes(blob_id[12:16], "big"))
             if cause is not None:
@@ -347,7 +351,7 @@ class CommitGroup:
 
     def index_batch(self, accounts: Accounts) -> list[tuple[bytes, bytes | None]]:
         """All changes of the index, with the newest LSN of each replica and the totals that change with them."""
-        batch = [change for run in self._runs for change in run.batch]
+        batch = [change for rows in self._batches.values() for change in rows]
         for run in self._runs:
             partition, segment = run.replica.partition, run.segment.number
             for id_head, (count, record_bytes, body_bytes) in run.new_puts.items():

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum, auto
 
-from ambry.storage.index_entry import FOLDED, Entry, Place
+from ambry.storage.index_entry import Entry, Place
 from ambry.storage.record import Header, RecordKind
 
 
@@ -41,7 +41,9 @@ def fate_of(header: Header, place: Place, entry: Entry | None, now_ms: int, rete
     """What becomes of a record at `place` whose blob has this entry."""
     if entry is None or not _is_needed(header, place, entry):
         return Fate.DROP
-    if entry.expires_at_ms + retention.expired_ms <= now_ms:
+    # A tombstone that came before its put, from somebody who did not know the expiry, has 0: nobody knows when it ends.
+    has_expiry = entry.has_body or entry.expires_at_ms > 0
+    if has_expiry and entry.expires_at_ms + retention.expired_ms <= now_ms:
         return Fate.FORGET
     if header.kind is RecordKind.PUT and entry.life & 1 and entry.time_ms + retention.deleted_ms <= now_ms:
         return Fate.BURY
@@ -51,8 +53,9 @@ def fate_of(header: Header, place: Place, entry: Entry | None, now_ms: int, rete
 def _is_needed(header: Header, place: Place, entry: Entry) -> bool:
     if entry.place == place:
         return True
-    # A change of state that the put record, elsewhere, does not carry yet.
-    return header.kind is not RecordKind.PUT and entry.has_body and header.lsn == entry.lsn and not entry.flags & FOLDED
+    # The newest change of a blob whose put record is elsewhere. A copy of the put carries the state, too, but not the
+    # time of the change, by which retention is counted.
+    return header.kind is not RecordKind.PUT and entry.has_body and header.lsn == entry.lsn
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,10 @@ points to is there, and the next compaction finds the rest to be garbage. A blob
 its decision no longer holds keeps its old segment: nothing is lost by not freeing it yet. Readers go on all the time:
 retired files stay open for as long as a read may take.
 
-Damaged records are reported to the caller and keep their segment until someone has dealt with them.
+Damaged records, and segments that cannot be read to their end, are reported to the caller and keep their segment
+until someone has dealt with them. What is copied is verified again on its way. A failure before 3, a full disk and a
+wish to stop included, gives back what was written and harms nobody; from 3 on the store itself has failed, since
+nobody knows which of two states its disk has.
 """
 
 import threading
@@ -20,14 +23,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Final, Protocol
 
-from ambry.errors import CorruptRecord, DiskFull
+from ambry.errors import CorruptRecord, DiskUnavailable
 from ambry.limits import MIB
 from ambry.storage.accounts import Accounts
 from ambry.storage.compaction_plan import Fate, Retention, fate_of
 from ambry.storage.disk import Disk
 from ambry.storage.index import Index
 from ambry.storage.index_entry import (
-    FOLDED,
     HAS_BODY,
     Entry,
     Place,
@@ -36,9 +38,17 @@ from ambry.storage.index_entry import (
     decode_entry,
     encode_entry,
 )
-from ambry.storage.record import RecordKind, encode_meta, padding_after
+from ambry.storage.record import RecordKind, check_body, decode_header, encode_meta, padding_after
 from ambry.storage.replica import Replica, new_segment
-from ambry.storage.segment import DATA_OFFSET, Damage, ScannedRecord, Segment, partition_folder, scan, segment_path
+from ambry.storage.segment import (
+    DATA_OFFSET,
+    Damage,
+    ScannedRecord,
+    Segment,
+    partition_folder,
+    scan_readable,
+    segment_path,
+)
 
 _LOOK_RECORDS: Final = 256
 _MOVE_RECORDS: Final = 128
@@ -70,6 +80,10 @@ class Host(Protocol):
         """The store's lock."""
         ...
 
+    def check_usable(self) -> None:
+        """Raise DiskUnavailable when the store has failed: what the index lacks then may be in the journal."""
+        ...
+
     @property
     def index(self) -> Index:
         """The index."""
@@ -97,6 +111,8 @@ class _Move:
 class _Work:
     moves: list[_Move] = field(default_factory=list)
     damaged: set[int] = field(default_factory=set)
+    is_adopted: bool = False
+    changes_copied: set[int] = field(default_factory=set)
     outputs: list[Segment] = field(default_factory=list)
     records_read: int = 0
     records_copied: int = 0
@@ -135,7 +151,7 @@ class Compaction:
     def run(self, numbers: tuple[int, ...]) -> tuple[CompactionReport, list[Segment]]:
         """Compact; the retired segments are the caller's to close when no read can be using them any more.
 
-        Raises DiskFull or DiskUnavailable; nothing is lost then, and what was written is given back or found later.
+        Raises DiskFull, DiskUnavailable, or what `pace` raises. If `is_adopted` is true then, the store has failed.
         """
         replica, work = self._replica, self._work
         assert not replica.open_ended & set(numbers)
@@ -143,17 +159,20 @@ class Compaction:
             for number in numbers:
                 self._copy_segment(replica.segments[number])
             self._finish_outputs()
-        except (DiskFull, CorruptRecord):
+        except Exception:
             self._abandon()
             raise
+        work.is_adopted = True
         if work.outputs:
             with self._host.locked():
+                self._host.check_usable()
                 replica.adopt(self._disk, work.outputs)
         kept_back = work.damaged | set(self._move_all())
         self._host.index.flush()
         done = set(numbers) - kept_back
         size_before = sum(replica.segments[number].end for number in done)
         with self._host.locked():
+            self._host.check_usable()
             retired = replica.retire(self._disk, done) if done else []
         for number in sorted(done):
             self._disk.remove(segment_path(replica.partition, number))
@@ -172,6 +191,11 @@ class Compaction:
         )
         return report, retired
 
+    @property
+    def is_adopted(self) -> bool:
+        """Whether the disk may already list what was written."""
+        return self._work.is_adopted
+
     # --- look and copy -----------------------------------------------------------------------------------------
 
     def _copy_segment(self, source: Segment) -> None:
@@ -182,12 +206,15 @@ class Compaction:
                 entry = decode_entry(value) if value is not None else None
                 self._decide(source, record, key, entry)
 
+    def _keep_back(self, source: Segment, damage: Damage) -> None:
+        self._work.damaged.add(source.number)
+        self._on_damage(self._replica.partition, source.number, damage)
+
     def _pages(self, source: Segment) -> Iterator[list[ScannedRecord]]:
         page: list[ScannedRecord] = []
-        for found in scan(source):
+        for found in scan_readable(source):
             if isinstance(found, Damage):
-                self._work.damaged.add(source.number)
-                self._on_damage(self._replica.partition, source.number, found)
+                self._keep_back(source, found)
                 continue
             self._work.records_read += 1
             self._pace(found.header.record_size)
@@ -207,14 +234,27 @@ class Compaction:
         if fate is Fate.FORGET:
             self._work.moves.append(_Move(key, entry, fate, source.number, None, 0))
             return
-        target, size = self._write(source, record, entry, is_buried=fate is Fate.BURY)
+        if entry.place != place:
+            # The change of state of a blob whose put is elsewhere; an interrupted compaction may have left it twice.
+            if entry.lsn in self._work.changes_copied:
+                return
+            self._work.changes_copied.add(entry.lsn)
+        rest: bytes | None = None
+        if record.header.kind is RecordKind.PUT and fate is not Fate.BURY:
+            try:
+                rest = _verified_rest(source, record)
+            except (CorruptRecord, DiskUnavailable) as error:
+                self._keep_back(source, Damage(record.offset, record.header.record_size, str(error), record.header))
+                return
+        target, size = self._write(source, record, entry, rest)
         if entry.place == place:
             self._work.moves.append(_Move(key, entry, fate, source.number, target, size))
 
-    def _write(self, source: Segment, record: ScannedRecord, entry: Entry, *, is_buried: bool) -> tuple[Place, int]:
-        """Append a copy with the blob's newest state; for a buried blob its tombstone alone."""
+    def _write(self, source: Segment, record: ScannedRecord, entry: Entry, rest: bytes | None) -> tuple[Place, int]:
+        """Append a copy with the blob's newest state. `rest` is a put's from the body on; without it, a tombstone."""
         header = record.header
-        has_body = header.kind is RecordKind.PUT and not is_buried
+        has_body = rest is not None
+        is_buried = header.kind is RecordKind.PUT and not has_body
         output = self._output_for(header.record_size, source.expiry_class)
         meta = encode_meta(
             seed=output.seed,
@@ -230,13 +270,7 @@ class Compaction:
             root=header.root if has_body else 0,
             flags=header.flags if has_body else 0,
         )
-        if has_body:
-            rest = source.file.pread(header.record_size - header.body_offset, record.offset + header.body_offset)
-            if len(rest) != header.record_size - header.body_offset:
-                raise CorruptRecord("a segment became shorter while it was read", segment=source.number)
-            data = meta + rest
-        else:
-            data = meta + padding_after(len(meta))
+        data = meta + (rest if rest is not None else padding_after(len(meta)))
         place = Place(output.number, output.end)
         output.end += len(data)
         self._buffer.append(data)
@@ -287,6 +321,7 @@ class Compaction:
         for first in range(0, len(moves), _MOVE_RECORDS):
             page = moves[first : first + _MOVE_RECORDS]
             with self._host.locked():
+                self._host.check_usable()
                 values = self._host.index.get_many([move.key for move in page])
                 batch: list[tuple[bytes, bytes | None]] = []
                 for move, value in zip(page, values, strict=True):
@@ -304,13 +339,7 @@ class Compaction:
         partition = self._replica.partition
         if move.fate is Fate.KEEP:
             assert move.target is not None
-            is_folded = entry.has_body and entry.lsn == move.seen.lsn
-            after: Entry | None = replace(
-                entry,
-                segment=move.target.segment,
-                offset=move.target.offset,
-                flags=entry.flags & ~FOLDED | (FOLDED if is_folded else 0),
-            )
+            after: Entry | None = replace(entry, segment=move.target.segment, offset=move.target.offset)
         elif entry.lsn != move.seen.lsn:
             return False
         elif move.fate is Fate.BURY:
@@ -318,7 +347,7 @@ class Compaction:
             self._work.buried += 1
             after = replace(
                 entry,
-                flags=entry.flags & ~(HAS_BODY | FOLDED),
+                flags=entry.flags & ~HAS_BODY,
                 segment=move.target.segment,
                 offset=move.target.offset,
                 record_size=move.record_size,
@@ -333,3 +362,15 @@ class Compaction:
         batch.append((move.key, encode_entry(after) if after is not None else None))
         self._host.accounts.change(partition, entry, after)
         return True
+
+
+def _verified_rest(source: Segment, record: ScannedRecord) -> bytes:
+    """Body, vector and padding of a put record, read and verified once more: what is written is what was checked.
+
+    Raises CorruptRecord or DiskUnavailable.
+    """
+    data = source.file.pread(record.header.record_size, record.offset)
+    if decode_header(data, source.seed) != record.header:
+        raise CorruptRecord("a record changed while it was read", segment=source.number)
+    check_body(record.header, data)
+    return data[record.header.body_offset :]

@@ -21,8 +21,6 @@ from ambry.storage.record import Header, RecordKind
 VERSION: Final = 1
 HAS_BODY: Final = 1
 """Flag: the location is that of a put record. Without it, that of the newest record of a blob without bytes here."""
-FOLDED: Final = 2
-"""Flag: the put record at the location carries the newest state itself, so no other record of the blob is needed."""
 
 LAYOUT: Final = (
     ("version", 0, 1),
@@ -148,7 +146,7 @@ def encode_new_put(
     """The entry of a blob's first put: what `merge` makes of None and that record, without the objects between."""
     return _FIELDS.pack(
         VERSION,
-        HAS_BODY | FOLDED,
+        HAS_BODY,
         0,
         segment,
         offset,
@@ -183,7 +181,7 @@ def merge(entry: Entry | None, header: Header, key: bytes, place: Place) -> Entr
     has_body = header.kind is RecordKind.PUT
     if entry is None:
         return Entry(
-            flags=HAS_BODY | FOLDED if has_body else 0,
+            flags=HAS_BODY if has_body else 0,
             segment=place.segment,
             offset=place.offset,
             record_size=header.record_size,
@@ -197,12 +195,12 @@ def merge(entry: Entry | None, header: Header, key: bytes, place: Place) -> Entr
             id_head=key[:ID_HEAD_SIZE],
         )
     is_newer = header.lsn > entry.lsn
+    # A put that compaction copied has the LSN of the blob's newest change, but keeps the time of its own creation.
+    has_newer_time = is_newer or (header.lsn == entry.lsn and not has_body)
     takes_place = not entry.has_body and (has_body or is_newer)
-    flags = entry.flags & ~FOLDED if is_newer else entry.flags
+    flags = entry.flags
     if has_body and takes_place:
         flags |= HAS_BODY
-    if has_body and header.lsn >= entry.lsn and (takes_place or place == entry.place):
-        flags |= FOLDED
     return Entry(
         flags=flags,
         segment=place.segment if takes_place else entry.segment,
@@ -213,7 +211,7 @@ def merge(entry: Entry | None, header: Header, key: bytes, place: Place) -> Entr
         life=max(header.life, entry.life),
         expires_at_ms=max(header.expires_at_ms, entry.expires_at_ms),
         lsn=max(header.lsn, entry.lsn),
-        time_ms=header.time_ms if is_newer else entry.time_ms,
+        time_ms=header.time_ms if has_newer_time else entry.time_ms,
         root=header.root if takes_place else entry.root,
         id_head=entry.id_head,
     )

@@ -46,7 +46,7 @@ class Replica:
     @property
     def log_size(self) -> int:
         """Bytes of all segments up to their ends."""
-        return self.sealed_size + sum(segment.end for segment in self.active.values())
+        return self.sealed_size + sum(segment.end for segment in list(self.active.values()))
 
     @property
     def sealed(self) -> set[int]:

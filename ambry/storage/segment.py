@@ -12,7 +12,7 @@ from typing import Final
 
 from xxhash import xxh3_64_intdigest
 
-from ambry.errors import CorruptRecord
+from ambry.errors import CorruptRecord, DiskUnavailable
 from ambry.limits import MIB
 from ambry.storage.disk import File
 from ambry.storage.record import (
@@ -145,6 +145,17 @@ def scan(segment: Segment) -> Iterator[ScannedRecord | Damage]:
         except CorruptRecord as error:
             yield Damage(offset, header.record_size, str(error), header, key)
         offset += header.record_size
+
+
+def scan_readable(segment: Segment) -> Iterator[ScannedRecord | Damage]:
+    """All records, as `scan`; where the disk cannot read on, damage to the end."""
+    offset = DATA_OFFSET
+    try:
+        for found in scan(segment):
+            offset = found.offset
+            yield found
+    except DiskUnavailable as error:
+        yield Damage(offset, segment.end - offset, str(error))
 
 
 def _read(segment: Segment, offset: int, size: int) -> bytes:

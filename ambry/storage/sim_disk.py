@@ -178,13 +178,17 @@ class SimFile:
     def pread(self, size: int, offset: int) -> bytes:
         """Up to `size` bytes; fewer only at the end of the file."""
         with self._disk.lock:
-            self._begin("pread")
+            fault = self._begin("pread")
+            if fault is not None:
+                raise fault.error(f"read of {self._path}: as told")
             return bytes(self._inode.live[offset : offset + size])
 
     def pread_now(self, size: int, offset: int) -> Buffer | None:
         """Exactly `size` bytes, or None when the disk is cold or the file is shorter."""
         with self._disk.lock:
-            self._begin("pread_now")
+            fault = self._begin("pread_now")
+            if fault is not None:
+                raise fault.error(f"read of {self._path}: as told")
             if self._disk.is_cold:
                 return None
             data = self._inode.live[offset : offset + size]

@@ -9,9 +9,10 @@ import bisect
 import random as random_module
 import threading
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TypeAlias
 
-from ambry.errors import AmbryError, DiskUnavailable
+from ambry.errors import DiskUnavailable
 
 _Batch: TypeAlias = tuple[tuple[bytes, bytes | None], ...]
 
@@ -38,6 +39,13 @@ class SimIndexSource:
         return SimIndexSource(self.index.crash(random))
 
 
+@dataclass(slots=True)
+class _Fault:
+    operation: str
+    calls_left: int
+    error: type[BaseException]
+
+
 class SimIndex:
     """An Index in memory. `batches_unflushed` says how many batches a crash may take."""
 
@@ -48,7 +56,7 @@ class SimIndex:
         self._unflushed: list[_Batch] = []
         self._entries = dict(self._flushed)
         self._keys = sorted(self._entries)
-        self._faults: list[tuple[str, type[AmbryError]]] = []
+        self._faults: list[_Fault] = []
         self._is_closed = False
 
     @property
@@ -105,10 +113,10 @@ class SimIndex:
                 self._is_closed = True
                 self._flush()
 
-    def fail(self, operation: str, error: type[AmbryError]) -> None:
-        """The next call of `operation` raises `error` and does nothing."""
+    def fail(self, operation: str, error: type[BaseException], nth: int = 1) -> None:
+        """The `nth` call from now (1 is the next) of `operation` raises `error` and does nothing."""
         with self._lock:
-            self._faults.append((operation, error))
+            self._faults.append(_Fault(operation, nth, error))
 
     def clear_faults(self) -> None:
         """The index is healthy again."""
@@ -149,9 +157,11 @@ class SimIndex:
         if self._is_closed:
             raise DiskUnavailable("the index is closed")
         for fault in self._faults:
-            if fault[0] == operation:
-                self._faults.remove(fault)
-                raise fault[1](f"{operation} of the index: as told")
+            if fault.operation == operation:
+                fault.calls_left -= 1
+                if not fault.calls_left:
+                    self._faults.remove(fault)
+                    raise fault.error(f"{operation} of the index: as told")
 
 
 def _apply(entries: dict[bytes, bytes], batch: _Batch) -> None:

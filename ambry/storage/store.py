@@ -47,7 +47,7 @@ from ambry.storage.index_entry import ID_HEAD_SIZE, STATE_APPLIED, Entry, Place,
 from ambry.storage.journal import ALIGNMENT, ENTRY_SIZE, GROUP_BYTES_MAX, GROUP_HEADER_SIZE, Checkpoint, Journal
 from ambry.storage.record import decode_header, decode_meta, read_whole, record_size
 from ambry.storage.replica import Replica, create_replica
-from ambry.storage.segment import DATA_OFFSET, Damage, Segment, scan
+from ambry.storage.segment import DATA_OFFSET, Damage, Segment, scan_readable
 
 _MOVES_PER_READ_MAX: Final = 3
 """A read looks into the index again when compaction moved its blob meanwhile; one blob is not moved this often."""
@@ -100,7 +100,7 @@ class DiskStore:
         assert size_max <= min(GROUP_BYTES_MAX, self._journal.capacity)
         while True:
             with self._lock:
-                self._check_usable()
+                self.check_usable()
                 if self._journal.has_room(size_max):
                     return self._commit_locked(requests)
             self.checkpoint()
@@ -189,12 +189,16 @@ class DiskStore:
         """Make logs and index durable and free the journal; nothing to do unless something changed, or `always`."""
         with self._checkpoint_lock:
             with self._lock:
-                self._check_usable()
+                self.check_usable()
                 has_changes = self._journal.used_bytes or any(one.dirty for one in self._replicas.values())
                 if not (has_changes or always):
                     return
                 position, sequence, epoch = self._journal.position, self._journal.sequence, self._journal.epoch
-                dirty = [(replica, sorted(replica.dirty)) for replica in self._replicas.values() if replica.dirty]
+                dirty = [
+                    replica.segments[number].file
+                    for replica in self._replicas.values()
+                    for number in sorted(replica.dirty)
+                ]
                 sealed = [
                     (replica, closed)
                     for replica in self._replicas.values()
@@ -205,10 +209,10 @@ class DiskStore:
                     for replica in self._replicas.values()
                     for number in sorted(replica.open_ended)
                 )
-                for replica, _ in dirty:
+                for replica in self._replicas.values():
                     replica.dirty = set()
             try:
-                self._disk.sync_all([replica.segments[number].file for replica, numbers in dirty for number in numbers])
+                self._disk.sync_all(dirty)
                 self._index.flush()
                 with self._lock:
                     for replica, closed in sealed:
@@ -226,7 +230,7 @@ class DiskStore:
     def fill_journal(self) -> bool:
         """Make the next part of the journal usable; False when all of it is."""
         with self._lock:
-            self._check_usable()
+            self.check_usable()
             part = self._journal.next_fill()
         if part is None:
             return False
@@ -238,7 +242,7 @@ class DiskStore:
     def add_replica(self, partition: int, capacity: int) -> None:
         """Create an empty replica of a partition. Fine when there is one. Raises DirectoryUnusable beyond the limit."""
         with self._lock:
-            self._check_usable()
+            self.check_usable()
             if partition in self._replicas:
                 return
             if len(self._replicas) >= REPLICAS_PER_DISK_MAX:
@@ -286,14 +290,21 @@ class DiskStore:
         *,
         pace: Callable[[int], None],
         on_damage: Callable[[int, int, Damage], None],
+        needed_bytes: int | None = None,
     ) -> CompactionReport:
-        """Compact segments that `segment_facts` listed. Beside commits, reads and checkpoints; one at a time."""
+        """Compact segments that `segment_facts` listed. Beside commits, reads and checkpoints; one at a time.
+
+        `needed_bytes` is what a survey found that has to be kept; without it all that is live or dead may be. Raises
+        DiskFull when there is no room for it, DiskUnavailable, and what `pace` raises: then nothing has changed.
+        """
         with self._compaction_lock:
-            self._check_usable()
+            self.check_usable()
             replica = self._replicas[partition]
-            live_bytes = sum(self._accounts.of_segment(partition, number).live_bytes for number in numbers)
-            if self._disk.free_bytes() < live_bytes + self._settings.segment_bytes // 8:
-                raise DiskFull("compaction needs as much space as it keeps", needed=live_bytes)
+            if needed_bytes is None:
+                uses = [self._accounts.of_segment(partition, number) for number in numbers]
+                needed_bytes = sum(use.live_bytes + use.dead_bytes for use in uses)
+            if needed_bytes > self.compaction_room():
+                raise DiskFull("compaction needs as much space as it keeps", needed=needed_bytes)
             compaction = Compaction(
                 self._disk,
                 self,
@@ -306,14 +317,21 @@ class DiskStore:
             )
             try:
                 report, retired = compaction.run(numbers)
-            except DiskUnavailable as error:
-                with self._lock:
-                    self._fail(error)
+            except Exception as error:
+                if compaction.is_adopted:
+                    with self._lock:
+                        self._fail(
+                            error if isinstance(error, AmbryError) else DiskUnavailable(f"compaction failed: {error!r}")
+                        )
                 raise
             now_s = self._clock.monotonic()
             self._retired += [(now_s, segment) for segment in retired]
             self.close_retired(now_s - RETIRED_SEGMENT_S)
             return report
+
+    def compaction_room(self) -> int:
+        """Bytes that a compaction may write before it frees any: reserved space included, but for a last part."""
+        return max(self._disk.free_bytes() - self._settings.segment_bytes // 8, 0)
 
     def survey(self, partition: int, number: int, *, pace: Callable[[int], None]) -> int:
         """Bytes of a segment that compaction would have to keep now, read record by record."""
@@ -321,7 +339,7 @@ class DiskStore:
         segment = replica.segments[number]
         now_ms = self._clock.now_ms()
         kept = 0
-        for found in scan(segment):
+        for found in scan_readable(segment):
             pace(found.header.record_size if found.header is not None else 0)
             if isinstance(found, Damage):
                 kept += found.size
@@ -395,7 +413,8 @@ class DiskStore:
             raise NoSuchReplica("no replica of this partition here", partition=int.from_bytes(blob_id[12:16], "big"))
         return replica
 
-    def _check_usable(self) -> None:
+    def check_usable(self) -> None:
+        """Raise DiskUnavailable when the store has failed."""
         if self._failure is not None:
             raise DiskUnavailable(f"the disk takes no more writes: {self._failure}")
 

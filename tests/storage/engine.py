@@ -170,6 +170,7 @@ class World:
         self.models = [Model()]
         self.lsns: dict[tuple[bytes, int], int] = {}
         self.hits: Counter[str] = Counter()
+        self.reclaimed: dict[bytes, Blob] = {}
         self.store: DiskStore
         self.report: RecoveryReport
 
@@ -207,6 +208,7 @@ class World:
         world.disk, world.source = disk, SimIndexSource(index)
         world.models = self.models
         world.lsns = dict(self.lsns)
+        world.reclaimed = dict(self.reclaimed)
         return world
 
     def close(self) -> None:
@@ -219,8 +221,11 @@ class World:
     def commit(self, requests: Sequence[Mutation], *trouble: type[AmbryError]) -> list[Answer] | None:
         """Commit a group and hold its answers against the model. None when the power went or the disk failed.
 
-        A request that is answered with one of `trouble` has changed nothing.
+        A request that is answered with one of `trouble` has changed nothing. Blobs that compaction reclaimed are left
+        alone: until the old segments are gone, an index made anew may bring back what they were.
         """
+        self.reconcile()
+        requests = [request for request in requests if request.blob_id[12:] not in self.reclaimed]
         (model,) = self.models
         after = model.copy()
         for request in requests:
@@ -246,27 +251,68 @@ class World:
     def _segment_count(self) -> int:
         return sum(len(replica.segments) for replica in self.store.replicas)
 
-    def compact(self, partition: int = 1, garbage_ratio_min: float = 0.0) -> CompactionReport | None:
-        """Compact what is worth it; None when nothing is, or the power went."""
-        facts = [
-            replace(one, kept_bytes=self.store.survey(partition, one.number, pace=lambda _: None))
-            for one in self.store.segment_facts(partition)
-        ]
+    def compact(
+        self,
+        partition: int = 1,
+        garbage_ratio_min: float = 0.0,
+        pace: Callable[[int], None] = lambda _: None,
+        *,
+        everything: bool = False,
+    ) -> CompactionReport | None:
+        """Compact what is worth it, or all that may be; None when nothing is, the power went or the disk failed."""
+        try:
+            facts = [
+                replace(one, kept_bytes=self.store.survey(partition, one.number, pace=lambda _: None))
+                for one in self.store.segment_facts(partition)
+            ]
+        except (PowerCut, DiskUnavailable, DiskFull):
+            return None
         numbers = choose(
             facts,
             now_ms=self.clock.now_ms(),
             garbage_ratio_min=garbage_ratio_min,
             output_bytes_max=self.settings.segment_bytes,
         )
+        if everything:
+            numbers = tuple(one.number for one in facts)
         if not numbers:
             return None
         try:
-            report = self.store.compact(partition, numbers, pace=lambda _: None, on_damage=lambda *_: None)
+            report = self.store.compact(partition, numbers, pace=pace, on_damage=lambda *_: None)
         except (PowerCut, DiskUnavailable, DiskFull):
             return None
         self.hits["compacted"] += bool(report.compacted)
         self.hits["records copied"] += report.records_copied
         return report
+
+    def reconcile(self) -> None:
+        """Let the models know what compaction reclaimed, if it was allowed to.
+
+        Whether it did is not theirs to say: a stopped compaction may have moved some of the index or nothing.
+        """
+        now_ms, retention = self.clock.now_ms(), self.store.retention
+        for model in self.models:
+            for key, blob in list(model.blobs.items()):
+                entry = self._entry(key)
+                has_expiry = blob.put is not None or blob.state.expires_at_ms > 0
+                is_expired = has_expiry and blob.state.expires_at_ms + retention.expired_ms <= now_ms
+                is_dead = blob.state.is_deleted and blob.time_ms + retention.deleted_ms <= now_ms
+                if entry is None and is_expired:
+                    self.reclaimed.setdefault(key, blob)
+                    self.hits["forgotten"] += 1
+                    del model.blobs[key]
+                elif entry is not None and not entry.has_body and blob.put is not None and is_dead:
+                    self.reclaimed.setdefault(key, blob)
+                    self.hits["buried"] += 1
+                    model.blobs[key] = replace(blob, put=None)
+            for key, blob in self.reclaimed.items():
+                entry = self._entry(key)
+                if entry is not None:
+                    model.blobs[key] = blob if entry.has_body else replace(blob, put=None)
+
+    def _entry(self, key: bytes) -> Entry | None:
+        value = self.store.index.get(b"b" + key)
+        return decode_entry(value) if value is not None else None
 
     # --- looking -----------------------------------------------------------------------------------------------
 
@@ -278,6 +324,7 @@ class World:
             assert matching, "the group is there in part"
             self.hits["cut group there" if matching[-1] is self.models[1] else "cut group lost"] += 1
             self.models = [matching[-1]]
+        self.reconcile()
         return self.models[0]
 
     def _differs(self, key: bytes) -> bool:
@@ -298,6 +345,8 @@ class World:
 
         A store that has failed shows what it showed before; what the next opening finds is another matter.
         """
+        if self.store.failure is not None and len(self.models) == 1:
+            self.reconcile()
         model = self.models[0] if self.store.failure is not None else self.settle()
         identities = [blob.identity for blob in model.blobs.values()]
         identities += [blob_id(999_999), blob_id(0, container=77), *identities[:3]]
@@ -332,8 +381,8 @@ class World:
         while True:
             answer = self.store.changes(ChangesRequest(partition, after, page))
             if not answer.entries:
-                # Nothing else is running: the last record of a replica is the newest of some blob.
-                assert answer.end_lsn == after
+                # Nothing else is running: the last record is the newest of some blob, or of a reclaimed one.
+                assert answer.end_lsn == after or self.reclaimed
                 return entries
             for entry in answer.entries:
                 assert after < entry.lsn <= answer.end_lsn

@@ -5,12 +5,23 @@ from dataclasses import replace
 
 import pytest
 
-from ambry.blob.requests import Change, GetRequest, UpdateRequest
+from ambry.blob.requests import Change, GetAnswer, GetRequest, UpdateRequest
 from ambry.blob.state import NEVER, BlobState
-from ambry.errors import BlobDeleted, BlobNotFound, NotHere
+from ambry.config import StorageSettings
+from ambry.errors import (
+    AmbryError,
+    BlobDeleted,
+    BlobNotFound,
+    DiskFull,
+    DiskUnavailable,
+    NotHere,
+    ShuttingDown,
+)
+from ambry.storage.commit import Mutation
 from ambry.storage.compaction_plan import SegmentFacts, choose
 from ambry.storage.compactor import CompactionReport
 from ambry.storage.expiry_class import CLASSES, UPPER_BOUNDS_MS, expiry_class_of
+from ambry.storage.segment import segment_path
 from ambry.storage.sim_disk import PowerCut
 from tests.storage.engine import TINY, WHOLE, World, answer_of, blob_id, body_of, put, update
 
@@ -18,9 +29,9 @@ DAY_MS = 86_400_000
 NOTHING_KEPT = replace(TINY, deleted_retention_ms=0, expired_retention_ms=0)
 
 
-def _filled(settings: object = TINY, *, count: int = 24, size: int = 1500, seed: int = 0) -> World:
+def _filled(settings: StorageSettings = TINY, *, count: int = 24, size: int = 1500, seed: int = 0) -> World:
     """Partition 1 with several sealed segments, their lengths written down."""
-    world = World(settings, seed=seed)  # type: ignore[arg-type]
+    world = World(settings, seed=seed)
     world.open()
     for first in range(0, count, 4):
         world.commit([put(blob_id(n), body_of(n, size)) for n in range(first, first + 4)])
@@ -78,7 +89,7 @@ def test_the_bytes_of_deleted_blobs_go_after_their_retention_and_their_tombstone
         buried_count += report.blobs_buried
     assert buried_count > 0
     assert len([one for one in world.store.segment_facts(1) if one.dead_bytes]) == 0
-    buried = [n for n in range(16) if answer_of(lambda n=n: _read(world, n)) is NotHere]  # type: ignore[misc]
+    buried = [n for n in range(16) if _is(world, n, NotHere)]
     assert len(buried) >= 10
     assert size_before - world.store.replicas[0].log_size >= 0.9 * garbage - 200 * len(buried)
     _forget_bodies(world, *buried)
@@ -95,8 +106,12 @@ def test_the_bytes_of_deleted_blobs_go_after_their_retention_and_their_tombstone
     world.check()
 
 
-def _read(world: World, number: int) -> object:
+def _read(world: World, number: int) -> GetAnswer:
     return world.store.get(GetRequest(blob_id(number), 0, WHOLE, include_deleted=True))
+
+
+def _is(world: World, number: int, error: type[AmbryError]) -> bool:
+    return answer_of(lambda: _read(world, number)) is error
 
 
 def _settle_feed(world: World) -> None:
@@ -120,13 +135,11 @@ def test_expired_blobs_die_with_their_segments_and_nothing_is_copied() -> None:
     assert 1 in classes
     world.clock.advance(2 * DAY_MS)
     facts = [one for one in world.store.segment_facts(1) if one.expiry_class == 1]
-    report = world.store.compact(
-        1, tuple(one.number for one in facts), pace=lambda _: None, on_damage=lambda *_: None
-    )
+    report = world.store.compact(1, tuple(one.number for one in facts), pace=lambda _: None, on_damage=lambda *_: None)
     assert report.records_copied == 0
     assert report.blobs_forgotten > 0
     assert report.compacted == tuple(one.number for one in facts)
-    gone = [n for n in range(1, 24, 2) if answer_of(lambda n=n: _read(world, n)) is BlobNotFound]  # type: ignore[misc]
+    gone = [n for n in range(1, 24, 2) if _is(world, n, BlobNotFound)]
     assert len(gone) == report.blobs_forgotten
     (model,) = world.models
     for n in gone:
@@ -208,12 +221,13 @@ def _stopped_compaction(steps: int | None, seed: int) -> tuple[World, int]:
     world.store.checkpoint()
     before = world.disk.steps
     if steps is not None:
-        world.disk.stop_after(before + steps)
+        world.disk.stop_after(steps)
     try:
         _compact_all(world)
         world.hits["compacted"] += 1
         world.commit([put(blob_id(600), body_of(600, 900)), _deletion(world, 2)])
-        world.store.checkpoint()
+        if not world.disk.is_off:
+            world.store.checkpoint()
     except PowerCut:
         pass
     return world, world.disk.steps - before
@@ -227,6 +241,7 @@ def test_a_stop_in_every_step_of_a_compaction_changes_nothing(ending: Callable[[
     whole.check()
     for steps in range(1, count + 1):
         world, _ = _stopped_compaction(steps, seed)
+        assert world.disk.is_off
         ending(world)
         world.open()
         world.check()
@@ -261,3 +276,199 @@ def test_every_time_left_has_a_class_and_longer_lives_have_higher_ones() -> None
     assert expiry_class_of(NEVER, 1000) == 0
     assert expiry_class_of(1000 + UPPER_BOUNDS_MS[-1] + 1, 1000) == 0
     assert expiry_class_of(5, 1000) == 1
+
+
+@pytest.mark.parametrize("operation", ["write", "flush"])
+def test_a_stop_before_the_index_is_flushed_leaves_old_or_new_segments(operation: str) -> None:
+    for nth in range(1, 3):
+        world = _filled()
+        _delete(world, 0, 5, 9)
+        world.store.checkpoint()
+        world.source.index.fail(operation, PowerCut, nth)
+        try:
+            _compact_all(world)
+        except PowerCut:
+            world.hits["stopped"] += 1
+        for index in world.source.index.crash_states():
+            for disk in world.disk.crash_states(world.random):
+                left = world.left_with(disk, index)
+                left.open()
+                left.check()
+                _compact_all(left)
+                left.check()
+                left.source.discard()
+                left.open()
+                left.check()
+        assert world.hits["stopped"] or nth > 1
+
+
+@pytest.mark.parametrize("operation", ["pwrite", "sync", "create", "replace", "pread", "flush", "write"])
+@pytest.mark.parametrize("error", [DiskFull, DiskUnavailable])
+def test_trouble_in_a_compaction_loses_nothing(operation: str, error: type[AmbryError]) -> None:
+    stopped = 0
+    for nth in range(1, 60, 4 if operation == "pread" else 1):
+        world = _filled()
+        _delete(world, 0, 5, 9)
+        world.store.checkpoint()
+        if operation in {"flush", "write"}:
+            world.source.index.fail(operation, error, nth)
+        else:
+            world.disk.fail(operation, nth, error, path="partitions")
+        try:
+            _compact_all(world)
+        except (DiskFull, DiskUnavailable):
+            stopped += 1
+            world.disk.clear_faults()
+            world.check()
+        else:
+            world.disk.clear_faults()
+            if operation != "pread":
+                break
+        if world.store.failure is None:
+            world.commit([put(blob_id(700), body_of(700, 900))])
+            world.check()
+            world.disk.clear_faults()
+            _compact_all(world)
+        world.check()
+        world.crash()
+        world.open()
+        world.check()
+    assert stopped or operation == "pread"
+
+
+def test_a_segment_that_cannot_be_read_stays_and_the_others_go() -> None:
+    world = _filled()
+    _delete(world, *range(0, 24, 2))
+    world.store.checkpoint()
+    facts = world.store.segment_facts(1)
+    broken = facts[1].number
+    world.disk.fail("pread", 1, DiskUnavailable, path=segment_path(1, broken))
+    damages: list[int] = []
+    report = world.store.compact(
+        1,
+        tuple(one.number for one in facts),
+        pace=lambda _: None,
+        on_damage=lambda _partition, segment, _damage: damages.append(segment),
+    )
+    assert damages == [broken]
+    assert report.kept_back == (broken,)
+    assert len(report.compacted) == len(facts) - 1
+    assert world.store.failure is None
+    world.check()
+    world.crash()
+    world.open()
+    world.check()
+
+
+def test_a_compaction_that_is_told_to_stop_gives_everything_back() -> None:
+    world = _filled()
+    _delete(world, *range(8))
+    world.store.checkpoint()
+    names = world.disk.names("partitions/1")
+    calls = 0
+
+    def stop(_: int) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 10:
+            raise ShuttingDown("as told")
+
+    numbers = tuple(one.number for one in world.store.segment_facts(1))
+    with pytest.raises(ShuttingDown):
+        world.store.compact(1, numbers, pace=stop, on_damage=lambda *_: None)
+    assert world.disk.names("partitions/1") == names
+    assert world.store.failure is None
+    world.check()
+
+
+def test_a_checkpoint_in_every_step_of_a_compaction_changes_nothing() -> None:
+    for step in range(1, 30, 3):
+        world = _filled(seed=step)
+        _delete(world, 0, 5, 9)
+        world.store.checkpoint()
+        calls = 0
+
+        def checkpoint_once(_: int, world: World = world, step: int = step) -> None:
+            nonlocal calls
+            calls += 1
+            if calls == step:
+                world.commit([put(blob_id(800 + n), body_of(n, 1500)) for n in range(12)])
+                world.store.checkpoint()
+
+        numbers = tuple(one.number for one in world.store.segment_facts(1))
+        world.store.compact(1, numbers, pace=checkpoint_once, on_damage=lambda *_: None)
+        world.check()
+        world.crash()
+        world.open()
+        world.check()
+
+
+def test_reads_under_way_are_answered_while_their_segment_goes() -> None:
+    world = _filled()
+    segment = world.store.replicas[0].segments[1]
+    _delete(world, 3)
+    world.store.checkpoint()
+    _compact_all(world)
+    assert 1 not in world.store.replicas[0].segments
+    # Its file is gone by name, and still open for whoever looked it up before.
+    assert len(segment.file.pread(64, 0)) == 64
+    world.clock.advance(2 * 60_000)
+    world.store.close_retired(world.clock.monotonic() - 60)
+    with pytest.raises(DiskUnavailable):
+        segment.file.pread(64, 0)
+    world.check()
+
+
+def test_compaction_wants_room_for_what_it_keeps() -> None:
+    world = _filled()
+    world.disk.capacity_bytes = world.disk._used() + 3000
+    numbers = tuple(one.number for one in world.store.segment_facts(1))
+    with pytest.raises(DiskFull):
+        world.store.compact(1, numbers, pace=lambda _: None, on_damage=lambda *_: None)
+    assert world.store.failure is None
+    world.check()
+
+
+def test_the_last_of_several_changes_in_one_group_wins_whichever_segments_they_go_to() -> None:
+    world = World(TINY)
+    world.open()
+    soon_ms = world.clock.now_ms() + 60_000
+    later_ms = soon_ms + 1
+    world.commit(
+        [
+            # The tombstone opens the run of the segment without expiry before the others.
+            update(blob_id(90), Change.JOIN, BlobState(1, NEVER)),
+            put(blob_id(1), b"a", expires_at_ms=soon_ms),
+            update(blob_id(1), Change.EXTEND, BlobState(0, later_ms)),
+            put(blob_id(2), b"b", expires_at_ms=soon_ms),
+            update(blob_id(2), Change.DELETE),
+        ]
+    )
+    world.check()
+    assert world.store.index.scan(b"c", b"d", 99) == world.store.index.scan(b"c", b"d", 3)
+    world.crash()
+    world.open()
+    world.check()
+
+
+def test_a_write_that_fails_takes_no_half_of_a_blob_with_it() -> None:
+    for nth in (1, 2):
+        world = World(TINY)
+        world.open()
+        soon_ms = world.clock.now_ms() + 60_000
+        requests: list[Mutation] = [
+            update(blob_id(90), Change.JOIN, BlobState(1, NEVER)),
+            put(blob_id(1), b"a", expires_at_ms=soon_ms),
+            update(blob_id(1), Change.DELETE),
+            put(blob_id(3, partition=2), b"c"),
+        ]
+        world.disk.fail("pwrite", nth + 1, DiskFull, path="partitions/1")
+        answers = world.commit(requests, DiskFull)
+        assert answers is not None
+        world.disk.clear_faults()
+        world.check()
+        world.commit(requests[:3])
+        world.check()
+        world.crash()
+        world.open()
+        world.check()

@@ -5,6 +5,7 @@ decided once. After every recovery the same store is used on. What the run must 
 """
 
 from collections import Counter
+from dataclasses import replace
 
 from hypothesis import HealthCheck, Phase, event, settings
 from hypothesis import strategies as st
@@ -18,6 +19,8 @@ from ambry.storage.commit import Mutation
 from ambry.storage.journal import RING_AT
 from ambry.storage.sim_disk import PowerCut
 from tests.storage.engine import TINY, WHOLE, World, blob_id, body_of, put, update
+
+_FOR_EVER_MS = 10**15
 
 HITS: Counter[str] = Counter()
 
@@ -64,10 +67,20 @@ _cuts = st.lists(st.tuples(st.integers(1, 25), _endings), max_size=2)
 class StoreMachine(RuleBasedStateMachine):
     """One disk and what happens to it."""
 
-    @initialize(seed=st.integers(0, 2**32))
-    def start(self, seed: int) -> None:
-        self.world = World(seed=seed)
+    @initialize(
+        seed=st.integers(0, 2**32), retention_ms=st.sampled_from([0, _FOR_EVER_MS, _FOR_EVER_MS]), is_used=st.booleans()
+    )
+    def start(self, seed: int, retention_ms: int, *, is_used: bool) -> None:
+        settings = replace(TINY, deleted_retention_ms=retention_ms, expired_retention_ms=retention_ms)
+        self.world = World(settings, seed=seed)
         self.world.open()
+        if is_used:
+            # Sealed segments with garbage in them, so that compaction has something to do from the start.
+            for first in range(0, 12, 4):
+                group: list[Mutation] = [put(blob_id(n), body_of(n % 4, 5000)) for n in range(first, first + 4)]
+                assert self.world.commit(group) is not None
+            self.world.commit([update(blob_id(n), Change.DELETE) for n in range(0, 12, 3)])
+            self.world.store.checkpoint()
 
     # --- use ---------------------------------------------------------------------------------------------------
 
@@ -89,6 +102,62 @@ class StoreMachine(RuleBasedStateMachine):
     def change_the_weather(self, disk_is_cold: bool, index_is_cold: bool) -> None:
         self.world.disk.is_cold = disk_is_cold
         self.world.source.index.is_cold = index_is_cold
+
+    # --- compaction --------------------------------------------------------------------------------------------
+
+    @rule(partition=st.sampled_from([1, 1, 2]), ratio=st.sampled_from([0.0, 0.0, 0.3]))
+    def compact(self, partition: int, ratio: float) -> None:
+        self.world.store.checkpoint()
+        self.world.compact(partition, ratio)
+
+    @rule(steps=st.integers(1, 30), ending=_endings, cuts=_cuts)
+    def stop_in_a_compaction(self, steps: int, ending: str, cuts: list[tuple[int, str]]) -> None:
+        self.world.store.checkpoint()
+        self.world.disk.stop_after(steps)
+        self.world.compact(everything=True)
+        if self.world.disk.is_off:
+            HITS["cut during compaction"] += 1
+            self.end(ending)
+            self.reopen(cuts)
+        else:
+            self.world.disk.stop_after(None)
+
+    @rule(
+        fault=st.sampled_from(["pread", "pwrite", "sync", "replace", "flush", "write"]),
+        nth=st.integers(1, 6),
+        error=st.sampled_from([DiskFull, DiskUnavailable]),
+        ending=_endings,
+        cuts=_cuts,
+    )
+    def fail_in_a_compaction(
+        self, fault: str, nth: int, error: type[AmbryError], ending: str, cuts: list[tuple[int, str]]
+    ) -> None:
+        """Before it lists what it wrote, a compaction that fails is no failure of the store."""
+        self.world.store.checkpoint()
+        if fault in {"flush", "write"}:
+            self.world.source.index.fail(fault, error, nth)
+        else:
+            self.world.disk.fail(fault, nth, error, path="partitions")
+        self.world.compact(everything=True)
+        self.world.disk.clear_faults()
+        self.world.source.index.clear_faults()
+        if self.world.store.failure is not None:
+            self.recover_from_failure(ending, cuts)
+
+    @rule(group=_groups, at=st.integers(1, 20))
+    def commit_beside_a_compaction(self, group: list[Mutation], at: int) -> None:
+        """Also between the look at a record and the move of its entry."""
+        calls = 0
+
+        def commit_once(_: int) -> None:
+            nonlocal calls
+            calls += 1
+            if calls == at:
+                HITS["commit beside compaction"] += 1
+                assert self.world.commit(group) is not None
+
+        self.world.store.checkpoint()
+        self.world.compact(everything=True, pace=commit_once)
 
     # --- the end, and what comes after -------------------------------------------------------------------------
 
@@ -268,6 +337,12 @@ def test_the_store_is_a_dictionary_that_survives() -> None:
         "cut group lost",
         "cut during recovery",
         "cut during checkpoint",
+        "cut during compaction",
+        "commit beside compaction",
+        "compacted",
+        "records copied",
+        "forgotten",
+        "buried",
         "store failed",
         "request in trouble",
     }
