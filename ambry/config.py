@@ -73,6 +73,18 @@ class StorageSettings:
     expired_retention_ms: Annotated[int, Range(Unit.MS, 0, 3650 * 86_400_000)] = 86_400_000
     """An expired blob's bytes stay this long: more than any clock is wrong."""
 
+    compaction_bytes_per_s: Annotated[int, Range(Unit.BYTES, 0, 16 * GIB)] = 32 * MIB
+    """Compaction reads at most this much of a disk in a second, and less while commits are slow; 0 turns it off."""
+
+    compaction_garbage_percent: Annotated[int, Range(Unit.COUNT, 1, 99)] = 25
+    """A segment is compacted when this share of it is garbage."""
+
+    scrub_bytes_per_s: Annotated[int, Range(Unit.BYTES, 0, 16 * GIB)] = 8 * MIB
+    """Scrub reads at most this much of a disk in a second, and less while commits are slow; 0 turns it off."""
+
+    scrub_interval_ms: Annotated[int, Range(Unit.MS, 1000, 3650 * 86_400_000)] = 7 * 86_400_000
+    """A segment that was verified is not verified again before this time has passed."""
+
     index_cache_bytes: Annotated[int, Range(Unit.BYTES, MIB, 256 * GIB)] = limits.INDEX_CACHE_BYTES
     """Block cache of a disk's index."""
 

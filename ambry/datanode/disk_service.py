@@ -16,7 +16,9 @@ from typing import Final, TypeAlias
 
 from ambry import logs
 from ambry.blob.requests import GetAnswer, GetRequest, PutRequest, StateAnswer
+from ambry.clock import Clock
 from ambry.config import StorageSettings
+from ambry.datanode.upkeep import Upkeep
 from ambry.errors import AmbryError, DeadlineExceeded, DiskUnavailable, Overloaded, ShuttingDown
 from ambry.limits import (
     COLD_READ_THREADS,
@@ -45,13 +47,16 @@ _SWEEP_S: Final = 0.25
 _CHECKPOINT_FILL_RATIO: Final = 0.5
 """A journal this full is checkpointed before its time."""
 
+_RECENT_S: Final = 0.25
+"""A commit this long ago or less means that the disk is in use."""
+
 _GROUP_BOUNDS: Final = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0)
 
 
 class DiskService:
     """The store of one disk for an event loop. Made inside the loop; `close` ends it."""
 
-    def __init__(self, store: DiskStore, name: str, settings: StorageSettings, metrics: Metrics) -> None:
+    def __init__(self, store: DiskStore, name: str, settings: StorageSettings, metrics: Metrics, clock: Clock) -> None:
         self.store = store
         self.name = name
         self._loop = asyncio.get_running_loop()
@@ -68,10 +73,16 @@ class DiskService:
         self._queue: queue.SimpleQueue[tuple[int, list[_Write]] | None] = queue.SimpleQueue()
         self._checkpoint_wanted = threading.Event()
         self._stopping = threading.Event()
+        self._commit_s = 0.0
+        self._committed_at_s = 0.0
+        self._upkeep = Upkeep(store, name, settings, clock, commit_s=self._recent_commit_s)
         self._watch(metrics)
+        self._upkeep.watch(metrics)
         self._readers = ThreadPoolExecutor(COLD_READ_THREADS, thread_name_prefix=f"read {name}")
         self._writer = threading.Thread(target=self._write_groups, name=f"write {name}", daemon=True)
         self._checkpointer = threading.Thread(target=self._make_checkpoints, name=f"checkpoint {name}", daemon=True)
+        self._keeper = threading.Thread(target=self._upkeep.run, name=f"upkeep {name}", daemon=True)
+        self._keeper.start()
         self._writer.start()
         self._checkpointer.start()
         self._sweeper = self._loop.call_later(_SWEEP_S, self._sweep)
@@ -121,6 +132,7 @@ class DiskService:
         self._hand_over_reads()
         self._queue.put(None)
         self._stopping.set()
+        self._upkeep.stop()
         self._checkpoint_wanted.set()
         await asyncio.to_thread(self._end_threads)
         await asyncio.to_thread(self.store.close)
@@ -205,11 +217,17 @@ class DiskService:
             answers = [error] * len(group)
         except Exception as error:  # noqa: BLE001 -- every caller gets an answer, whatever went wrong
             answers = [_unexpected("commit", self.name, error)] * len(group)
-        self._commit_seconds.observe(time.monotonic() - started_s)
+        self._committed_at_s = time.monotonic()
+        self._commit_s = self._committed_at_s - started_s
+        self._commit_seconds.observe(self._commit_s)
         self._group_records.observe(len(group))
         if self.store.journal_fill_ratio > _CHECKPOINT_FILL_RATIO:
             self._checkpoint_wanted.set()
         return answers
+
+    def _recent_commit_s(self) -> float:
+        """What the last commit took, if there was one lately: upkeep gives way by it."""
+        return self._commit_s if time.monotonic() - self._committed_at_s < _RECENT_S else 0.0
 
     def _make_checkpoints(self) -> None:
         """At every interval, or when the journal fills up; first the rest of the journal is made usable."""
@@ -247,6 +265,7 @@ class DiskService:
     def _end_threads(self) -> None:
         self._writer.join()
         self._checkpointer.join()
+        self._keeper.join()
         self._readers.shutdown(wait=True)
 
     def _watch(self, metrics: Metrics) -> None:

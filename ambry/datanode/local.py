@@ -78,7 +78,7 @@ class LocalDatanode:
         return cls(
             node,
             [
-                (disk, DiskService(store, name, settings, metrics))
+                (disk, DiskService(store, name, settings, metrics, clock))
                 for name, (disk, store) in zip(names, opened, strict=True)
             ],
         )

@@ -60,7 +60,7 @@ def _is_needed(header: Header, place: Place, entry: Entry) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class SegmentFacts:
-    """A sealed segment. `kept_bytes` is what the last look at it found that has to stay, if it was looked at."""
+    """A sealed segment. `kept_bytes` is what the last survey found that has to stay, None if there was none."""
 
     number: int
     size: int
@@ -68,12 +68,12 @@ class SegmentFacts:
     dead_bytes: int
     created_ms: int
     expiry_class: int
-    kept_bytes: int = 0
+    kept_bytes: int | None = None
 
     @property
     def garbage_bytes(self) -> int:
-        """Bytes that compaction may free: dead blobs within their retention count, unless a look showed otherwise."""
-        return self.size - max(self.live_bytes, self.kept_bytes)
+        """Bytes that compaction may free: dead blobs within their retention count, unless a survey said otherwise."""
+        return self.size - (self.live_bytes if self.kept_bytes is None else self.kept_bytes)
 
     def score(self, now_ms: int) -> float:
         """Benefit over cost: free space gained, times age, over bytes read and written."""

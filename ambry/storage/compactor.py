@@ -21,7 +21,7 @@ nobody knows which of two states its disk has.
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from typing import Final, Protocol
+from typing import Final, Protocol, TypeAlias
 
 from ambry.errors import CorruptRecord, DiskUnavailable
 from ambry.limits import MIB
@@ -54,6 +54,10 @@ _LOOK_RECORDS: Final = 256
 _MOVE_RECORDS: Final = 128
 """Entries that are moved under the lock at a time: about 1 ms."""
 _WRITE_BYTES: Final = MIB
+
+
+OnDamage: TypeAlias = Callable[[int, int, Damage], None]
+"""Told the partition, the segment and what is damaged there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +138,7 @@ class Compaction:
         retention: Retention,
         now_ms: int,
         pace: Callable[[int], None],
-        on_damage: Callable[[int, int, Damage], None],
+        on_damage: OnDamage,
     ) -> None:
         self._disk = disk
         self._host = host

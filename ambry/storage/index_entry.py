@@ -3,6 +3,7 @@
     'b' partition(4) unique(16)   -> entry (72 bytes): where the newest of a blob is, and its state
     'c' partition(4) lsn(8)       -> unique(16): the newest change of each blob, the feed that replication reads
     'u' partition(4) segment(4)   -> use of a segment, 'a' partition(4) account(4) container(4) -> use of a container
+    'v' partition(4) segment(4)   -> what the last look at a segment found: when, what has to stay, until when
     's' name                      -> what the index itself stands for: which disk, up to which commit group, and the
                                      newest LSN of each replica
 

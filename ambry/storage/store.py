@@ -11,6 +11,7 @@ How it all comes back after a crash is in `recovery.py`; what a group does is in
 
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Final
 
 from ambry.blob.blob_id import BINARY_SIZE
@@ -39,15 +40,18 @@ from ambry.limits import (
 )
 from ambry.storage.accounts import Accounts
 from ambry.storage.commit import Answer, CommitGroup, Mutation
-from ambry.storage.compaction_plan import Fate, Retention, SegmentFacts, fate_of
-from ambry.storage.compactor import Compaction, CompactionReport
+from ambry.storage.compaction_plan import Retention, SegmentFacts
+from ambry.storage.compactor import Compaction, CompactionReport, OnDamage
 from ambry.storage.disk import Buffer, Disk
 from ambry.storage.index import Index
-from ambry.storage.index_entry import ID_HEAD_SIZE, STATE_APPLIED, Entry, Place, blob_key, change_key, decode_entry
+from ambry.storage.index_entry import ID_HEAD_SIZE, STATE_APPLIED, Entry, change_key, decode_entry
 from ambry.storage.journal import ALIGNMENT, ENTRY_SIZE, GROUP_BYTES_MAX, GROUP_HEADER_SIZE, Checkpoint, Journal
-from ambry.storage.record import decode_header, decode_meta, read_whole, record_size
+from ambry.storage.record import decode_header, decode_meta, read_whole
 from ambry.storage.replica import Replica, create_replica
-from ambry.storage.segment import DATA_OFFSET, Damage, Segment, scan_readable
+from ambry.storage.segment import DATA_OFFSET, Segment
+from ambry.storage.survey import Survey, decode_survey, encode_survey, look_at, survey_key
+
+_SURVEYS_PER_PAGE: Final = 256
 
 _MOVES_PER_READ_MAX: Final = 3
 """A read looks into the index again when compaction moved its blob meanwhile; one blob is not moved this often."""
@@ -289,7 +293,7 @@ class DiskStore:
         numbers: tuple[int, ...],
         *,
         pace: Callable[[int], None],
-        on_damage: Callable[[int, int, Damage], None],
+        on_damage: OnDamage,
         needed_bytes: int | None = None,
     ) -> CompactionReport:
         """Compact segments that `segment_facts` listed. Beside commits, reads and checkpoints; one at a time.
@@ -326,6 +330,9 @@ class DiskStore:
                 raise
             now_s = self._clock.monotonic()
             self._retired += [(now_s, segment) for segment in retired]
+            if report.compacted:
+                with self._lock:
+                    self._index.write([(survey_key(partition, number), None) for number in report.compacted])
             self.close_retired(now_s - RETIRED_SEGMENT_S)
             return report
 
@@ -333,25 +340,39 @@ class DiskStore:
         """Bytes that a compaction may write before it frees any: reserved space included, but for a last part."""
         return max(self._disk.free_bytes() - self._settings.segment_bytes // 8, 0)
 
-    def survey(self, partition: int, number: int, *, pace: Callable[[int], None]) -> int:
-        """Bytes of a segment that compaction would have to keep now, read record by record."""
-        replica = self._replicas[partition]
-        segment = replica.segments[number]
-        now_ms = self._clock.now_ms()
-        kept = 0
-        for found in scan_readable(segment):
-            pace(found.header.record_size if found.header is not None else 0)
-            if isinstance(found, Damage):
-                kept += found.size
-                continue
-            value = self._index.get(blob_key(found.key))
-            entry = decode_entry(value) if value is not None else None
-            fate = fate_of(found.header, Place(number, found.offset), entry, now_ms, self.retention)
-            if fate is Fate.KEEP:
-                kept += found.header.record_size
-            elif fate is Fate.BURY:
-                kept += record_size(BINARY_SIZE, 0, 0)
-        return kept
+    def survey(
+        self, partition: int, number: int, *, pace: Callable[[int], None], on_damage: OnDamage = lambda *_: None
+    ) -> Survey:
+        """Read and verify every record of a segment that is there for good, and find out what would have to stay.
+
+        The result is remembered. Raises what `pace` raises, and KeyError when compaction took the segment away.
+        """
+        with self._lock:
+            replica = self._replicas[partition]
+            # Up to the end of what is committed: behind it a group may be half written.
+            segment = replace(replica.segments[number])
+        survey = look_at(
+            segment,
+            self._index,
+            now_ms=self._clock.now_ms(),
+            retention=self.retention,
+            pace=pace,
+            on_damage=lambda damage: on_damage(partition, number, damage),
+        )
+        with self._lock:
+            self.check_usable()
+            if number in replica.segments:
+                self._index.write([(survey_key(partition, number), encode_survey(survey))])
+        return survey
+
+    def surveys(self, partition: int) -> dict[int, Survey]:
+        """What was found last, by segment number."""
+        start, stop = survey_key(partition, 0), survey_key(partition + 1, 0)
+        found: dict[int, Survey] = {}
+        while page := self._index.scan(start, stop, _SURVEYS_PER_PAGE):
+            found |= {int.from_bytes(key[5:], "big"): decode_survey(value) for key, value in page}
+            start = page[-1][0] + b"\x00"
+        return found
 
     def close_retired(self, before_s: float) -> None:
         """Close the files of segments that were retired before a moment of the monotonic clock: no read has them."""

@@ -262,7 +262,7 @@ class World:
         """Compact what is worth it, or all that may be; None when nothing is, the power went or the disk failed."""
         try:
             facts = [
-                replace(one, kept_bytes=self.store.survey(partition, one.number, pace=lambda _: None))
+                replace(one, kept_bytes=self.store.survey(partition, one.number, pace=lambda _: None).kept_bytes)
                 for one in self.store.segment_facts(partition)
             ]
         except (PowerCut, DiskUnavailable, DiskFull):

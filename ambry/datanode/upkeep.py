@@ -1,0 +1,285 @@
+"""Upkeep of one disk in the background: compaction of what is worth it, and scrub of everything else, at a given pace.
+
+One thread for each disk does one thing at a time: it compacts while there is garbage enough, and otherwise verifies the
+segment whose last verification is the oldest. A survey is remembered with the moment before which it cannot be out of
+date, so a segment full of blobs that were deleted yesterday is read once, not over and over.
+
+It yields: after every quarter of a megabyte it waits as long as its rate says, and in addition as long as commits
+take at the moment, several times over. `stop` ends it between two records.
+Knows when and how fast; what is garbage and what is damage is the store's.
+"""
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Final
+
+from ambry import logs
+from ambry.blob.state import NEVER
+from ambry.clock import Clock
+from ambry.config import StorageSettings
+from ambry.errors import AmbryError, DiskFull, ShuttingDown
+from ambry.limits import KIB
+from ambry.metrics import Metrics
+from ambry.storage.compaction_plan import SegmentFacts, choose
+from ambry.storage.expiry_class import UPPER_BOUNDS_MS
+from ambry.storage.segment import Damage
+from ambry.storage.store import DiskStore
+from ambry.storage.survey import Survey
+
+_log = logs.get_logger(__name__)
+
+STEP_BYTES: Final = 256 * KIB
+"""Read between two waits: about 2 ms of work for small records."""
+
+IDLE_S: Final = 5.0
+"""Between two looks for something to do."""
+
+YIELD_RATIO: Final = 4.0
+"""Added to every wait: this many times what a commit takes at the moment."""
+
+RETRY_MS: Final = 86_400_000
+"""A segment that compaction could not free is left alone for this long."""
+
+
+class Pace:
+    """Waits so that reading stays below a rate and gives way to commits. Called with the bytes of each record."""
+
+    def __init__(self, bytes_per_s: int, stopping: threading.Event, commit_s: Callable[[], float]) -> None:
+        self._bytes_per_s = bytes_per_s
+        self._stopping = stopping
+        self._commit_s = commit_s
+        self._debt = 0
+        self.bytes = 0
+
+    def __call__(self, size: int) -> None:
+        """Raises ShuttingDown when the disk is to be closed."""
+        self.bytes += size
+        self._debt += size
+        if self._debt < STEP_BYTES:
+            return
+        wait_s = self._debt / self._bytes_per_s + YIELD_RATIO * self._commit_s()
+        self._debt = 0
+        if self._stopping.wait(wait_s):
+            raise ShuttingDown("upkeep stops: the disk is being closed")
+
+
+@dataclass(slots=True)
+class UpkeepFigures:
+    """What upkeep did since the process started, and what it knows."""
+
+    compactions: int = 0
+    bytes_copied: int = 0
+    bytes_freed: int = 0
+    bytes_verified: int = 0
+    damages: int = 0
+    garbage_bytes: int = 0
+    last_compaction_ms: int = 0
+    verified_ratio: float = 0.0
+    oldest_ms: int = 0
+
+
+class Upkeep:
+    """The background work of one disk. `run` is a thread's; `step` does one piece of it, for tests."""
+
+    def __init__(
+        self,
+        store: DiskStore,
+        name: str,
+        settings: StorageSettings,
+        clock: Clock,
+        *,
+        commit_s: Callable[[], float] = lambda: 0.0,
+    ) -> None:
+        self._store = store
+        self._name = name
+        self._settings = settings
+        self._clock = clock
+        self._stopping = threading.Event()
+        self._compaction_pace = Pace(max(settings.compaction_bytes_per_s, 1), self._stopping, commit_s)
+        self._scrub_pace = Pace(max(settings.scrub_bytes_per_s, 1), self._stopping, commit_s)
+        self._not_before: dict[tuple[int, int], int] = {}
+        self.figures = UpkeepFigures()
+
+    def stop(self) -> None:
+        """Let `run` end soon. From any thread."""
+        self._stopping.set()
+
+    def run(self) -> None:
+        """Work until `stop`, or until the store has failed."""
+        while not self._stopping.is_set() and self._store.failure is None:
+            try:
+                has_worked = self.step()
+            except ShuttingDown:
+                return
+            except DiskFull as error:
+                _log.warning("compaction waits for room", disk=self._name, reason=str(error))
+                has_worked = False
+            except AmbryError as error:
+                _log.error("upkeep failed", disk=self._name, reason=str(error))
+                has_worked = False
+            if not has_worked:
+                self._stopping.wait(IDLE_S)
+
+    def step(self) -> bool:
+        """One compaction, or the verification of one segment; False when there is nothing to do now.
+
+        Raises ShuttingDown, DiskFull, DiskUnavailable.
+        """
+        now_ms = self._clock.now_ms()
+        surveys = {replica.partition: self._surveys(replica.partition) for replica in self._store.replicas}
+        if self._settings.compaction_bytes_per_s:
+            self.figures.garbage_bytes = 0
+            for partition, known in surveys.items():
+                if self._compact(partition, known, now_ms):
+                    return True
+        return bool(self._settings.scrub_bytes_per_s) and self._scrub(surveys, now_ms)
+
+    # --- compaction --------------------------------------------------------------------------------------------
+
+    def _compact(self, partition: int, surveys: dict[int, Survey], now_ms: int) -> bool:
+        ratio = self._settings.compaction_garbage_percent / 100
+        facts: list[SegmentFacts] = []
+        for one in self._store.segment_facts(partition):
+            if self._not_before.get((partition, one.number), 0) > now_ms:
+                continue
+            survey = surveys.get(one.number)
+            if survey is None or self._is_outdated(one, survey, now_ms):
+                if one.garbage_bytes < ratio * one.size and not _may_have_expired(
+                    one, self._store.retention.expired_ms, now_ms
+                ):
+                    continue
+                survey = self._survey(partition, one.number, self._compaction_pace)
+            facts.append(replace(one, kept_bytes=survey.kept_bytes))
+        self.figures.garbage_bytes += sum(one.garbage_bytes for one in facts)
+        room = min(self._settings.segment_bytes, self._store.compaction_room())
+        numbers = choose(facts, now_ms=now_ms, garbage_ratio_min=ratio, output_bytes_max=room)
+        if not numbers:
+            return False
+        needed = sum(one.size - one.garbage_bytes for one in facts if one.number in numbers)
+        report = self._store.compact(
+            partition, numbers, pace=self._compaction_pace, on_damage=self._on_damage, needed_bytes=needed
+        )
+        for number in report.kept_back:
+            self._not_before[partition, number] = now_ms + RETRY_MS
+        figures = self.figures
+        figures.compactions += 1
+        figures.bytes_copied += report.bytes_copied
+        figures.bytes_freed += report.bytes_freed
+        figures.last_compaction_ms = now_ms
+        _log.info(
+            "compacted",
+            disk=self._name,
+            partition=partition,
+            segments=list(report.compacted),
+            kept_back=list(report.kept_back),
+            bytes_copied=report.bytes_copied,
+            bytes_freed=report.bytes_freed,
+        )
+        return True
+
+    def _is_outdated(self, one: SegmentFacts, survey: Survey, now_ms: int) -> bool:
+        """Whether more may be garbage than the survey saw: by the clock, or since something was deleted after it."""
+        if now_ms >= survey.next_ms:
+            return True
+        unaccounted = survey.kept_bytes - one.live_bytes - one.dead_bytes
+        # What was deleted after the survey is kept for its retention from then on; changes of state are small.
+        may_be_due = now_ms >= survey.verified_at_ms + max(self._store.retention.deleted_ms, RETRY_MS)
+        return unaccounted > 0 or (one.dead_bytes > 0 and may_be_due)
+
+    # --- scrub -------------------------------------------------------------------------------------------------
+
+    def _scrub(self, surveys: dict[int, dict[int, Survey]], now_ms: int) -> bool:
+        segments: list[tuple[int, int, int]] = []
+        verified_count = 0
+        for replica in self._store.replicas:
+            for number in sorted(replica.segments):
+                survey = surveys[replica.partition].get(number)
+                verified_count += survey is not None
+                segments.append((survey.verified_at_ms if survey is not None else 0, replica.partition, number))
+        if not segments:
+            return False
+        segments.sort()
+        self.figures.verified_ratio = verified_count / len(segments)
+        oldest_ms, partition, number = segments[0]
+        self.figures.oldest_ms = oldest_ms
+        if oldest_ms + self._settings.scrub_interval_ms > now_ms:
+            return False
+        self._survey(partition, number, self._scrub_pace)
+        return True
+
+    def _survey(self, partition: int, number: int, pace: Pace) -> Survey:
+        before = pace.bytes
+        survey = self._store.survey(partition, number, pace=pace, on_damage=self._on_damage)
+        self.figures.bytes_verified += pace.bytes - before
+        return survey
+
+    def _surveys(self, partition: int) -> dict[int, Survey]:
+        """Those of segments that are there; a number may have been given to another segment since."""
+        replica = next(one for one in self._store.replicas if one.partition == partition)
+        created = {number: segment.created_ms for number, segment in list(replica.segments.items())}
+        return {
+            number: survey
+            for number, survey in self._store.surveys(partition).items()
+            if survey.verified_at_ms >= created.get(number, NEVER)
+        }
+
+    def _on_damage(self, partition: int, segment: int, damage: Damage) -> None:
+        self.figures.damages += 1
+        _log.error(
+            "damaged record",
+            disk=self._name,
+            partition=partition,
+            segment=segment,
+            offset=damage.offset,
+            size=damage.size,
+            reason=damage.reason,
+        )
+
+    def watch(self, metrics: Metrics) -> None:
+        """Register what upkeep does."""
+        figures, disk = self.figures, self._name
+        counters: list[tuple[str, str, Callable[[], float]]] = [
+            ("ambry_disk_compactions", "Compactions done.", lambda: figures.compactions),
+            ("ambry_disk_compaction_copied_bytes", "Bytes that compaction copied.", lambda: figures.bytes_copied),
+            ("ambry_disk_compaction_freed_bytes", "Bytes that compaction freed.", lambda: figures.bytes_freed),
+            (
+                "ambry_disk_verified_bytes",
+                "Bytes of records read and verified by scrub.",
+                lambda: figures.bytes_verified,
+            ),
+            (
+                "ambry_disk_damages",
+                "Damaged places that upkeep met; one that stays counts again.",
+                lambda: figures.damages,
+            ),
+        ]
+        gauges: list[tuple[str, str, Callable[[], float]]] = [
+            ("ambry_disk_garbage_bytes", "Garbage found by the last look.", lambda: figures.garbage_bytes),
+            (
+                "ambry_disk_compaction_last_seconds",
+                "When the last compaction ended, in seconds since 1970; 0 for none since the start.",
+                lambda: figures.last_compaction_ms / 1000,
+            ),
+            (
+                "ambry_disk_verified_ratio",
+                "Share of the segments that were ever verified.",
+                lambda: figures.verified_ratio,
+            ),
+            (
+                "ambry_disk_oldest_verification_seconds",
+                "When the segment that waits longest was verified, in seconds since 1970; 0 for never.",
+                lambda: figures.oldest_ms / 1000,
+            ),
+        ]
+        for name, text, read in counters:
+            metrics.watch_counter(name, text, read, disk=disk)
+        for name, text, read in gauges:
+            metrics.watch_gauge(name, text, read, disk=disk)
+
+
+def _may_have_expired(one: SegmentFacts, expired_ms: int, now_ms: int) -> bool:
+    """Whether the blobs of an expiry class have outlived it: the totals count the expired as live."""
+    if one.expiry_class == 0:
+        return False
+    return now_ms >= one.created_ms + UPPER_BOUNDS_MS[one.expiry_class - 1] + expired_ms

@@ -1,0 +1,104 @@
+"""A survey of one segment: every record read and verified, and what compaction would have to keep of it.
+
+It is what scrub does, and what the choice of compaction rests on: the totals know live and dead bytes, but not which of
+the dead are within their retention, which of the living have expired, and which records of changes were superseded.
+A survey also says from when on more of the segment may have become garbage, so that nobody looks again before.
+Knows the index and bytes; neither threads nor when to look.
+"""
+
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+from ambry.blob.blob_id import BINARY_SIZE
+from ambry.blob.state import NEVER
+from ambry.errors import CorruptRecord
+from ambry.storage.compaction_plan import Fate, Retention, fate_of
+from ambry.storage.index import Index
+from ambry.storage.index_entry import Entry, Place, blob_key, decode_entry
+from ambry.storage.record import RecordKind, record_size
+from ambry.storage.segment import Damage, ScannedRecord, Segment, scan_readable
+
+_FIELDS: Final = struct.Struct("<QQQQ")
+LAYOUT: Final = (("verified_at_ms", 0, 8), ("kept_bytes", 8, 8), ("next_ms", 16, 8), ("damages", 24, 8))
+_LOOK_RECORDS: Final = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """What a look at a segment found. Nothing more becomes garbage by the clock alone before `next_ms`."""
+
+    verified_at_ms: int
+    kept_bytes: int
+    next_ms: int
+    damages: int
+
+
+def survey_key(partition: int, segment: int) -> bytes:
+    """Index key of the last survey of a segment."""
+    return b"v" + partition.to_bytes(4, "big") + segment.to_bytes(4, "big")
+
+
+def encode_survey(survey: Survey) -> bytes:
+    """The 32 bytes of a survey."""
+    return _FIELDS.pack(survey.verified_at_ms, survey.kept_bytes, survey.next_ms, survey.damages)
+
+
+def decode_survey(data: bytes) -> Survey:
+    """Read a survey. Raises CorruptRecord."""
+    if len(data) != _FIELDS.size:
+        raise CorruptRecord(f"survey of {len(data)} bytes")
+    return Survey(*_FIELDS.unpack(data))
+
+
+def look_at(
+    segment: Segment,
+    index: Index,
+    *,
+    now_ms: int,
+    retention: Retention,
+    pace: Callable[[int], None],
+    on_damage: Callable[[Damage], None],
+) -> Survey:
+    """Read a segment up to its end. `pace` is told the bytes of each record; what it raises is raised."""
+    kept = damages = 0
+    next_ms = NEVER
+    page: list[ScannedRecord] = []
+
+    def judge() -> None:
+        nonlocal kept, next_ms
+        for record, value in zip(page, index.get_many([blob_key(record.key) for record in page]), strict=True):
+            entry = decode_entry(value) if value is not None else None
+            fate = fate_of(record.header, Place(segment.number, record.offset), entry, now_ms, retention)
+            if fate is Fate.KEEP:
+                assert entry is not None
+                kept += record.header.record_size
+                next_ms = min(next_ms, _ends_ms(record, entry, retention))
+            elif fate is Fate.BURY:
+                kept += record_size(BINARY_SIZE, 0, 0)
+        page.clear()
+
+    for found in scan_readable(segment):
+        if isinstance(found, Damage):
+            pace(found.size)
+            kept += found.size
+            damages += 1
+            on_damage(found)
+            continue
+        pace(found.header.record_size)
+        page.append(found)
+        if len(page) >= _LOOK_RECORDS:
+            judge()
+    judge()
+    return Survey(now_ms, kept, next_ms, damages)
+
+
+def _ends_ms(record: ScannedRecord, entry: Entry, retention: Retention) -> int:
+    """When the clock alone makes garbage of a record that has to stay now."""
+    ends_ms = NEVER
+    if entry.expires_at_ms != NEVER and (entry.has_body or entry.expires_at_ms):
+        ends_ms = entry.expires_at_ms + retention.expired_ms
+    if record.header.kind is RecordKind.PUT and entry.life & 1:
+        ends_ms = min(ends_ms, entry.time_ms + retention.deleted_ms)
+    return min(ends_ms, NEVER)

@@ -1,0 +1,158 @@
+"""Upkeep: it compacts what is worth it, verifies everything, does not look twice for nothing, and stops when told."""
+
+import threading
+import time
+from dataclasses import replace
+
+import pytest
+
+from ambry.blob.requests import Change, GetRequest
+from ambry.blob.state import NEVER
+from ambry.datanode.upkeep import Pace, Upkeep
+from ambry.errors import ShuttingDown
+from ambry.limits import KIB
+from tests.storage.engine import TINY, WHOLE, World, blob_id, body_of, put, update
+
+DAY_MS = 86_400_000
+SETTINGS = replace(TINY, compaction_bytes_per_s=1 << 30, scrub_bytes_per_s=1 << 30)
+
+
+def _filled(count: int = 24) -> World:
+    world = World(SETTINGS)
+    world.open()
+    for first in range(0, count, 4):
+        world.commit([put(blob_id(n), body_of(n, 1500)) for n in range(first, first + 4)])
+    world.store.checkpoint()
+    return world
+
+
+def _upkeep(world: World) -> Upkeep:
+    return Upkeep(world.store, "disk", SETTINGS, world.clock)
+
+
+def _work(upkeep: Upkeep) -> int:
+    count = 0
+    while upkeep.step():
+        count += 1
+        assert count < 100
+    return count
+
+
+def _delete(world: World, count: int) -> None:
+    world.commit([update(blob_id(n), Change.DELETE, time_ms=world.clock.now_ms()) for n in range(count)])
+    world.store.checkpoint()
+
+
+def test_garbage_goes_once_its_retention_is_over_and_not_before() -> None:
+    world = _filled()
+    _delete(world, 16)
+    upkeep = _upkeep(world)
+    _work(upkeep)
+    assert upkeep.figures.compactions == 0
+    world.check()
+    world.clock.advance(6 * DAY_MS)
+    _work(upkeep)
+    assert upkeep.figures.compactions == 0
+    world.clock.advance(2 * DAY_MS)
+    size_before = world.store.replicas[0].log_size
+    _work(upkeep)
+    assert upkeep.figures.compactions >= 1
+    assert upkeep.figures.bytes_freed >= 16 * 1500 * 0.8
+    assert world.store.replicas[0].log_size < size_before - 16 * 1500 * 0.8
+    world.check()
+    assert world.hits["buried"] >= 14
+    world.crash()
+    world.open()
+    world.check()
+
+
+def test_expired_segments_are_found_although_their_blobs_count_as_live() -> None:
+    world = World(SETTINGS)
+    world.open()
+    expiry_ms = world.clock.now_ms() + 30 * 60_000
+    for first in range(0, 24, 4):
+        world.commit([put(blob_id(n), body_of(n, 1500), expires_at_ms=expiry_ms) for n in range(first, first + 4)])
+    world.commit([put(blob_id(99), b"stays", expires_at_ms=NEVER)])
+    world.store.checkpoint()
+    upkeep = _upkeep(world)
+    _work(upkeep)
+    assert upkeep.figures.compactions == 0
+    world.clock.advance(2 * DAY_MS)
+    _work(upkeep)
+    assert upkeep.figures.bytes_freed > 10 * 1500
+    assert upkeep.figures.bytes_copied == 0
+    world.check()
+
+
+def test_nobody_looks_again_before_something_can_have_become_garbage() -> None:
+    world = _filled()
+    _delete(world, 16)
+    upkeep = _upkeep(world)
+    _work(upkeep)
+    verified = upkeep.figures.bytes_verified
+    assert verified > 0
+    world.clock.advance(DAY_MS)
+    assert _work(upkeep) == 0
+    assert upkeep.figures.bytes_verified == verified
+
+
+def test_scrub_verifies_everything_finds_damage_and_goes_on_where_it_was() -> None:
+    world = _filled()
+    upkeep = _upkeep(world)
+    segments = sum(len(replica.segments) for replica in world.store.replicas)
+    assert upkeep.step()
+    world.close()
+    world.open()
+    # A new process knows what the former one had verified.
+    upkeep = _upkeep(world)
+    assert _work(upkeep) == segments - 1
+    assert upkeep.figures.verified_ratio == 1.0
+    world.clock.advance(8 * DAY_MS)
+    segment = world.store.replicas[0].segments[1]
+    segment.file.pwrite([b"\xff"], 900)
+    assert _work(upkeep) >= segments
+    assert upkeep.figures.damages == 1
+
+
+def test_upkeep_stops_in_the_middle_of_a_segment() -> None:
+    world = _filled()
+    slow = replace(SETTINGS, scrub_bytes_per_s=1)
+    upkeep = Upkeep(world.store, "disk", slow, world.clock)
+    # A step of 256 KiB at one byte a second would take three days.
+    world.commit([put(blob_id(500), body_of(500, 300 * KIB))])
+    thread = threading.Thread(target=upkeep.run)
+    thread.start()
+    upkeep.stop()
+    thread.join(timeout=10)
+    assert not thread.is_alive()
+    world.check()
+
+
+def test_the_pace_keeps_to_its_rate_and_gives_way_to_commits() -> None:
+    stopping = threading.Event()
+    started_s = time.monotonic()
+    pace = Pace(10 << 20, stopping, lambda: 0.0)
+    for _ in range(16):
+        pace(64 * KIB)
+    alone_s = time.monotonic() - started_s
+    assert alone_s >= 0.1
+    started_s = time.monotonic()
+    pace = Pace(10 << 20, stopping, lambda: 0.02)
+    for _ in range(16):
+        pace(64 * KIB)
+    assert time.monotonic() - started_s >= 0.1 + 4 * 4 * 0.02
+    stopping.set()
+    with pytest.raises(ShuttingDown):
+        pace(1 << 20)
+
+
+def test_a_full_disk_is_freed_by_compaction() -> None:
+    world = _filled(60)
+    _delete(world, 50)
+    world.clock.advance(8 * DAY_MS)
+    world.disk.capacity_bytes = world.disk._used() + 8 * KIB
+    upkeep = _upkeep(world)
+    _work(upkeep)
+    assert world.store.free_bytes() > 40 * 1500
+    world.check()
+    assert world.store.get(GetRequest(blob_id(55), 0, WHOLE)).body_size == 1500
