@@ -19,7 +19,7 @@ from ambry.blob.requests import GetAnswer, GetRequest, PutRequest, StateAnswer
 from ambry.clock import Clock
 from ambry.config import StorageSettings
 from ambry.datanode.upkeep import Upkeep
-from ambry.errors import AmbryError, DeadlineExceeded, DiskUnavailable, Overloaded, ShuttingDown
+from ambry.errors import AmbryError, CorruptRecord, DeadlineExceeded, DiskUnavailable, Overloaded, ShuttingDown
 from ambry.limits import (
     COLD_READ_THREADS,
     COLD_READS_MAX,
@@ -123,6 +123,10 @@ class DiskService:
             self._loop.call_soon(self._hand_over_reads)
         self._cold.append((request, future, deadline))
         return future
+
+    def suspect(self, blob_id: bytes) -> None:
+        """A read found this blob damaged: its bytes are set aside and fetched from a peer, in the background."""
+        self._upkeep.suspect(blob_id)
 
     async def close(self) -> None:
         """Finish what is queued, make a checkpoint, end the threads. Raises what the last checkpoint raised."""
@@ -256,6 +260,9 @@ class DiskService:
                     answers.append(DeadlineExceeded("the read was given up before it began"))
                 else:
                     answers.append(self.store.get(request))
+            except CorruptRecord as error:
+                self.suspect(request.blob_id)
+                answers.append(error)
             except AmbryError as error:
                 answers.append(error)
             except Exception as error:  # noqa: BLE001 -- the caller must get an answer, whatever went wrong

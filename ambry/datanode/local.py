@@ -16,7 +16,15 @@ from ambry import logs
 from ambry.clock import Clock
 from ambry.config import StorageSettings
 from ambry.datanode.disk_service import DiskService
-from ambry.errors import AmbryError, BadRequest, DeadlineExceeded, DirectoryUnusable, NoSuchReplica, TooLarge
+from ambry.errors import (
+    AmbryError,
+    BadRequest,
+    CorruptRecord,
+    DeadlineExceeded,
+    DirectoryUnusable,
+    NoSuchReplica,
+    TooLarge,
+)
 from ambry.limits import BATCH_ENTRIES_MAX, BODY_BYTES_MAX, PROPERTIES_BYTES_MAX
 from ambry.metrics import Metrics
 from ambry.protocol.datanode import (
@@ -104,7 +112,11 @@ class LocalDatanode:
         store = self._stores.get(int.from_bytes(request.blob_id[12:16], "big"))
         if store is None:
             raise _no_replica(request.blob_id)
-        return store.get_now(request)
+        try:
+            return store.get_now(request)
+        except CorruptRecord:
+            self._services[int.from_bytes(request.blob_id[12:16], "big")].suspect(request.blob_id)
+            raise
 
     def get(self, request: GetRequest, deadline: float) -> asyncio.Future[GetAnswer]:
         """From the page cache at once, or from the disk by one of its threads."""

@@ -10,11 +10,13 @@ Knows when and how fast; what is garbage and what is damage is the store's.
 """
 
 import threading
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Final, Protocol
 
 from ambry import logs
+from ambry.blob.requests import PutRequest, StateAnswer
 from ambry.blob.state import NEVER
 from ambry.clock import Clock
 from ambry.config import StorageSettings
@@ -37,6 +39,12 @@ IDLE_S: Final = 5.0
 
 YIELD_RATIO: Final = 4.0
 """Added to every wait: this many times what a commit takes at the moment."""
+
+SUSPECTS_MAX: Final = 1024
+"""Blobs that reads found damaged and that wait for the next step; what does not fit is found by scrub."""
+
+REPAIRS_PER_STEP: Final = 64
+"""Blobs that are fetched from a peer in one step."""
 
 RETRY_MS: Final = 86_400_000
 """A segment that compaction could not free is left alone for this long."""
@@ -73,10 +81,21 @@ class UpkeepFigures:
     bytes_freed: int = 0
     bytes_verified: int = 0
     damages: int = 0
+    quarantined: int = 0
+    repairs: int = 0
+    repairs_waiting: int = 0
     garbage_bytes: int = 0
     last_compaction_ms: int = 0
     verified_ratio: float = 0.0
     oldest_ms: int = 0
+
+
+class RepairSource(Protocol):
+    """Somebody who may have the bytes of a blob that were lost here: a peer."""
+
+    def fetch(self, blob_id: bytes) -> PutRequest | None:
+        """The blob as it was put, verified; None when the source does not have it. May block."""
+        ...
 
 
 class Upkeep:
@@ -90,6 +109,7 @@ class Upkeep:
         clock: Clock,
         *,
         commit_s: Callable[[], float] = lambda: 0.0,
+        repair_source: RepairSource | None = None,
     ) -> None:
         self._store = store
         self._name = name
@@ -98,12 +118,18 @@ class Upkeep:
         self._stopping = threading.Event()
         self._compaction_pace = Pace(max(settings.compaction_bytes_per_s, 1), self._stopping, commit_s)
         self._scrub_pace = Pace(max(settings.scrub_bytes_per_s, 1), self._stopping, commit_s)
+        self._repair_source = repair_source
+        self._suspects: deque[bytes] = deque(maxlen=SUSPECTS_MAX)
         self._not_before: dict[tuple[int, int], int] = {}
         self.figures = UpkeepFigures()
 
     def stop(self) -> None:
         """Let `run` end soon. From any thread."""
         self._stopping.set()
+
+    def suspect(self, blob_id: bytes) -> None:
+        """A read found this blob damaged; it is looked at with the next step. From any thread."""
+        self._suspects.append(blob_id)
 
     def run(self) -> None:
         """Work until `stop`, or until the store has failed."""
@@ -122,11 +148,13 @@ class Upkeep:
                 self._stopping.wait(IDLE_S)
 
     def step(self) -> bool:
-        """One compaction, or the verification of one segment; False when there is nothing to do now.
+        """Suspects and repairs, then one compaction or the verification of one segment; False when there was nothing.
 
         Raises ShuttingDown, DiskFull, DiskUnavailable.
         """
         now_ms = self._clock.now_ms()
+        if self._quarantine_suspects() | self._repair():
+            return True
         surveys = {replica.partition: self._surveys(replica.partition) for replica in self._store.replicas}
         if self._settings.compaction_bytes_per_s:
             self.figures.garbage_bytes = 0
@@ -134,6 +162,31 @@ class Upkeep:
                 if self._compact(partition, known, now_ms):
                     return True
         return bool(self._settings.scrub_bytes_per_s) and self._scrub(surveys, now_ms)
+
+    # --- repair ------------------------------------------------------------------------------------------------
+
+    def _quarantine_suspects(self) -> bool:
+        has_found = False
+        while self._suspects:
+            has_found |= self._store.quarantine_blob(self._suspects.popleft())
+        return has_found
+
+    def _repair(self) -> bool:
+        """Fetch some of what is queued; True when any of it is here again."""
+        if self._repair_source is None:
+            return False
+        count = 0
+        waiting = self._store.repair_queue(REPAIRS_PER_STEP)
+        self.figures.repairs_waiting = len(waiting)
+        for blob_id in waiting:
+            request = self._repair_source.fetch(blob_id)
+            if request is None or request.blob_id != blob_id:
+                continue
+            self._scrub_pace(len(request.body))
+            (answer,) = self._store.commit([request])
+            count += isinstance(answer, StateAnswer) and answer.has_body
+        self.figures.repairs += count
+        return count > 0
 
     # --- compaction --------------------------------------------------------------------------------------------
 
@@ -235,6 +288,9 @@ class Upkeep:
             size=damage.size,
             reason=damage.reason,
         )
+        for blob_id in self._store.quarantine(partition, segment, damage):
+            self.figures.quarantined += 1
+            _log.error("bytes of a blob are quarantined", disk=self._name, partition=partition, blob_id=blob_id.hex())
 
     def watch(self, metrics: Metrics) -> None:
         """Register what upkeep does."""
@@ -253,8 +309,15 @@ class Upkeep:
                 "Damaged places that upkeep met; one that stays counts again.",
                 lambda: figures.damages,
             ),
+            ("ambry_disk_quarantined", "Blobs whose damaged bytes were set aside.", lambda: figures.quarantined),
+            ("ambry_disk_repairs", "Blobs whose bytes came back from a peer.", lambda: figures.repairs),
         ]
         gauges: list[tuple[str, str, Callable[[], float]]] = [
+            (
+                "ambry_disk_repairs_waiting",
+                "Blobs that wait for their bytes, up to 64.",
+                lambda: figures.repairs_waiting,
+            ),
             ("ambry_disk_garbage_bytes", "Garbage found by the last look.", lambda: figures.garbage_bytes),
             (
                 "ambry_disk_compaction_last_seconds",

@@ -13,7 +13,7 @@ acknowledged, so the next opening restores it. A sync that failed is never repea
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final, TypeAlias
 
 from ambry.blob.blob_id import BINARY_SIZE
@@ -36,6 +36,7 @@ from ambry.storage.accounts import Accounts
 from ambry.storage.disk import Buffer, Disk
 from ambry.storage.expiry_class import expiry_class_of
 from ambry.storage.index_entry import (
+    HAS_BODY,
     ID_HEAD_SIZE,
     Entry,
     Place,
@@ -45,6 +46,7 @@ from ambry.storage.index_entry import (
     encode_new_put,
     end_lsn_key,
     merge,
+    repair_key,
 )
 from ambry.storage.journal import BODY_ELSEWHERE
 from ambry.storage.journal import encode_entry as encode_journal_entry
@@ -149,6 +151,8 @@ class CommitGroup:
                 return StateAnswer(entry.state, has_body=True)
             if entry.life & 1:
                 return self._join(request.blob_id, key, entry, BlobState(0, request.expires_at_ms), request.created_ms)
+            if entry.root and entry.root != root:
+                raise BlobCollision("another body was stored under this id, and waits for its repair")
         size = record_size(BINARY_SIZE, len(request.properties), body_size)
         if not self._takes_puts(size):
             raise DiskFull("the disk is full")
@@ -200,6 +204,7 @@ class CommitGroup:
             header = decode_header(meta, segment.seed)
             merged = merge(entry, header, request.blob_id, Place(segment.number, offset))
             run.changes.append((entry, merged))
+            run.batch.append((repair_key(key), None))
             new_value = encode_entry(merged)
         self._add(run, key, entry, new_value, lsn, offset, size, data, flags)
         return StateAnswer(state, has_body=True)
@@ -262,8 +267,54 @@ class CommitGroup:
         header = decode_header(data, segment.seed)
         merged = merge(entry, header, blob_id, Place(segment.number, offset))
         run.changes.append((entry, merged))
+        if entry is not None and not has_body and state.is_deleted:
+            run.batch.append((repair_key(key), None))
         self._add(run, key, entry, encode_entry(merged), lsn, offset, size, data, 0)
         return StateAnswer(state, has_body)
+
+    def plan_hole(self, blob_id: bytes, key: bytes, entry: Entry) -> None:
+        """The bytes of a blob are damaged: its state, in a record of its own, is all that the index points to.
+
+        A live blob is queued for repair in the same batch. The root stays, so that nothing else takes the place.
+        """
+        replica = self._replica_of(blob_id)
+        size = record_size(BINARY_SIZE, 0, 0)
+        try:
+            run = self._run_for(replica, size)
+        except (DiskFull, DiskUnavailable) as error:
+            self.answers.append(error)
+            return
+        segment = run.segment
+        lsn, offset = self._next_lsn(), segment.end
+        data = encode_meta(
+            seed=segment.seed,
+            kind=RecordKind.TOMBSTONE if entry.life & 1 else RecordKind.TTL,
+            lsn=lsn,
+            time_ms=entry.time_ms,
+            life=entry.life,
+            expires_at_ms=entry.expires_at_ms,
+            key=blob_id,
+            properties=b"",
+            body_size=0,
+            root=0,
+        )
+        data += padding_after(len(data))
+        run.pieces.append(data)
+        hole = replace(
+            entry,
+            flags=entry.flags & ~HAS_BODY,
+            segment=segment.number,
+            offset=offset,
+            record_size=size,
+            body_offset=size,
+            body_size=0,
+            lsn=lsn,
+        )
+        run.changes.append((entry, hole))
+        if not entry.life & 1:
+            run.batch.append((repair_key(key), entry.id_head + self._now_ms.to_bytes(8, "little")))
+        self._add(run, key, entry, encode_entry(hole), lsn, offset, size, data, 0)
+        self.answers.append(StateAnswer(entry.state, has_body=False))
 
     def _next_lsn(self) -> int:
         lsn = self.next_lsn

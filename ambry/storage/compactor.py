@@ -37,6 +37,7 @@ from ambry.storage.index_entry import (
     change_key,
     decode_entry,
     encode_entry,
+    repair_key,
 )
 from ambry.storage.record import RecordKind, check_body, decode_header, encode_meta, padding_after
 from ambry.storage.replica import Replica, new_segment
@@ -210,6 +211,13 @@ class Compaction:
                 entry = decode_entry(value) if value is not None else None
                 self._decide(source, record, key, entry)
 
+    def _is_needed(self, source: Segment, damage: Damage) -> bool:
+        """Whether the index points to what is damaged, or nobody can say: then its segment has to stay."""
+        if damage.header is None:
+            return True
+        value = self._host.index.get(blob_key(damage.key))
+        return value is not None and decode_entry(value).place == Place(source.number, damage.offset)
+
     def _keep_back(self, source: Segment, damage: Damage) -> None:
         self._work.damaged.add(source.number)
         self._on_damage(self._replica.partition, source.number, damage)
@@ -218,7 +226,8 @@ class Compaction:
         page: list[ScannedRecord] = []
         for found in scan_readable(source):
             if isinstance(found, Damage):
-                self._keep_back(source, found)
+                if self._is_needed(source, found):
+                    self._keep_back(source, found)
                 continue
             self._work.records_read += 1
             self._pace(found.header.record_size)
@@ -248,7 +257,9 @@ class Compaction:
             try:
                 rest = _verified_rest(source, record)
             except (CorruptRecord, DiskUnavailable) as error:
-                self._keep_back(source, Damage(record.offset, record.header.record_size, str(error), record.header))
+                self._keep_back(
+                    source, Damage(record.offset, record.header.record_size, str(error), record.header, record.key)
+                )
                 return
         target, size = self._write(source, record, entry, rest)
         if entry.place == place:
@@ -363,6 +374,7 @@ class Compaction:
             self._work.forgotten += 1
             after = None
             batch.append((change_key(partition, entry.lsn), None))
+            batch.append((repair_key(move.key), None))
         batch.append((move.key, encode_entry(after) if after is not None else None))
         self._host.accounts.change(partition, entry, after)
         return True

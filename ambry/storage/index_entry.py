@@ -3,6 +3,7 @@
     'b' partition(4) unique(16)   -> entry (72 bytes): where the newest of a blob is, and its state
     'c' partition(4) lsn(8)       -> unique(16): the newest change of each blob, the feed that replication reads
     'u' partition(4) segment(4)   -> use of a segment, 'a' partition(4) account(4) container(4) -> use of a container
+    'q' partition(4) unique(16)   -> a live blob whose bytes were found damaged: to be fetched from a peer
     'v' partition(4) segment(4)   -> what the last look at a segment found: when, what has to stay, until when
     's' name                      -> what the index itself stands for: which disk, up to which commit group, and the
                                      newest LSN of each replica
@@ -104,6 +105,11 @@ class Place:
 def blob_key(blob_id: bytes) -> bytes:
     """Index key of a binary blob id: partition and unique part are its last 20 bytes."""
     return b"b" + blob_id[ID_HEAD_SIZE:]
+
+
+def repair_key(key: bytes) -> bytes:
+    """Index key of a blob in the repair queue, from its key; the value is id_head (12) and when it was found (8)."""
+    return b"q" + key[1:]
 
 
 def change_key(partition: int, lsn: int) -> bytes:

@@ -9,14 +9,23 @@ Files below the disk's folder: disk.meta, journal, index/ (RocksDB), partitions/
 How it all comes back after a crash is in `recovery.py`; what a group does is in `commit.py`.
 """
 
+import contextlib
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Final
 
 from ambry.blob.blob_id import BINARY_SIZE
 from ambry.blob.checksums import CHECKSUM_SIZE, blocks_match, vector_matches, vector_size
-from ambry.blob.requests import ChangeEntry, ChangesAnswer, ChangesRequest, GetAnswer, GetRequest, PutRequest
+from ambry.blob.requests import (
+    ChangeEntry,
+    ChangesAnswer,
+    ChangesRequest,
+    GetAnswer,
+    GetRequest,
+    PutRequest,
+    StateAnswer,
+)
 from ambry.clock import Clock
 from ambry.config import StorageSettings
 from ambry.errors import (
@@ -44,12 +53,17 @@ from ambry.storage.compaction_plan import Retention, SegmentFacts
 from ambry.storage.compactor import Compaction, CompactionReport, OnDamage
 from ambry.storage.disk import Buffer, Disk
 from ambry.storage.index import Index
-from ambry.storage.index_entry import ID_HEAD_SIZE, STATE_APPLIED, Entry, change_key, decode_entry
+from ambry.storage.index_entry import ID_HEAD_SIZE, STATE_APPLIED, Entry, blob_key, change_key, decode_entry
 from ambry.storage.journal import ALIGNMENT, ENTRY_SIZE, GROUP_BYTES_MAX, GROUP_HEADER_SIZE, Checkpoint, Journal
 from ambry.storage.record import decode_header, decode_meta, read_whole
 from ambry.storage.replica import Replica, create_replica
-from ambry.storage.segment import DATA_OFFSET, Segment
+from ambry.storage.segment import DATA_OFFSET, Damage, Segment
 from ambry.storage.survey import Survey, decode_survey, encode_survey, look_at, survey_key
+
+QUARANTINE_FOLDER: Final = "quarantine"
+"""Below the disk's folder: damaged records as they were found, <partition>-<segment>-<offset>.record."""
+
+_HOLE_BYTES_MAX: Final = GROUP_HEADER_SIZE + ALIGNMENT + ENTRY_SIZE + 256
 
 _SURVEYS_PER_PAGE: Final = 256
 
@@ -111,6 +125,9 @@ class DiskStore:
 
     def _commit_locked(self, requests: Sequence[Mutation]) -> list[Answer]:
         keys = [b"b" + request.blob_id[ID_HEAD_SIZE:] for request in requests]
+        return self._commit_group(lambda group: group.plan(requests, keys, self._index.get_many(keys)))
+
+    def _commit_group(self, plan: Callable[[CommitGroup], None]) -> list[Answer]:
         free_bytes = self._disk.free_bytes() - self._settings.reserve_bytes
         group = CommitGroup(
             self._disk,
@@ -121,7 +138,7 @@ class DiskStore:
             takes_puts=lambda size: size <= free_bytes,
         )
         try:
-            group.plan(requests, keys, self._index.get_many(keys))
+            plan(group)
             # LSNs are never used again, whatever becomes of the group.
             self._next_lsn = group.next_lsn
             group.write_logs()
@@ -136,6 +153,75 @@ class DiskStore:
             self._fail(error if isinstance(error, AmbryError) else DiskUnavailable(f"commit failed: {error!r}"))
             raise
         return group.answers
+
+    # --- quarantine --------------------------------------------------------------------------------------------
+
+    def quarantine(self, partition: int, number: int, damage: Damage) -> list[bytes]:
+        """Deal with damage that was found in a segment; the ids of the blobs that lost their bytes here.
+
+        Whatever the index points to there is read once more; what is wrong then is saved in the quarantine folder, and
+        its blob becomes a hole, queued for repair if it lives. What cannot be read at all stays as it is: the disk may
+        only be troubled. May block. Raises DiskUnavailable.
+        """
+        if damage.header is not None:
+            keys = [blob_key(damage.key)]
+        else:
+            keys = list(self._keys_within(partition, number, damage.offset, damage.offset + damage.size))
+        return [blob_id for key in keys if (blob_id := self._make_hole(key)) is not None]
+
+    def quarantine_blob(self, blob_id: bytes) -> bool:
+        """Deal with a blob that a read found damaged; whether it still was and lost its bytes here."""
+        return self._make_hole(blob_key(blob_id)) is not None
+
+    def _make_hole(self, key: bytes) -> bytes | None:
+        while True:
+            with self._lock:
+                self.check_usable()
+                if self._journal.has_room(_HOLE_BYTES_MAX):
+                    return self._make_hole_locked(key)
+            self.checkpoint()
+
+    def _make_hole_locked(self, key: bytes) -> bytes | None:
+        value = self._index.get(key)
+        entry = decode_entry(value) if value is not None else None
+        replica = self._replicas.get(int.from_bytes(key[1:5], "big"))
+        if entry is None or replica is None or not entry.has_body:
+            return None
+        blob_id = entry.id_head + key[1:]
+        segment = replica.segments[entry.segment]
+        try:
+            data = segment.file.pread(entry.record_size, entry.offset)
+        except DiskUnavailable:
+            return None
+        try:
+            read_whole(data, segment.seed, blob_id)
+        except CorruptRecord:
+            self._save_damaged(replica.partition, entry, data)
+            (answer,) = self._commit_group(lambda group: group.plan_hole(blob_id, key, entry))
+            return blob_id if isinstance(answer, StateAnswer) else None
+        return None
+
+    def _save_damaged(self, partition: int, entry: Entry, data: bytes) -> None:
+        """Keep the damaged bytes for whoever wants to look at them; without room for that, they are not kept."""
+        name = f"{QUARANTINE_FOLDER}/{partition}-{entry.segment:08d}-{entry.offset}.record"
+        with contextlib.suppress(DiskFull):
+            self._disk.make_folder(QUARANTINE_FOLDER)
+            self._disk.replace(name, data)
+
+    def _keys_within(self, partition: int, number: int, start: int, stop: int) -> Iterator[bytes]:
+        """Keys of the blobs whose place is in a part of a segment; a look at every entry of the partition."""
+        at, end = b"b" + partition.to_bytes(4, "big"), b"b" + (partition + 1).to_bytes(5, "big")[1:]
+        while page := self._index.scan(at, end, _SURVEYS_PER_PAGE):
+            for key, value in page:
+                entry = decode_entry(value)
+                if entry.segment == number and start <= entry.offset < stop:
+                    yield key
+            at = page[-1][0] + b"\x00"
+
+    def repair_queue(self, limit: int) -> list[bytes]:
+        """Ids of blobs that wait for their bytes, of all partitions."""
+        rows = self._index.scan(b"q", b"r", limit)
+        return [value[:ID_HEAD_SIZE] + key[1:] for key, value in rows]
 
     # --- reading -----------------------------------------------------------------------------------------------
 

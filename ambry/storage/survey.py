@@ -82,7 +82,8 @@ def look_at(
     for found in scan_readable(segment):
         if isinstance(found, Damage):
             pace(found.size)
-            kept += found.size
+            if _is_needed(index, segment, found):
+                kept += found.size
             damages += 1
             on_damage(found)
             continue
@@ -92,6 +93,13 @@ def look_at(
             judge()
     judge()
     return Survey(now_ms, kept, next_ms, damages)
+
+
+def _is_needed(index: Index, segment: Segment, damage: Damage) -> bool:
+    if damage.header is None:
+        return True
+    value = index.get(blob_key(damage.key))
+    return value is not None and decode_entry(value).place == Place(segment.number, damage.offset)
 
 
 def _ends_ms(record: ScannedRecord, entry: Entry, retention: Retention) -> int:

@@ -1,0 +1,176 @@
+"""Damage: it is found, set aside, never served, repaired from a peer, and dead blobs are left dead."""
+
+from dataclasses import replace
+
+import pytest
+
+from ambry.blob.requests import Change, GetRequest, PutRequest
+from ambry.datanode.upkeep import Upkeep
+from ambry.errors import BlobCollision, CorruptRecord, NotHere
+from ambry.storage.segment import Segment
+from tests.storage.engine import TINY, WHOLE, World, answer_of, blob_id, body_of, put, update
+
+SETTINGS = replace(TINY, compaction_bytes_per_s=1 << 30, scrub_bytes_per_s=1 << 30)
+DAY_MS = 86_400_000
+
+
+class Peer:
+    """A source of repair that has some blobs."""
+
+    def __init__(self, *requests: PutRequest) -> None:
+        self.blobs = {request.blob_id: request for request in requests}
+        self.asked: list[bytes] = []
+
+    def fetch(self, blob_id: bytes) -> PutRequest | None:
+        self.asked.append(blob_id)
+        return self.blobs.get(blob_id)
+
+
+PUTS = [put(blob_id(n), body_of(n, 1500), properties=b"p") for n in range(24)]
+
+
+def _filled() -> World:
+    world = World(SETTINGS)
+    world.open()
+    for first in range(0, 24, 4):
+        world.commit(PUTS[first : first + 4])
+    world.store.checkpoint()
+    return world
+
+
+def _place(world: World, number: int) -> tuple[Segment, int]:
+    entry = world._entry(blob_id(number)[12:])
+    assert entry is not None
+    return world.store.replicas[0].segments[entry.segment], entry.offset
+
+
+def _flip(world: World, number: int, at: int) -> None:
+    """Turn one bit of a blob's record, `at` bytes from its start."""
+    segment, offset = _place(world, number)
+    byte = segment.file.pread(1, offset + at)[0]
+    segment.file.pwrite([bytes([byte ^ 4])], offset + at)
+
+
+def _work(world: World, peer: Peer | None = None) -> Upkeep:
+    upkeep = Upkeep(world.store, "disk", SETTINGS, world.clock, repair_source=peer)
+    for _ in range(100):
+        if not upkeep.step():
+            break
+    return upkeep
+
+
+def _lost(world: World, *numbers: int) -> None:
+    (model,) = world.models
+    for n in numbers:
+        model.order += 1
+        key = blob_id(n)[12:]
+        model.blobs[key] = replace(model.blobs[key], put=None, order=model.order)
+
+
+def _answer(world: World, number: int) -> object:
+    return answer_of(lambda: world.store.get(GetRequest(blob_id(number), 0, WHOLE, include_deleted=True)))
+
+
+@pytest.mark.parametrize("at", [0, 8, 70, 80, 104, 105, 500, 1604, 1606])
+def test_damage_anywhere_in_a_record_is_found_set_aside_and_repaired(at: int) -> None:
+    world = _filled()
+    _flip(world, 5, at)
+    assert _answer(world, 5) is CorruptRecord
+    upkeep = _work(world)
+    assert upkeep.figures.quarantined == 1
+    assert _answer(world, 5) is NotHere
+    assert world.store.repair_queue(9) == [blob_id(5)]
+    assert len(world.disk.names("quarantine")) == 1
+    _lost(world, 5)
+    world.check()
+    # A crash forgets nothing of it.
+    world.store.checkpoint()
+    world.crash()
+    world.open()
+    world.check()
+    assert world.store.repair_queue(9) == [blob_id(5)]
+    peer = Peer(*PUTS)
+    assert _work(world, peer).figures.repairs == 1
+    assert peer.asked == [blob_id(5)]
+    (model,) = world.models
+    model.apply(PUTS[5])
+    world.check()
+    assert world.store.repair_queue(9) == []
+    world.crash()
+    world.open()
+    world.check()
+
+
+def test_a_blob_that_a_read_finds_damaged_does_not_wait_for_scrub() -> None:
+    world = _filled()
+    _work(world)
+    _flip(world, 7, 300)
+    upkeep = Upkeep(world.store, "disk", SETTINGS, world.clock, repair_source=Peer(*PUTS))
+    upkeep.suspect(blob_id(7))
+    upkeep.suspect(blob_id(8))
+    assert upkeep.step()
+    assert upkeep.figures.repairs == 1
+    assert not upkeep.step()
+    assert answer_of(lambda: world.store.get(GetRequest(blob_id(7), 0, WHOLE))) == world.models[0].get(
+        GetRequest(blob_id(7), 0, WHOLE)
+    )
+
+
+def test_no_other_body_takes_the_place_of_a_lost_one() -> None:
+    world = _filled()
+    _flip(world, 5, 300)
+    _work(world)
+    (answer,) = world.store.commit([put(blob_id(5), b"another")])
+    assert type(answer) is BlobCollision
+    assert _work(world, Peer(put(blob_id(5), b"another"))).figures.repairs == 0
+    assert _answer(world, 5) is NotHere
+
+
+def test_dead_blobs_are_not_fetched() -> None:
+    world = _filled()
+    world.commit([update(blob_id(5), Change.DELETE, time_ms=world.clock.now_ms())])
+    _flip(world, 5, 300)
+    peer = Peer(*PUTS)
+    assert _work(world, peer).figures.quarantined == 1
+    assert peer.asked == []
+    # Nor is one that dies while it waits.
+    _flip(world, 6, 300)
+    world.clock.advance(8 * DAY_MS)
+    _work(world)
+    assert world.store.repair_queue(9) == [blob_id(6)]
+    world.store.commit([update(blob_id(6), Change.DELETE)])
+    assert world.store.repair_queue(9) == []
+
+
+def test_damaged_records_that_nothing_points_to_do_not_hold_their_segment() -> None:
+    world = _filled()
+    _flip(world, 0, 300)
+    _work(world, Peer(*PUTS))
+    world.store.checkpoint()
+    facts = world.store.segment_facts(1)
+    report = world.store.compact(1, tuple(one.number for one in facts), pace=lambda _: None, on_damage=lambda *_: None)
+    assert report.kept_back == ()
+    (model,) = world.models
+    model.order += 1
+    model.blobs[blob_id(0)[12:]] = replace(model.blobs[blob_id(0)[12:]], order=model.order)
+    for n in range(24):
+        assert _answer(world, n) == model.get(GetRequest(blob_id(n), 0, WHOLE))
+    world.crash()
+    world.open()
+    world.source.discard()
+    world.open()
+    for n in range(24):
+        assert _answer(world, n) == model.get(GetRequest(blob_id(n), 0, WHOLE))
+
+
+def test_an_index_made_anew_never_leads_to_wrong_bytes() -> None:
+    world = _filled()
+    _flip(world, 5, 300)
+    _work(world)
+    world.crash()
+    world.source.discard()
+    world.open()
+    # The hole is found again where it was.
+    assert _answer(world, 5) in {CorruptRecord, NotHere}
+    assert _work(world, Peer(*PUTS)).figures.repairs == 1
+    assert _answer(world, 5) == world.models[0].get(GetRequest(blob_id(5), 0, WHOLE))
