@@ -33,7 +33,7 @@ def check(
     The process that uses it must have been stopped. Exit status 1 if anything is wrong.
     """
     configure_logs(LogSettings(LogLevel.WARNING))
-    report = _check(_disk_folder(directory), rebuild=rebuild, as_json=as_json)
+    report = _check(disk_folder_of(directory), rebuild=rebuild, as_json=as_json)
     if as_json:
         click.echo(json.dumps(dataclasses.asdict(report), default=str))
     else:
@@ -42,7 +42,8 @@ def check(
         raise click.exceptions.Exit(1)
 
 
-def _disk_folder(directory: Path) -> Path:
+def disk_folder_of(directory: Path) -> Path:
+    """The folder of the one disk below a data directory, or the folder itself. Raises DirectoryUnusable."""
     folder = directory / DISK_FOLDER if (directory / "registry").is_dir() else directory
     # Opening makes what is missing; a typing error is not to become an empty store.
     if not (folder / "disk.meta").is_file():

@@ -6,6 +6,7 @@ from pathlib import Path
 import click
 
 from ambry.cli import check as check_command
+from ambry.cli import inspect as inspect_command
 from ambry.cli.admin import AdminServer
 from ambry.cli.listen import bind, port_of
 from ambry.cli.processes import Stop, configure_logs, run
@@ -38,6 +39,8 @@ def datanode(ctx: click.Context, config: Path | None) -> None:
 
 
 datanode.add_command(check_command.check)
+datanode.add_command(inspect_command.compaction)
+datanode.add_command(inspect_command.inspect)
 
 
 async def open_datanode(

@@ -1,0 +1,86 @@
+"""`ambry datanode inspect` and `ambry datanode compaction --plan`: a look into the disk of a stopped datanode."""
+
+import contextlib
+import dataclasses
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+
+from ambry.cli.check import disk_folder_of
+from ambry.cli.processes import configure_logs
+from ambry.clock import SystemClock
+from ambry.config import LogLevel, LogSettings, StorageSettings
+from ambry.limits import MIB
+from ambry.storage.inspection import PlanRow, compaction_plan, describe
+from ambry.storage.real_disk import RealDisk
+from ambry.storage.recovery import open_store
+from ambry.storage.rocks_index import RocksIndexSource
+from ambry.storage.store import DiskStore
+
+
+@click.command()
+@click.argument("directory", type=click.Path(path_type=Path))
+@click.option("--plan", is_flag=True, required=True, help="Show what compaction would do now, and do nothing.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object for each segment.")
+def compaction(
+    directory: Path,
+    plan: bool,  # noqa: FBT001 -- click's way of handing flags over
+    as_json: bool,  # noqa: FBT001 -- click's way of handing flags over
+) -> None:
+    """Show compaction's plan for DIRECTORY, whose process must have been stopped; reads every sealed segment.
+
+    A running datanode compacts by itself.
+    """
+    del plan  # there is nothing else yet that could be asked for
+    with _store(directory) as store:
+        rows = compaction_plan(store, StorageSettings(), SystemClock().now_ms())
+    if as_json:
+        for row in rows:
+            click.echo(json.dumps(dataclasses.asdict(row)))
+    else:
+        _tell(rows)
+
+
+@click.command()
+@click.argument("directory", type=click.Path(path_type=Path))
+def inspect(directory: Path) -> None:
+    """Print what DIRECTORY holds as JSON lines: replicas, segments, records, damages and index entries.
+
+    The process that uses it must have been stopped.
+    """
+    with _store(directory) as store:
+        for value in describe(store):
+            click.echo(json.dumps(value))
+
+
+@contextlib.contextmanager
+def _store(directory: Path) -> Iterator[DiskStore]:
+    configure_logs(LogSettings(LogLevel.WARNING))
+    settings = StorageSettings()
+    disk = RealDisk(disk_folder_of(directory))
+    disk.lock()
+    try:
+        index = RocksIndexSource(disk.root / "index", settings.index_cache_bytes, settings.index_memtable_bytes)
+        store, _ = open_store(
+            disk, index, settings=settings, clock=SystemClock(), random_bytes=os.urandom, partitions={}
+        )
+        try:
+            yield store
+        finally:
+            store.close()
+    finally:
+        disk.unlock()
+
+
+def _tell(rows: list[PlanRow]) -> None:
+    click.echo("partition  segment      MiB  live MiB  dead MiB  kept MiB  garbage  class  compact")
+    for row in rows:
+        sizes = "".join(f"{size / MIB:10.1f}" for size in (row.live_bytes, row.dead_bytes, row.kept_bytes))
+        click.echo(
+            f"{row.partition:9} {row.segment:8} {row.size / MIB:8.1f}{sizes}"
+            f"  {row.garbage_ratio:6.1%}  {row.expiry_class:5}  {'yes' if row.is_chosen else 'no'}"
+        )
+    click.echo(f"{sum(row.is_chosen for row in rows)} of {len(rows)} sealed segments")
