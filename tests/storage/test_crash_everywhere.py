@@ -92,7 +92,7 @@ def _stopped(steps: int, seed: int) -> World:
     return world
 
 
-def _use(world: World) -> None:
+def check_use(world: World) -> None:
     """Nothing is lost, and the store works: it takes blobs, checkpoints and survives the next power cut."""
     world.check()
     world.commit([put(blob_id(500), body_of(500, 4000)), update(blob_id(0), Change.DELETE)])
@@ -118,7 +118,7 @@ def test_a_power_cut_in_every_step_loses_nothing_acknowledged(seed: int) -> None
         world = _stopped(steps, seed)
         world.crash()
         world.open()
-        _use(world)
+        check_use(world)
 
 
 def test_the_extreme_disks_after_a_power_cut_lose_nothing_acknowledged() -> None:
@@ -137,7 +137,7 @@ def test_a_kill_in_every_step_and_a_later_power_cut_lose_nothing_acknowledged(se
         world = _stopped(steps, seed)
         world.kill()
         world.open()
-        _use(world)
+        check_use(world)
 
 
 def _cuts_in_recoveries(ending: Callable[[World], None], phase: int) -> Iterator[World]:
