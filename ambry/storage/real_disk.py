@@ -13,6 +13,7 @@ import ctypes
 import errno
 import fcntl
 import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -64,12 +65,13 @@ def _errors_of(what: str) -> Iterator[None]:
 class RealFile:
     """An open file. Threads may share it, except that nobody may use it while another closes it."""
 
-    __slots__ = ("_descriptor", "_path", "_sync_failed")
+    __slots__ = ("_descriptor", "_path", "_sync_failed", "_sync_lock")
 
     def __init__(self, descriptor: int, path: str) -> None:
         self._descriptor = descriptor
         self._path = path
         self._sync_failed = False
+        self._sync_lock = threading.Lock()
 
     def pread(self, size: int, offset: int) -> bytes:
         """Up to `size` bytes; fewer only at the end of the file. Raises DiskUnavailable."""
@@ -118,15 +120,17 @@ class RealFile:
 
     def sync(self) -> None:
         """Make everything written so far durable, the size included. Raises DiskUnavailable, then always."""
-        if self._sync_failed:
-            raise DiskUnavailable(f"an earlier sync of {self._path} failed; what it holds is not known")
-        if self._descriptor < 0:
-            raise DiskUnavailable(f"sync of {self._path}: the file is closed")
-        try:
-            _fdatasync(self._descriptor)
-        except OSError as error:
-            self._sync_failed = True
-            raise DiskUnavailable(f"sync of {self._path}: {error.strerror}") from error
+        # One at a time: the kernel tells a failure to one caller only, and the one beside it would hear of success.
+        with self._sync_lock:
+            if self._sync_failed:
+                raise DiskUnavailable(f"an earlier sync of {self._path} failed; what it holds is not known")
+            if self._descriptor < 0:
+                raise DiskUnavailable(f"sync of {self._path}: the file is closed")
+            try:
+                _fdatasync(self._descriptor)
+            except OSError as error:
+                self._sync_failed = True
+                raise DiskUnavailable(f"sync of {self._path}: {error.strerror}") from error
 
     def size(self) -> int:
         """Bytes of the file."""

@@ -118,6 +118,20 @@ def test_sync_keeps_what_is_read(file: File) -> None:
     assert file.pread(10, 0) == b"abc"
 
 
+def test_several_files_are_synced_at_once(disk: AnyDisk) -> None:
+    files = [disk.create(f"file{number}") for number in range(5)]
+    for file in files:
+        file.pwrite([b"abc"], 0)
+    disk.sync_all([])
+    disk.sync_all(files[:1])
+    disk.sync_all(files)
+    files[2].close()
+    with pytest.raises(DiskUnavailable):
+        disk.sync_all(files)
+    for file in files:
+        file.close()
+
+
 def test_closing_twice_is_harmless_and_using_a_closed_file_is_an_error(file: File) -> None:
     file.close()
     file.close()
