@@ -360,10 +360,10 @@ class FastConnection(Connection):
         if whole is None:
             self._give_back(data)
             return
-        self._write(whole)
+        now = self._write(whole)
         requests = services.metrics.requests
         requests.bytes_out += answer.body_size
-        requests.observe("get_blob", 200, monotonic() - self._started)
+        requests.observe("get_blob", 200, now - self._started)
 
     def _give_back(self, data: bytes) -> None:
         """Let aiohttp answer a whole request that the lane had begun to look at."""
@@ -400,16 +400,17 @@ class FastConnection(Connection):
             status, whole = _answers.error(error, request_id, now_ms)
             if status >= 500:
                 _log.warning("request failed", request_id=request_id, status=status, error=str(error), kind=error.name)
-        if self.transport is not None:
-            self._write(whole)
-        services.metrics.requests.observe("put_blob", status, monotonic() - self._started)
+        now = monotonic() if self.transport is None else self._write(whole)
+        services.metrics.requests.observe("put_blob", status, now - self._started)
         self._go_on()
 
-    def _write(self, whole: bytes) -> None:
+    def _write(self, whole: bytes) -> float:
+        """Send an answer. Returns the moment (monotonic)."""
         transport = self.transport
         assert transport is not None
         self._request_count += 1
-        self._next_keepalive_close_time = monotonic() + self._keepalive_timeout
+        now = monotonic()
+        self._next_keepalive_close_time = now + self._keepalive_timeout
         if self.services.is_stopping:
             # As aiohttp says it: the last header.
             head, end, body = whole.partition(b"\r\n\r\n")
@@ -417,6 +418,7 @@ class FastConnection(Connection):
             self.force_close()
         else:
             transport.write(whole)
+        return now
 
     # --- waiting for a datanode --------------------------------------------------------------------------------
 
