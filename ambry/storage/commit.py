@@ -14,6 +14,7 @@ acknowledged, so the next opening restores it. A sync that failed is never repea
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Final, TypeAlias
 
 from ambry.blob.blob_id import BINARY_SIZE
@@ -65,6 +66,7 @@ class _Run:
     start: int
     end_lsn: int = 0
     needs_sync: bool = False
+    error: AmbryError | None = None
     pieces: list[Buffer] = field(default_factory=list)
     table: list[bytes] = field(default_factory=list)
     journal: list[bytes] = field(default_factory=list)
@@ -291,18 +293,21 @@ class CommitGroup:
 
     def write_logs(self) -> None:
         """Write every run to its segment. Raises only when a sync failed; failed writes fail their requests."""
+        for run in self._runs:
+            if not run.needs_sync:
+                self._write(run)
+        # Large bodies beside each other: while the disk takes one, the page cache takes the next.
+        self._disk.run_all([partial(self._write_and_sync, run) for run in self._runs if run.needs_sync])
         failed: dict[int, AmbryError] = {}
         written: list[_Run] = []
         for run in self._runs:
             partition = run.replica.partition
-            if partition not in failed:
-                try:
-                    reserve_ahead(run.segment, self._segment_bytes)
-                    run.segment.file.pwrite(run.pieces, run.start)
-                except (DiskFull, DiskUnavailable) as error:
-                    failed[partition] = error
-            if partition in failed:
-                self._give_back(run, failed[partition])
+            if run.error is not None:
+                failed.setdefault(partition, run.error)
+            error = failed.get(partition)
+            if error is not None:
+                # What follows it in the replica goes too: an answer may stand on the record that could not be written.
+                self._give_back(run, error)
             else:
                 run.replica.dirty.add(run.segment.number)
                 written.append(run)
@@ -311,7 +316,18 @@ class CommitGroup:
             cause = failed.get(int.from_bytes(blob_id[12:16], "big"))
             if cause is not None:
                 self.answers[index] = cause
-        self._disk.sync_all([run.segment.file for run in written if run.needs_sync])
+
+    def _write(self, run: _Run) -> None:
+        try:
+            reserve_ahead(run.segment, self._segment_bytes)
+            run.segment.file.pwrite(run.pieces, run.start)
+        except (DiskFull, DiskUnavailable) as error:
+            run.error = error
+
+    def _write_and_sync(self, run: _Run) -> None:
+        self._write(run)
+        if run.error is None:
+            run.segment.file.sync()
 
     def _give_back(self, run: _Run, error: AmbryError) -> None:
         run.segment.end = run.start

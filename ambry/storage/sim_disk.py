@@ -26,7 +26,7 @@ from enum import IntEnum
 from typing import Final, TypeAlias
 
 from ambry.errors import AmbryError, DiskFull, DiskUnavailable
-from ambry.storage.disk import Buffer, File
+from ambry.storage.disk import Buffer
 
 SECTOR_BYTES: Final = 512
 PAGE_BYTES: Final = 4096
@@ -381,10 +381,10 @@ class SimDisk:
             if fault is not None:
                 raise fault.error(f"sync of folder {folder}: as told")
 
-    def sync_all(self, files: Sequence[File]) -> None:
+    def run_all(self, tasks: Sequence[Callable[[], None]]) -> None:
         """One after the other: any prefix of them may have happened when the power goes."""
-        for file in files:
-            file.sync()
+        for task in tasks:
+            task()
 
     def free_bytes(self) -> int:
         """Space that is left."""

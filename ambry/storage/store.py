@@ -189,7 +189,9 @@ class DiskStore:
                 for replica, _ in dirty:
                     replica.dirty = set()
             try:
-                self._disk.sync_all([replica.segments[number].file for replica, numbers in dirty for number in numbers])
+                self._disk.run_all(
+                    [replica.segments[number].file.sync for replica, numbers in dirty for number in numbers]
+                )
                 self._index.flush()
                 with self._lock:
                     for replica, closed in sealed:

@@ -122,12 +122,12 @@ def test_several_files_are_synced_at_once(disk: AnyDisk) -> None:
     files = [disk.create(f"file{number}") for number in range(5)]
     for file in files:
         file.pwrite([b"abc"], 0)
-    disk.sync_all([])
-    disk.sync_all(files[:1])
-    disk.sync_all(files)
+    disk.run_all([])
+    disk.run_all([files[0].sync])
+    disk.run_all([file.sync for file in files])
     files[2].close()
     with pytest.raises(DiskUnavailable):
-        disk.sync_all(files)
+        disk.run_all([file.sync for file in files])
     for file in files:
         file.close()
 
