@@ -237,7 +237,7 @@ def test_a_rebuild_reads_on_behind_damage_and_reports_it() -> None:
     world.commit([put(blob_id(number), body_of(number, 1000)) for number in range(5)])
     world.close()
     damaged(world, 1, 64 + 10)
-    world.source.discard()
+    world.discard_index()
     report = world.open()
     assert report.index_rebuilt
     assert report.records_indexed == 4
@@ -254,7 +254,7 @@ def test_a_rebuild_that_is_cut_off_starts_again() -> None:
     for number in range(30):
         world.commit([put(blob_id(number), body_of(number, 1000)), update(blob_id(number // 2), Change.DELETE)])
     for steps in range(1, 100):
-        world.source.discard()
+        world.discard_index()
         world.disk.stop_after(steps)
         try:
             world.open()
