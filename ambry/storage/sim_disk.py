@@ -382,9 +382,15 @@ class SimDisk:
                 raise fault.error(f"sync of folder {folder}: as told")
 
     def run_all(self, tasks: Sequence[Callable[[], None]]) -> None:
-        """One after the other: any prefix of them may have happened when the power goes."""
-        for task in tasks:
-            task()
+        """One after the other, forwards or backwards: some may have ended and others not begun when the power goes."""
+        failures: list[AmbryError] = []
+        for task in tasks if self.steps % 2 else reversed(tasks):
+            try:
+                task()
+            except AmbryError as error:
+                failures.append(error)
+        if failures:
+            raise failures[0]
 
     def free_bytes(self) -> int:
         """Space that is left."""

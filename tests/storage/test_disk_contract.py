@@ -128,6 +128,11 @@ def test_several_files_are_synced_at_once(disk: AnyDisk) -> None:
     files[2].close()
     with pytest.raises(DiskUnavailable):
         disk.run_all([file.sync for file in files])
+    # One that fails does not keep the others from ending.
+    done: list[int] = []
+    with pytest.raises(DiskUnavailable):
+        disk.run_all([lambda: done.append(1), files[2].sync, lambda: done.append(2)])
+    assert sorted(done) == [1, 2]
     for file in files:
         file.close()
 
