@@ -150,6 +150,7 @@ def test_a_body_that_did_not_go_through_the_journal_is_durable_when_it_is_acknow
     world = opened()
     world.commit([put(blob_id(1), body_of(1, JOURNAL_BODY_BYTES_MAX + 5000)), put(blob_id(2), b"small")])
     survive(world)
+    world.check()
 
 
 # --- full ------------------------------------------------------------------------------------------------------
@@ -295,7 +296,7 @@ def test_a_newer_format_is_refused_by_name(path: str) -> None:
 
 def test_an_index_that_another_has_open_is_not_discarded() -> None:
     class Busy(SimIndexSource):
-        def open(self) -> Index:  # type: ignore[override]
+        def open(self) -> Index:  # type: ignore[override] # as wide as the interface
             raise DirectoryInUse("the index is in use")
 
     source = Busy()
