@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from ambry.blob.blob_id import BINARY_SIZE
 from ambry.blob.checksums import CHECKSUM_SIZE, blocks_match, vector_matches, vector_size
 from ambry.blob.requests import ChangeEntry, ChangesAnswer, ChangesRequest, GetAnswer, GetRequest, PutRequest
+from ambry.blob.state import LIVE_FOR_EVER, NEVER, BlobState
 from ambry.clock import Clock
 from ambry.config import StorageSettings
 from ambry.errors import (
@@ -37,7 +38,19 @@ from ambry.limits import (
 from ambry.storage.commit import Answer, CommitGroup, Mutation
 from ambry.storage.disk import Buffer, Disk
 from ambry.storage.index import Index
-from ambry.storage.index_entry import ID_HEAD_SIZE, STATE_APPLIED, Entry, change_key, decode_entry
+from ambry.storage.index_entry import (
+    ENTRY_SIZE as INDEX_ENTRY_SIZE,
+)
+from ambry.storage.index_entry import (
+    HAS_BODY,
+    ID_HEAD_SIZE,
+    STATE_APPLIED,
+    VERSION,
+    Entry,
+    change_key,
+    decode_entry,
+    unpack_entry,
+)
 from ambry.storage.journal import ALIGNMENT, ENTRY_SIZE, GROUP_BYTES_MAX, GROUP_HEADER_SIZE, Checkpoint, Journal
 from ambry.storage.record import decode_header, decode_meta, read_whole
 from ambry.storage.replica import Replica, create_replica
@@ -124,10 +137,36 @@ class DiskStore:
 
     def get_now(self, request: GetRequest) -> GetAnswer | None:
         """The answer if index and page cache have it, else None. Raises what `get` raises."""
-        replica = self._replica(request.blob_id)
-        is_certain, value = self._index.get_now(b"b" + request.blob_id[ID_HEAD_SIZE:])
+        blob_id = request.blob_id
+        replica = self._replicas.get(int.from_bytes(blob_id[12:16], "big"))
+        if replica is None or len(blob_id) != BINARY_SIZE:
+            raise self._no_replica(blob_id)
+        is_certain, value = self._index.get_now(b"b" + blob_id[ID_HEAD_SIZE:])
         if not is_certain:
             return None
+        if value is not None and len(value) == INDEX_ENTRY_SIZE:
+            version, flags, _, number, offset, record_size, _, body_size, life, expires_at_ms, _, _, _, id_head = (
+                unpack_entry(value)
+            )
+            if (
+                version == VERSION
+                and flags & HAS_BODY
+                and request.stop >= body_size
+                and not request.start
+                and not life & 1
+                and blob_id.startswith(id_head)
+                and (segment := replica.segments.get(number)) is not None
+            ):
+                # The usual case, all of a live blob, without the objects on the way that `_read` makes.
+                data = segment.file.pread_now(record_size, offset)
+                if data is None:
+                    return None
+                try:
+                    time_ms, properties, body, body_size, root = read_whole(data, segment.seed, blob_id)
+                except CorruptRecord as error:
+                    raise _located(error, replica, segment, offset) from error
+                state = LIVE_FOR_EVER if not life and expires_at_ms == NEVER else BlobState(life, expires_at_ms)
+                return GetAnswer(state, time_ms, properties, body_size, root, 0, body)
         entry = _checked_entry(value, request)
         return _read(replica, entry, request, replica.segments[entry.segment].file.pread_now)
 
@@ -274,8 +313,12 @@ class DiskStore:
     def _replica(self, blob_id: bytes) -> Replica:
         replica = self._replicas.get(int.from_bytes(blob_id[12:16], "big"))
         if replica is None or len(blob_id) != BINARY_SIZE:
-            raise NoSuchReplica("no replica of this partition here", partition=int.from_bytes(blob_id[12:16], "big"))
+            raise self._no_replica(blob_id)
         return replica
+
+    @staticmethod
+    def _no_replica(blob_id: bytes) -> NoSuchReplica:
+        return NoSuchReplica("no replica of this partition here", partition=int.from_bytes(blob_id[12:16], "big"))
 
     def _check_usable(self) -> None:
         if self._failure is not None:
@@ -326,9 +369,11 @@ def _read(
             return GetAnswer(entry.state, time_ms, properties, body_size, root, 0, body)
         return _read_part(segment, entry, request, pread)
     except CorruptRecord as error:
-        raise CorruptRecord(
-            error.message, partition=replica.partition, segment=segment.number, offset=entry.offset
-        ) from error
+        raise _located(error, replica, segment, entry.offset) from error
+
+
+def _located(error: CorruptRecord, replica: Replica, segment: Segment, offset: int) -> CorruptRecord:
+    return CorruptRecord(error.message, partition=replica.partition, segment=segment.number, offset=offset)
 
 
 def _read_part(
