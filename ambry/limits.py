@@ -75,6 +75,9 @@ COMMIT_QUEUE_BYTES_MAX: Final = 64 * MIB
 COMMIT_QUEUE_RECORDS_MAX: Final = 16 * KIB
 """Mutations that wait for one disk."""
 
+HOT_RECORDS_BYTES_MAX: Final = 16 * MIB
+"""Verified small records of one disk that are kept in memory; four thousand of 4 KiB."""
+
 COLD_READ_THREADS: Final = 4
 """Threads of one disk that read what is not in the page cache."""
 

@@ -32,11 +32,13 @@ from ambry.limits import (
     CHANGES_PER_PAGE_MAX,
     CHECKSUM_BLOCK_BYTES,
     COMMIT_GROUP_RECORDS_MAX,
+    HOT_RECORDS_BYTES_MAX,
     JOURNAL_BODY_BYTES_MAX,
     REPLICAS_PER_DISK_MAX,
 )
 from ambry.storage.commit import Answer, CommitGroup, Mutation
 from ambry.storage.disk import Buffer, Disk
+from ambry.storage.hot_records import HotRecords
 from ambry.storage.index import Index
 from ambry.storage.index_entry import (
     ENTRY_SIZE as INDEX_ENTRY_SIZE,
@@ -84,6 +86,7 @@ class DiskStore:
         self._random_bytes = random_bytes
         self._lock = threading.Lock()
         self._checkpoint_lock = threading.Lock()
+        self._hot = HotRecords(HOT_RECORDS_BYTES_MAX)
         self._failure: AmbryError | None = None
 
     # --- writing -----------------------------------------------------------------------------------------------
@@ -145,6 +148,9 @@ class DiskStore:
         if not is_certain:
             return None
         if value is not None and len(value) == INDEX_ENTRY_SIZE:
+            hot = self._hot.get(blob_id, value)
+            if hot is not None and request.stop >= hot.body_size and not request.start:
+                return hot
             version, flags, _, number, offset, record_size, _, body_size, life, expires_at_ms, _, _, _, id_head = (
                 unpack_entry(value)
             )
@@ -166,7 +172,9 @@ class DiskStore:
                 except CorruptRecord as error:
                     raise _located(error, replica, segment, offset) from error
                 state = LIVE_FOR_EVER if not life and expires_at_ms == NEVER else BlobState(life, expires_at_ms)
-                return GetAnswer(state, time_ms, properties, body_size, root, 0, body)
+                answer = GetAnswer(state, time_ms, properties, body_size, root, 0, body.toreadonly())
+                self._hot.add(blob_id, value, answer)
+                return answer
         entry = _checked_entry(value, request)
         return _read(replica, entry, request, replica.segments[entry.segment].file.pread_now)
 
