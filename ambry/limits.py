@@ -190,9 +190,6 @@ LANE_HEAD_BYTES_MAX: Final = 4 * KIB
 LANE_HELD_BYTES_MAX: Final = 64 * KIB
 """Bytes that wait on one connection behind a request of the fast lane; above it reading stops."""
 
-LANE_REQUESTS_PER_TURN_MAX: Final = 32
-"""Pipelined requests that one connection gets answered before others have their turn: half a millisecond."""
-
 LANE_BLOCKS_MAX: Final = 4096
 """Rendered header blocks that the fast lane keeps; at most a few MiB."""
 

@@ -202,6 +202,9 @@ class RealDisk:
 
     def unlock(self) -> None:
         """Give the folder back. Harmless without a lock."""
+        # Ends the threads; whoever takes the folder again gets new ones.
+        self._runners.shutdown(wait=True)
+        self._runners = ThreadPoolExecutor(RUN_THREADS, thread_name_prefix="disk")
         descriptor, self._lock_descriptor = self._lock_descriptor, -1
         if descriptor >= 0:
             os.close(descriptor)

@@ -24,6 +24,7 @@ from ambry.errors import (
     BlobNotFound,
     CorruptRecord,
     DirectoryUnusable,
+    DiskFull,
     DiskUnavailable,
     NoSuchReplica,
     NotHere,
@@ -243,8 +244,15 @@ class DiskStore:
                 with self._lock:
                     for replica, closed in sealed:
                         replica.close_ends(self._disk, closed)
-                self._generation += 1
-                self._journal.write_checkpoint(Checkpoint(self._generation, position, sequence, epoch, ends))
+                generation = self._generation + 1
+                self._journal.write_checkpoint(Checkpoint(generation, position, sequence, epoch, ends))
+                self._generation = generation
+            except DiskFull:
+                # Nothing that was written is in doubt, and the journal still has it: another time may do better.
+                with self._lock:
+                    for replica, numbers in dirty:
+                        replica.dirty.update(numbers)
+                raise
             except AmbryError as error:
                 # Never again: pages that a failed sync dropped are in the journal, and only the next opening redoes it.
                 with self._lock:

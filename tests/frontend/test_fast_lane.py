@@ -27,7 +27,8 @@ from ambry.config import FrontendSettings
 from ambry.errors import DiskFull, Overloaded
 from ambry.frontend.app import Frontend
 from ambry.frontend.connection import Connection
-from ambry.frontend.fast_lane import FastConnection, PostHead, harmless_lines, message_size, post_head
+from ambry.frontend.fast_lane import FastConnection
+from ambry.frontend.lane_heads import PostHead, harmless_lines, message_size, post_head
 from ambry.limits import LANE_BODY_BYTES_MAX, LANE_HELD_BYTES_MAX
 from ambry.metrics import Metrics
 from tests.memory_datanode import MemoryDatanode

@@ -169,6 +169,30 @@ def test_a_full_disk_refuses_puts_and_takes_deletes() -> None:
     survive(world)
 
 
+@pytest.mark.parametrize("where", ["index", "replica.meta", "journal"])
+def test_a_checkpoint_without_space_is_tried_again_and_nothing_is_lost(where: str) -> None:
+    world = World()
+    world.open()
+    world.commit([put(blob_id(n), body_of(n, 6000)) for n in range(4)])
+    match where:
+        case "index":
+            world.source.index.fail("flush", DiskFull)
+        case "replica.meta":
+            world.disk.fail("replace", 1, DiskFull, path="partitions")
+        case _:
+            world.disk.fail("pwrite", 1, DiskFull, path="journal")
+    with pytest.raises(DiskFull):
+        world.store.checkpoint()
+    assert world.store.failure is None
+    world.commit([put(blob_id(10), body_of(10, 6000))])
+    world.check()
+    world.store.checkpoint()
+    world.commit([put(blob_id(11), body_of(11, 500))])
+    world.crash()
+    world.open()
+    world.check()
+
+
 def test_a_full_partition_refuses_puts_and_takes_deletes() -> None:
     world = World(partitions={1: 8 * KIB, 2: GIB})
     world.open()
