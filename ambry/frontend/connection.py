@@ -97,8 +97,13 @@ class Connection(RequestHandler):
         return True
 
     def _close_when_idle(self) -> None:
+        request = self._current_request
         if self.is_idle:
             self.force_close()
+        elif request is not None and not request.content.is_eof():
+            # The end came before this request was begun, and in the middle of its body: the rest never comes.
+            if self.transport is not None:
+                self.transport.close()
         elif self.transport is not None:
             self._loop.call_later(_IDLE_POLL_S, self._close_when_idle)
 

@@ -307,6 +307,24 @@ def test_any_bytes_are_answered_or_refused_and_the_process_goes_on(
     asyncio.run(main())
 
 
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_a_client_that_ends_in_the_middle_of_a_body_at_once_is_not_waited_for(count: int) -> None:
+    async def main() -> None:
+        async with serving() as run:
+            client = await run.connect()
+            # The end arrives before the last request is begun.
+            await client.send((request_bytes("POST", "/", {"x-ambry-ttl": "5"}, b"hello") * count)[:-1])
+            client.writer.write_eof()
+            try:
+                answered = await client.ended()
+            except ConnectionError:
+                answered = b""
+            assert answered.count(b" 201 ") < count
+            assert (await run.ask("GET", "/healthCheck")).body == b"GOOD"
+
+    asyncio.run(main())
+
+
 def test_http_1_0_is_answered_and_closed() -> None:
     async def main() -> None:
         async with serving() as run:
