@@ -31,6 +31,7 @@ from ambry.frontend.lane_answers import LaneAnswers
 from ambry.frontend.lane_heads import PostHead, harmless_lines, message_size, post_head
 from ambry.limits import LANE_BODY_BYTES_MAX, LANE_HELD_BYTES_MAX
 from ambry.logs import get_logger
+from ambry.metrics import RequestMetrics
 
 _log = get_logger(__name__)
 
@@ -50,14 +51,17 @@ class Turn:
 
     Each step is the same few functions for every request: look up and read; render; write to the sockets. So their code
     and data stay in the processor's caches, from which the kernel's network code pushes them when requests are answered
-    one by one: 24 us for a GET against 40, at 20 requests a turn. A request that is alone waits for nothing.
+    one by one: 22 us for a GET against 34, sockets included, at 20 requests a turn. The turn ends when the loop has
+    read what there was to read; where there is only one connection nobody waits even for that.
     """
 
-    __slots__ = ("_found", "_gets", "_is_planned", "_loop", "_posts", "_stored")
+    __slots__ = ("_found", "_gets", "_is_planned", "_is_working", "_loop", "_posts", "_requests", "_stored")
 
-    def __init__(self) -> None:
+    def __init__(self, requests: RequestMetrics) -> None:
+        self._requests = requests
         self._loop = asyncio.get_running_loop()
         self._is_planned = False
+        self._is_working = False
         self._posts: list[FastConnection] = []
         self._gets: list[FastConnection] = []
         self._found: list[tuple[FastConnection, GetAnswer]] = []
@@ -84,12 +88,24 @@ class Turn:
         self._plan()
 
     def _plan(self) -> None:
-        if not self._is_planned:
+        if self._is_planned:
+            return
+        if self._requests.connections == 1 and not self._is_working:
+            self._work()
+        else:
             self._is_planned = True
             self._loop.call_soon(self._work)
 
     def _work(self) -> None:
         self._is_planned = False
+        # What comes of this turn, such as the next of some pipelined requests, is for the next turn.
+        self._is_working = True
+        try:
+            self._work_off()
+        finally:
+            self._is_working = False
+
+    def _work_off(self) -> None:
         posts, gets, found, stored = self._posts, self._gets, self._found, self._stored
         self._posts, self._gets, self._found, self._stored = [], [], [], []
         for connection in posts:
@@ -129,7 +145,7 @@ class FastConnection(Connection):
 
     def __init__(self, server: HttpServer, **options: Any) -> None:  # noqa: ANN401 -- aiohttp's own, handed through
         super().__init__(server, **options)
-        self._turn = _turns.get(server) or _turns.setdefault(server, Turn())
+        self._turn = _turns.get(server) or _turns.setdefault(server, Turn(self.services.metrics.requests))
         self._is_open = True
         """The lane may look at what arrives: it waits for nothing, holds nothing, and aiohttp is between messages."""
         self._is_closed = False

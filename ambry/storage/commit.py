@@ -325,9 +325,13 @@ class CommitGroup:
             run.error = error
 
     def _write_and_sync(self, run: _Run) -> None:
-        self._write(run)
-        if run.error is None:
-            run.segment.file.sync()
+        try:
+            reserve_ahead(run.segment, self._segment_bytes)
+            run.segment.file.write_out(run.pieces, run.start)
+        except (DiskFull, DiskUnavailable) as error:
+            run.error = error
+            return
+        run.segment.file.sync()
 
     def _give_back(self, run: _Run, error: AmbryError) -> None:
         run.segment.end = run.start

@@ -26,6 +26,10 @@ class File(Protocol):
         """Write all pieces one after the other. Durable only after `sync`."""
         ...
 
+    def write_out(self, pieces: Sequence[Buffer], offset: int) -> None:
+        """As pwrite, for large bodies that are synced next: the disk may begin while the rest is copied."""
+        ...
+
     def sync(self) -> None:
         """Make everything written so far durable, the size included. Never retried after it failed."""
         ...

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Final
 
 from ambry.errors import AmbryError, DirectoryInUse, DirectoryUnusable, DiskFull, DiskUnavailable
+from ambry.limits import MIB
 from ambry.storage.disk import Buffer
 
 IOV_MAX: Final = 1024
@@ -27,6 +28,9 @@ IOV_MAX: Final = 1024
 
 RUN_THREADS: Final = 8
 """Files that are written or synced beside each other; the threads start when first needed."""
+
+WRITE_OUT_BYTES: Final = MIB
+"""Part of a large write that is handed to the disk before the next part is copied."""
 
 LOCK_NAME: Final = "lock"
 TEMPORARY_SUFFIX: Final = ".tmp"
@@ -42,6 +46,11 @@ _fdatasync: Final[Callable[[int], None]] = getattr(os, "fdatasync", os.fsync)
 _fallocate: Final = getattr(ctypes.CDLL(None, use_errno=True), "fallocate", None)
 if _fallocate is not None:
     _fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
+
+_SYNC_FILE_RANGE_WRITE: Final = 2
+_sync_file_range: Final = getattr(ctypes.CDLL(None, use_errno=True), "sync_file_range", None)
+if _sync_file_range is not None:
+    _sync_file_range.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
 
 _preadv: Final = getattr(os, "preadv", None)
 
@@ -111,6 +120,18 @@ class RealFile:
                 offset += size
         except OSError as error:
             raise _translated(error, f"write to {self._path}") from error
+
+    def write_out(self, pieces: Sequence[Buffer], offset: int) -> None:
+        """As pwrite, in parts that the disk begins to take while the next one is copied. Durable only after `sync`."""
+        for piece in pieces:
+            view = memoryview(piece)
+            for first in range(0, len(view), WRITE_OUT_BYTES):
+                part = view[first : first + WRITE_OUT_BYTES]
+                self.pwrite([part], offset)
+                if _sync_file_range is not None:
+                    # A hint: what comes of it, the sync that follows will say.
+                    _sync_file_range(self._descriptor, offset, len(part), _SYNC_FILE_RANGE_WRITE)
+                offset += len(part)
 
     def _write_rest(self, data: bytes, count: int, offset: int) -> None:
         """A short write (a signal, or more than 2 GiB) goes on where it stopped; a full disk raises then."""

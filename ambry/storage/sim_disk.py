@@ -209,6 +209,10 @@ class SimFile:
             if fits < len(data):
                 raise DiskFull(f"write to {self._path}: no space left")
 
+    def write_out(self, pieces: Sequence[Buffer], offset: int) -> None:
+        """As pwrite: when a disk begins with what is not synced yet makes no difference to what a crash may leave."""
+        self.pwrite(pieces, offset)
+
     def sync(self) -> None:
         """Make everything written so far durable. A sync that failed is never retried: later ones fail, too."""
         with self._disk.lock:

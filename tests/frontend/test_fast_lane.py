@@ -420,11 +420,14 @@ PLAIN_POST: Final = head_of("POST / HTTP/1.1", ["Host: x", "Content-Length: 3"])
 
 
 @settings(max_examples=200, deadline=None)
-@given(conversations(), st.booleans())
-@example([PLAIN_GET + PLAIN_POST + PLAIN_GET + RANGE_GET + PLAIN_GET + CLOSING_GET + PLAIN_GET], True)
-@example([PLAIN_POST[:49], PLAIN_POST[49:], PLAIN_GET, PLAIN_GET], True)
-@example([head_of("POST / HTTP/1.1", ["Host: x", "Content-Length: 3", "Transfer-Encoding: chunked"]) + PLAIN_GET], True)
-@example([head_of("POST / HTTP/1.1", ["Host: x", "Content-Length: 3"], end="\n") + PLAIN_GET + PLAIN_GET], True)
+@given(conversations(), st.booleans(), st.booleans())
+@example([PLAIN_GET + PLAIN_POST + PLAIN_GET + RANGE_GET + PLAIN_GET + CLOSING_GET + PLAIN_GET], True, True)
+@example([PLAIN_GET + PLAIN_POST + PLAIN_GET + RANGE_GET + PLAIN_GET + CLOSING_GET + PLAIN_GET], True, False)
+@example([PLAIN_POST[:49], PLAIN_POST[49:], PLAIN_GET, PLAIN_GET], True, False)
+@example(
+    [head_of("POST / HTTP/1.1", ["Host: x", "Content-Length: 3", "Transfer-Encoding: chunked"]) + PLAIN_GET], True, True
+)
+@example([head_of("POST / HTTP/1.1", ["Host: x", "Content-Length: 3"], end="\n") + PLAIN_GET + PLAIN_GET], True, True)
 def test_no_client_can_tell_the_lane_from_aiohttp(pieces: list[bytes], is_warm: bool) -> None:
     check_alike(pieces, is_warm=is_warm)
 

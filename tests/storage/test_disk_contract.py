@@ -94,6 +94,13 @@ def test_a_large_write_is_whole(file: File) -> None:
     assert file.pread(len(content), 3) == content
 
 
+def test_a_write_that_begins_early_writes_the_same_bytes(file: File) -> None:
+    body = bytes(range(256)) * 10_000
+    file.write_out([b"head", memoryview(body), b"", b"tail"], 9)
+    file.sync()
+    assert file.pread(len(body) + 100, 9) == b"head" + body + b"tail"
+
+
 def test_truncation_cuts_and_extends_with_zeros(file: File) -> None:
     file.pwrite([b"0123456789"], 0)
     file.truncate(4)
