@@ -60,6 +60,8 @@ OWN_ERRORS: Final[Mapping[str, str]] = {
 CATCH_ALLS: Final[Mapping[str, str]] = {
     "ambry/datanode/disk_service.py:DiskService._commit": "every caller of a group gets an answer, whatever went wrong",
     "ambry/datanode/disk_service.py:DiskService._read_batch": "so does every reader of a batch",
+    "ambry/frontend/fast_lane.py:FastConnection.look_up": "a mistake in one request must not reach others of its turn",
+    "ambry/frontend/fast_lane.py:FastConnection.begin_post": "so it must not here",
 }
 """Functions that catch Exception or BaseException, as path:function. Few: the borders where nothing may get through."""
 
