@@ -77,6 +77,8 @@ COMMIT_QUEUE_RECORDS_MAX: Final = 16 * KIB
 
 RETIRED_SEGMENT_S: Final = 60
 """Files of compacted segments stay open this long, so that reads under way can finish: twice their deadline."""
+HOT_RECORDS_BYTES_MAX: Final = 16 * MIB
+"""Verified small records of one disk that are kept in memory; four thousand of 4 KiB."""
 
 COLD_READ_THREADS: Final = 4
 """Threads of one disk that read what is not in the page cache."""
@@ -189,9 +191,6 @@ LANE_HEAD_BYTES_MAX: Final = 4 * KIB
 
 LANE_HELD_BYTES_MAX: Final = 64 * KIB
 """Bytes that wait on one connection behind a request of the fast lane; above it reading stops."""
-
-LANE_REQUESTS_PER_TURN_MAX: Final = 32
-"""Pipelined requests that one connection gets answered before others have their turn: half a millisecond."""
 
 LANE_BLOCKS_MAX: Final = 4096
 """Rendered header blocks that the fast lane keeps; at most a few MiB."""

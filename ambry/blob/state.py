@@ -37,6 +37,10 @@ BOTTOM: Final = BlobState(0, 0)
 """Joins with anything to the other. Not a state that a blob is ever in by itself."""
 
 
+LIVE_FOR_EVER: Final = BlobState(0, NEVER)
+"""The state of nearly every blob: put once, without a TTL."""
+
+
 def join(left: BlobState, right: BlobState) -> BlobState:
     """The state of a replica that has seen both."""
     return BlobState(max(left.life, right.life), max(left.expires_at_ms, right.expires_at_ms))

@@ -128,7 +128,15 @@ async def _start(job: FrontendJob, workers: Workers, stack: contextlib.AsyncExit
     ssl = node_client_context(job.settings.node_tls) if job.settings.node_tls else None
     datanodes = {
         node.name: RemoteDatanode(
-            node.host, node.port, node.name, job.cluster_map.fingerprint, job.secret, own_name, ssl
+            node.host,
+            node.port,
+            node.name,
+            job.cluster_map.fingerprint,
+            job.secret,
+            own_name,
+            ssl,
+            # Small requests do not queue behind a 4 MiB frame on the only connection.
+            connections=2,
         )
         for node in job.cluster_map.nodes.values()
     }

@@ -19,7 +19,15 @@ from ambry.blob.requests import GetAnswer, GetRequest, PutRequest, StateAnswer
 from ambry.clock import Clock
 from ambry.config import StorageSettings
 from ambry.datanode.upkeep import Upkeep
-from ambry.errors import AmbryError, CorruptRecord, DeadlineExceeded, DiskUnavailable, Overloaded, ShuttingDown
+from ambry.errors import (
+    AmbryError,
+    CorruptRecord,
+    DeadlineExceeded,
+    DiskFull,
+    DiskUnavailable,
+    Overloaded,
+    ShuttingDown,
+)
 from ambry.limits import (
     COLD_READ_THREADS,
     COLD_READS_MAX,
@@ -236,7 +244,7 @@ class DiskService:
     def _make_checkpoints(self) -> None:
         """At every interval, or when the journal fills up; first the rest of the journal is made usable."""
         try:
-            while not self._stopping.is_set() and self.store.fill_journal():
+            while not self._stopping.is_set() and self._fill_journal():
                 if self._checkpoint_wanted.is_set():
                     self._checkpoint()
             while not self._stopping.is_set():
@@ -246,10 +254,21 @@ class DiskService:
         except AmbryError as error:
             _log.error("no more checkpoints: the disk takes no more writes", disk=self.name, reason=str(error))
 
+    def _fill_journal(self) -> bool:
+        try:
+            return self.store.fill_journal()
+        except DiskFull:
+            # It stays as large as it is, and is checkpointed more often.
+            return False
+
     def _checkpoint(self) -> None:
         self._checkpoint_wanted.clear()
         started_s = time.monotonic()
-        self.store.checkpoint()
+        try:
+            self.store.checkpoint()
+        except DiskFull as error:
+            _log.warning("no space for a checkpoint; trying again", disk=self.name, reason=str(error))
+            self._stopping.wait(self._interval_s)
         self._checkpoint_seconds.observe(time.monotonic() - started_s)
 
     def _read_batch(self, batch: int, reads: Sequence[_Read]) -> None:

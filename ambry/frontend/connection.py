@@ -23,9 +23,12 @@ from ambry.frontend.operations import Operations
 from ambry.frontend.request_id import RequestIds
 from ambry.limits import HTTP_BODY_IDLE_MS, HTTP_CONNECTIONS_MAX
 from ambry.logs import get_logger
-from ambry.metrics import Metrics
+from ambry.metrics import OTHER, Metrics
 
 _log = get_logger(__name__)
+
+_IDLE_POLL_S: Final = 0.02
+"""How often it is seen whether the requests of a client that sends no more are answered."""
 
 _TOO_MANY: Final = "Too many headers received"
 """What aiohttp's parser says of more header lines than it was told to take."""
@@ -85,6 +88,25 @@ class Connection(RequestHandler):
         if self._messages and isinstance(self._messages[-1][0], _ErrInfo):
             self._break_body()
 
+    def eof_received(self) -> bool | None:  # type: ignore[override] # asyncio's own: true keeps the connection open
+        """The client sends no more. What it asked for completely is answered before the connection closes."""
+        request = self._current_request
+        if self.is_idle or (request is not None and not request.content.is_eof()) or self.ssl_context is not None:
+            return None
+        self._loop.call_later(_IDLE_POLL_S, self._close_when_idle)
+        return True
+
+    def _close_when_idle(self) -> None:
+        request = self._current_request
+        if self.is_idle:
+            self.force_close()
+        elif request is not None and not request.content.is_eof():
+            # The end came before this request was begun, and in the middle of its body: the rest never comes.
+            if self.transport is not None:
+                self.transport.close()
+        elif self.transport is not None:
+            self._loop.call_later(_IDLE_POLL_S, self._close_when_idle)
+
     def _break_body(self) -> None:
         """The parser gave up in the middle of a body: whoever reads it must not wait for the rest."""
         request = self._current_request
@@ -118,7 +140,9 @@ class Connection(RequestHandler):
         if not isinstance(exc, ConnectionError):
             log = _log.error if status >= 500 else _log.debug
             log("request refused", request_id=request_id, status=status, error=repr(exc), exc_info=status >= 500)
-            services.metrics.requests.observe("other", status_of(error), 0.0)
+            if status < 500:
+                # What came through the API is counted there.
+                services.metrics.requests.observe(OTHER, status_of(error), 0.0)
         answer = error_answer(error, services.clock.now_ms(), request_id)
         response = BodyResponse(answer)
         response.force_close()
@@ -130,8 +154,9 @@ class Connection(RequestHandler):
 
     @property
     def is_idle(self) -> bool:
-        """Between two requests."""
-        return self._current_request is None and not self._messages and not self._request_in_progress
+        """Between two requests: aiohttp waits for the next one, and none has arrived."""
+        waiter = self._waiter
+        return waiter is not None and not waiter.done() and not self._messages
 
     def check_progress(self, now: float) -> None:
         """Disconnect a client that has stood still in the middle of a body for too long. `now` is monotonic."""

@@ -12,25 +12,26 @@ Operations, render the same header lists and count in the same metrics; tests/fr
 byte by byte.
 
 Invariant: at any moment either aiohttp or the lane has the connection, and requests are answered in the order in which
-they came. While a request of the lane waits for its datanode, what arrives behind it is held, and reading stops when
-that is much. This module knows bytes and connections; what a request means is decided in operations.py and headers.py.
+they came. While a request of the lane waits, for its turn or for its datanode, what arrives behind it is held, and
+reading stops when that is much. This module knows connections; what is recognised is in lane_heads.py, what a request
+means in operations.py and headers.py, how an answer looks in lane_answers.py.
 """
 
 import asyncio
-import re
 from asyncio import CancelledError
 from time import monotonic
 from typing import Any, Final
+from weakref import WeakKeyDictionary
 
 from ambry.blob.blob_id import binary_from_text
-from ambry.blob.properties import Properties, encode_properties
 from ambry.blob.requests import GetAnswer
 from ambry.errors import AmbryError
 from ambry.frontend.connection import Connection, HttpServer
-from ambry.frontend.headers import PutHeaders, parse_put_headers
 from ambry.frontend.lane_answers import LaneAnswers
-from ambry.limits import LANE_BODY_BYTES_MAX, LANE_HEAD_BYTES_MAX, LANE_HELD_BYTES_MAX, LANE_REQUESTS_PER_TURN_MAX
+from ambry.frontend.lane_heads import PostHead, harmless_lines, message_size, post_head
+from ambry.limits import LANE_BODY_BYTES_MAX, LANE_HELD_BYTES_MAX
 from ambry.logs import get_logger
+from ambry.metrics import RequestMetrics
 
 _log = get_logger(__name__)
 
@@ -41,110 +42,88 @@ _ID: Final = slice(5, _GET_PATH_END)
 
 _POST: Final = b"POST / HTTP/1.1\r\n"
 
-_HEAD: Final = re.compile(
-    rb"(?:GET /[0-9A-Za-z_-]{43}|POST /) HTTP/1\.1\r\n((?:[A-Za-z-]{1,64}: [!-~](?:[ -~]{0,1022}[!-~])?\r\n){1,32})\r\n"
-)
-"""Head of a request that may be the lane's: one space after each colon, values of printable ASCII without edges."""
-
-_HARMLESS: Final = frozenset(
-    (b"host", b"user-agent", b"accept", b"accept-encoding", b"accept-language", b"connection", b"referer", b"origin",
-     b"cache-control", b"pragma", b"dnt", b"traceparent", b"tracestate")
-)  # fmt: skip
-"""Headers that change no answer. Connection only if it says keep-alive, which HTTP/1.1 does anyway."""
-
-_OF_POST: Final = frozenset(
-    (b"content-length", b"content-type", b"x-ambry-service-id", b"x-ambry-owner-id", b"x-ambry-content-type",
-     b"x-ambry-content-encoding", b"x-ambry-filename", b"x-ambry-ttl")
-)  # fmt: skip
-"""Headers that the lane hands to `parse_put_headers`, as aiohttp's way does. Digests and user metadata are not here."""
-
-_LENGTH: Final = re.compile(rb"0|[1-9][0-9]{0,9}")
-
-_FOREIGN_HEAD: Final = re.compile(
-    rb"(?:GET|HEAD|POST|PUT|DELETE|OPTIONS) [!-~]+ HTTP/1\.1\r\n((?:[A-Za-z0-9-]+:[ -~]*\r\n)*)\r\n"
-)
-"""Head of a request that is aiohttp's, but whose end is certain."""
-
-_FOREIGN_LENGTH: Final = re.compile(rb"\ncontent-length: *([0-9]{1,15}) *\r\n")
-
-
-def harmless_lines(head: bytes, extra: frozenset[bytes] = frozenset()) -> dict[bytes, bytes] | None:
-    """Header lines by lower-case name, or None if one is not on the lists, or is there twice, or Host is missing."""
-    lines: dict[bytes, bytes] = {}
-    match = _HEAD.fullmatch(head)
-    if match is None or len(head) > LANE_HEAD_BYTES_MAX:
-        return None
-    for line in match[1].splitlines():
-        name, _, value = line.partition(b": ")
-        lower = name.lower()
-        if lower in lines or not (lower in _HARMLESS or lower in extra):
-            return None
-        lines[lower] = value
-    if b"host" not in lines or lines.get(b"connection", b"keep-alive").lower() != b"keep-alive":
-        return None
-    return lines
-
-
-def message_size(data: bytes) -> int | None:
-    """Bytes of the message that begins at the front of `data`, head and body; None unless it is beyond doubt.
-
-    Beyond doubt means that no parser could see it otherwise: a whole head in the strict form, at most one
-    Content-Length, neither Transfer-Encoding nor Upgrade.
-    """
-    match = _FOREIGN_HEAD.match(data)
-    if match is None:
-        return None
-    lines = b"\n" + match[1].lower()
-    if b"\ntransfer-encoding" in lines or b"\nupgrade" in lines or b"\nconnection" in lines:
-        return None
-    count = lines.count(b"\ncontent-length")
-    if count == 0:
-        return match.end()
-    length = _FOREIGN_LENGTH.search(lines)
-    return match.end() + int(length[1]) if count == 1 and length is not None else None
-
-
-class PostHead:
-    """What the head of a POST says, read once and for all requests that begin with the same bytes."""
-
-    __slots__ = ("bytes", "end", "headers", "properties", "size")
-
-    def __init__(self, head: bytes, length: int, headers: PutHeaders) -> None:
-        self.bytes = head
-        self.size = len(head)
-        self.end = len(head) + length
-        self.headers = headers
-        plain = headers.properties
-        self.properties = encode_properties(
-            Properties(
-                size=length,
-                content_type=plain.content_type,
-                content_encoding=plain.content_encoding,
-                filename=plain.filename,
-                service_id=plain.service_id,
-                owner_id=plain.owner_id,
-            )
-        )
-
-
-def post_head(head: bytes) -> PostHead | None:
-    """Read the head of a POST that may be the lane's; None if it is not."""
-    lines = harmless_lines(head, _OF_POST)
-    if lines is None:
-        return None
-    length = lines.pop(b"content-length", b"")
-    if not _LENGTH.fullmatch(length) or int(length) > LANE_BODY_BYTES_MAX:
-        return None
-    try:
-        headers = parse_put_headers((name.decode("ascii"), value.decode("ascii")) for name, value in lines.items())
-    except AmbryError:
-        # aiohttp's way gives the same error; the lane need not know how to say it.
-        return None
-    return PostHead(head, int(length), headers)
-
-
 _answers: Final = LaneAnswers()
 """Rendered answers, for all connections of the process. A cache of pure functions: nobody can tell that it is there."""
+
+
+class Turn:
+    """What arrived on all connections in one turn of the loop, worked off step by step instead of one by one.
+
+    Each step is the same few functions for every request: look up and read; render; write to the sockets. So their code
+    and data stay in the processor's caches, from which the kernel's network code pushes them when requests are answered
+    one by one: 22 us for a GET against 34, sockets included, at 20 requests a turn. The turn ends when the loop has
+    read what there was to read; where there is only one connection nobody waits even for that.
+    """
+
+    __slots__ = ("_found", "_gets", "_is_planned", "_is_working", "_loop", "_posts", "_requests", "_stored")
+
+    def __init__(self, requests: RequestMetrics) -> None:
+        self._requests = requests
+        self._loop = asyncio.get_running_loop()
+        self._is_planned = False
+        self._is_working = False
+        self._posts: list[FastConnection] = []
+        self._gets: list[FastConnection] = []
+        self._found: list[tuple[FastConnection, GetAnswer]] = []
+        self._stored: list[tuple[FastConnection, asyncio.Future[str]]] = []
+
+    def post(self, connection: "FastConnection") -> None:
+        """A POST has arrived."""
+        self._posts.append(connection)
+        self._plan()
+
+    def get(self, connection: "FastConnection") -> None:
+        """A GET has arrived."""
+        self._gets.append(connection)
+        self._plan()
+
+    def found(self, connection: "FastConnection", answer: GetAnswer) -> None:
+        """A datanode has answered a GET."""
+        self._found.append((connection, answer))
+        self._plan()
+
+    def stored(self, connection: "FastConnection", future: "asyncio.Future[str]") -> None:
+        """A POST has ended, one way or the other."""
+        self._stored.append((connection, future))
+        self._plan()
+
+    def _plan(self) -> None:
+        if self._is_planned:
+            return
+        if self._requests.connections == 1 and not self._is_working:
+            self._work()
+        else:
+            self._is_planned = True
+            self._loop.call_soon(self._work)
+
+    def _work(self) -> None:
+        self._is_planned = False
+        # What comes of this turn, such as the next of some pipelined requests, is for the next turn.
+        self._is_working = True
+        try:
+            self._work_off()
+        finally:
+            self._is_working = False
+
+    def _work_off(self) -> None:
+        posts, gets, found, stored = self._posts, self._gets, self._found, self._stored
+        self._posts, self._gets, self._found, self._stored = [], [], [], []
+        for connection in posts:
+            connection.begin_post()
+        for connection in gets:
+            answer = connection.look_up()
+            if answer is not None:
+                found.append((connection, answer))
+        answers = [(connection, connection.render_get(answer), answer.body_size) for connection, answer in found]
+        results = [(connection, *connection.render_post(future)) for connection, future in stored]
+        for connection, whole, size in answers:
+            connection.end_get(whole, size)
+        for connection, status, whole in results:
+            connection.end_post(status, whole)
+
+
+_turns: Final[WeakKeyDictionary[HttpServer, Turn]] = WeakKeyDictionary()
+"""The turn of each server, shared by its connections."""
 
 
 class FastConnection(Connection):
@@ -161,10 +140,12 @@ class FastConnection(Connection):
         "_post_head",
         "_request",
         "_started",
+        "_turn",
     )
 
     def __init__(self, server: HttpServer, **options: Any) -> None:  # noqa: ANN401 -- aiohttp's own, handed through
         super().__init__(server, **options)
+        self._turn = _turns.get(server) or _turns.setdefault(server, Turn(self.services.metrics.requests))
         self._is_open = True
         """The lane may look at what arrives: it waits for nothing, holds nothing, and aiohttp is between messages."""
         self._is_closed = False
@@ -203,8 +184,7 @@ class FastConnection(Connection):
         self._take(data)
 
     def _take(self, data: bytes) -> None:
-        """Answer, hold or pass on all of `data`."""
-        answered = 0
+        """Begin to answer, hold or pass on all of `data`."""
         while data:
             if self._force_close or self._close or self._is_closed or self.services.is_stopping:
                 self._close_lane()
@@ -220,19 +200,11 @@ class FastConnection(Connection):
                     # The client does not read its answers; more of them would only fill memory.
                     self._hold(data)
                     return
-                if answered == LANE_REQUESTS_PER_TURN_MAX:
-                    self._hold(data)
-                    self._loop.call_soon(self._go_on)
-                    return
                 size = self._recognise(data)
-            if size == 0:
-                data = self._pass_on(data)
-            else:
-                data = data[size:]
-                answered += 1
+            data = data[size:] if size else self._pass_on(data)
 
     def _recognise(self, data: bytes) -> int:
-        """Answer the request at the front of `data`, or begin to. Returns its size, 0 if it is not the lane's."""
+        """Begin to answer the request at the front of `data`. Returns its size, 0 if it is not the lane's."""
         if data.startswith(_GET):
             end = data.find(b"\r\n\r\n", _GET_PATH_END) + 4
             rest = data[_GET_PATH_END:end]
@@ -323,106 +295,10 @@ class FastConnection(Connection):
 
     # --- requests of the lane ----------------------------------------------------------------------------------
 
-    def _get(self, data: bytes) -> None:
-        """Answer a GET whose head is known to be harmless; aiohttp answers whatever does not end in 200."""
-        self._started = monotonic()
-        operations = self.services.operations
-        try:
-            blob_id = binary_from_text(data[_ID])
-            answer = operations.get_small_now(blob_id, LANE_BODY_BYTES_MAX)
-        except AmbryError:
-            self._give_back(data)
-            return
-        if answer is not None:
-            self._answer_get(data, answer)
-            return
-        future = operations.get_small(blob_id, LANE_BODY_BYTES_MAX)
-        if future is None:
-            self._give_back(data)
-            return
-        self._wait(data)
-        future.add_done_callback(self._got)
-
-    def _got(self, future: "asyncio.Future[GetAnswer]") -> None:
-        data = self._stop_waiting()
-        failed = future.cancelled() or future.exception() is not None
-        if self.transport is None:
-            return
-        if failed:
-            self._give_back(data)
-        else:
-            self._answer_get(data, future.result())
-        self._go_on()
-
-    def _answer_get(self, data: bytes, answer: GetAnswer) -> None:
-        services = self.services
-        whole = _answers.ok(data[_ID], answer, services.request_ids, services.clock.now_ms())
-        if whole is None:
-            self._give_back(data)
-            return
-        self._write(whole)
-        requests = services.metrics.requests
-        requests.bytes_out += answer.body_size
-        requests.observe("get_blob", 200, monotonic() - self._started)
-
-    def _give_back(self, data: bytes) -> None:
-        """Let aiohttp answer a whole request that the lane had begun to look at."""
-        count = self._request_count
-        super().data_received(data)
-        if self._request_count != count + 1:
-            self._close_lane()
-
-    def _post(self, data: bytes, head: PostHead) -> None:
-        """Store a small body. From here on the request is the lane's, however it ends."""
-        self._started = monotonic()
-        services = self.services
-        created_ms = self._created_ms = services.clock.now_ms()
-        services.metrics.requests.bytes_in += head.end - head.size
-        self._wait(data)
-        future = services.operations.put_small(
-            memoryview(data)[head.size :], head.properties, created_ms, head.headers.expires_at_ms(created_ms)
-        )
-        future.add_done_callback(self._put)
-
-    def _put(self, future: "asyncio.Future[str]") -> None:
-        self._stop_waiting()
-        services = self.services
-        request_id = services.request_ids.new()
-        now_ms = services.clock.now_ms()
-        error = CancelledError() if future.cancelled() else future.exception()
-        status = 201
-        if error is None:
-            whole = _answers.created(future.result().encode(), self._created_ms, request_id, now_ms)
-        else:
-            if not isinstance(error, AmbryError):
-                _log.error("request failed", request_id=request_id, exc_info=error)
-                error = AmbryError("unforeseen")
-            status, whole = _answers.error(error, request_id, now_ms)
-            if status >= 500:
-                _log.warning("request failed", request_id=request_id, status=status, error=str(error), kind=error.name)
-        if self.transport is not None:
-            self._write(whole)
-        services.metrics.requests.observe("put_blob", status, monotonic() - self._started)
-        self._go_on()
-
-    def _write(self, whole: bytes) -> None:
-        transport = self.transport
-        assert transport is not None
-        self._request_count += 1
-        self._next_keepalive_close_time = monotonic() + self._keepalive_timeout
-        if self.services.is_stopping:
-            # As aiohttp says it: the last header.
-            head, end, body = whole.partition(b"\r\n\r\n")
-            transport.write(head + b"\r\nConnection: close" + end + body)
-            self.force_close()
-        else:
-            transport.write(whole)
-
-    # --- waiting for a datanode --------------------------------------------------------------------------------
-
     def _wait(self, data: bytes) -> None:
         self._request = data
         self._is_open = False
+        self._started = monotonic()
         self.services.metrics.requests.in_flight += 1
 
     def _stop_waiting(self) -> bytes:
@@ -431,6 +307,136 @@ class FastConnection(Connection):
         self._request = None
         self.services.metrics.requests.in_flight -= 1
         return data
+
+    def _get(self, data: bytes) -> None:
+        """A GET whose head is harmless. aiohttp answers whatever does not end in 200."""
+        self._wait(data)
+        self._turn.get(self)
+
+    def look_up(self) -> GetAnswer | None:
+        """The answer of the GET that waits, if it can be had now. Else it comes through a future, or from aiohttp."""
+        data = self._request
+        assert data is not None
+        operations = self.services.operations
+        try:
+            blob_id = binary_from_text(data[_ID])
+            answer = operations.get_small_now(blob_id, LANE_BODY_BYTES_MAX)
+            if answer is not None:
+                return answer
+            future = operations.get_small(blob_id, LANE_BODY_BYTES_MAX)
+        except Exception:  # noqa: BLE001 -- others wait in this turn; aiohttp's way meets the same error and answers it
+            future = None
+        if future is None:
+            self._give_back()
+        else:
+            future.add_done_callback(self._got)
+        return None
+
+    def _got(self, future: "asyncio.Future[GetAnswer]") -> None:
+        if future.cancelled() or future.exception() is not None:
+            self._give_back()
+        else:
+            self._turn.found(self, future.result())
+
+    def render_get(self, answer: GetAnswer) -> bytes | None:
+        """The whole answer; None if what was found is no 200."""
+        data = self._request
+        assert data is not None
+        services = self.services
+        return _answers.ok(data[_ID], answer, services.request_ids, services.clock.now_ms())
+
+    def end_get(self, whole: bytes | None, body_size: int) -> None:
+        """Send the answer and go on."""
+        if whole is None:
+            self._give_back()
+            return
+        self._stop_waiting()
+        if self.transport is None:
+            return
+        now = self._write(whole)
+        requests = self.services.metrics.requests
+        requests.bytes_out += body_size
+        requests.observe("get_blob", 200, now - self._started)
+        self._go_on()
+
+    def _give_back(self) -> None:
+        """Let aiohttp answer a whole request that the lane had begun to look at."""
+        data = self._stop_waiting()
+        if self.transport is None:
+            return
+        count = self._request_count
+        super().data_received(data)
+        if self._request_count != count + 1:
+            self._close_lane()
+        self._go_on()
+
+    def _post(self, data: bytes, head: PostHead) -> None:
+        """A small body. From here on the request is the lane's, however it ends."""
+        assert head is self._post_head
+        self._wait(data)
+        self._turn.post(self)
+
+    def begin_post(self) -> None:
+        """Store the body of the POST that waits."""
+        data, head = self._request, self._post_head
+        assert data is not None
+        assert head is not None
+        services = self.services
+        created_ms = self._created_ms = services.clock.now_ms()
+        services.metrics.requests.bytes_in += head.end - head.size
+        body = memoryview(data)[head.size :]
+        try:
+            future = services.operations.put_small(
+                body, head.properties, created_ms, head.headers.expires_at_ms(created_ms)
+            )
+        except Exception as error:  # noqa: BLE001 -- others wait in this turn; this one gets its 500
+            future = self._loop.create_future()
+            future.set_exception(error)
+        future.add_done_callback(self._put)
+
+    def _put(self, future: "asyncio.Future[str]") -> None:
+        self._turn.stored(self, future)
+
+    def render_post(self, future: "asyncio.Future[str]") -> tuple[int, bytes]:
+        """Status and answer of a POST that has ended."""
+        services = self.services
+        request_id = services.request_ids.new()
+        now_ms = services.clock.now_ms()
+        error = CancelledError() if future.cancelled() else future.exception()
+        if error is None:
+            return 201, _answers.created(future.result().encode(), self._created_ms, request_id, now_ms)
+        if not isinstance(error, AmbryError):
+            _log.error("request failed", request_id=request_id, exc_info=error)
+            error = AmbryError("unforeseen")
+        status, whole = _answers.error(error, request_id, now_ms)
+        if status >= 500:
+            _log.warning("request failed", request_id=request_id, status=status, error=str(error), kind=error.name)
+        return status, whole
+
+    def end_post(self, status: int, whole: bytes) -> None:
+        """Send the answer and go on."""
+        self._stop_waiting()
+        now = monotonic() if self.transport is None else self._write(whole)
+        self.services.metrics.requests.observe("put_blob", status, now - self._started)
+        self._go_on()
+
+    def _write(self, whole: bytes) -> float:
+        """Send an answer. Returns the moment (monotonic)."""
+        transport = self.transport
+        assert transport is not None
+        self._request_count += 1
+        now = monotonic()
+        self._next_keepalive_close_time = now + self._keepalive_timeout
+        if self.services.is_stopping:
+            # As aiohttp says it: the last header.
+            head, end, body = whole.partition(b"\r\n\r\n")
+            transport.write(head + b"\r\nConnection: close" + end + body)
+            self.force_close()
+        else:
+            transport.write(whole)
+        return now
+
+    # --- the end of a connection -------------------------------------------------------------------------------
 
     def _process_keepalive(self) -> None:
         """An idle connection is closed after a while; one that waits for a datanode is not idle."""

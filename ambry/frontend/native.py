@@ -150,7 +150,7 @@ class NativeApi:
 
     def _failed(self, request: BaseRequest, error: AmbryError, request_id: str) -> web.StreamResponse:
         answer = answers.error_answer(error, self._services.clock.now_ms(), request_id)
-        if request.writer.output_size > len(_CONTINUE):
+        if request.writer.output_size > 0:
             # Headers are out. Nothing but a broken connection says that the rest does not come.
             _log.warning("an answer broke off", error=str(error))
             if request.transport is not None:

@@ -14,6 +14,7 @@ acknowledged, so the next opening restores it. A sync that failed is never repea
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Final, TypeAlias
 
 from ambry.blob.blob_id import BINARY_SIZE
@@ -71,6 +72,7 @@ class _Run:
     """Shared by all runs of a replica: a blob's records may be in several, and its last entry has to win."""
     end_lsn: int = 0
     needs_sync: bool = False
+    error: AmbryError | None = None
     pieces: list[Buffer] = field(default_factory=list)
     table: list[bytes] = field(default_factory=list)
     journal: list[bytes] = field(default_factory=list)
@@ -362,26 +364,44 @@ class CommitGroup:
 
         A failed write fails all requests of its replica: their records lean on each other.
         """
+        for run in self._runs:
+            if not run.needs_sync:
+                self._write(run)
+        # Large bodies beside each other: while the disk takes one, the page cache takes the next.
+        self._disk.run_all([partial(self._write_and_sync, run) for run in self._runs if run.needs_sync])
         failed: dict[int, AmbryError] = {}
         for run in self._runs:
             partition = run.replica.partition
-            if partition not in failed:
-                try:
-                    reserve_ahead(run.segment, self._segment_bytes)
-                    run.segment.file.pwrite(run.pieces, run.start)
-                    run.replica.dirty.add(run.segment.number)
-                except (DiskFull, DiskUnavailable) as error:
-                    failed[partition] = error
+            if run.error is not None:
+                failed.setdefault(partition, run.error)
         for run in self._runs:
-            if run.replica.partition in failed:
-                self._give_back(run, failed[run.replica.partition])
-                del self._batches[run.replica.partition][:]
-        written = self._runs = [run for run in self._runs if run.replica.partition not in failed]
+            error = failed.get(run.replica.partition)
+            if error is not None:
+                self._give_back(run, error)
+                self._batches[run.replica.partition].clear()
+            else:
+                run.replica.dirty.add(run.segment.number)
+        self._runs = [run for run in self._runs if run.replica.partition not in failed]
         for blob_id, index in self._dependent:
             cause = failed.get(int.from_bytes(blob_id[12:16], "big"))
             if cause is not None:
                 self.answers[index] = cause
-        self._disk.sync_all([run.segment.file for run in written if run.needs_sync])
+
+    def _write(self, run: _Run) -> None:
+        try:
+            reserve_ahead(run.segment, self._segment_bytes)
+            run.segment.file.pwrite(run.pieces, run.start)
+        except (DiskFull, DiskUnavailable) as error:
+            run.error = error
+
+    def _write_and_sync(self, run: _Run) -> None:
+        try:
+            reserve_ahead(run.segment, self._segment_bytes)
+            run.segment.file.write_out(run.pieces, run.start)
+        except (DiskFull, DiskUnavailable) as error:
+            run.error = error
+            return
+        run.segment.file.sync()
 
     def _give_back(self, run: _Run, error: AmbryError) -> None:
         run.segment.end = run.start

@@ -319,7 +319,7 @@ class Compaction:
 
     def _finish_outputs(self) -> None:
         self._write_buffer()
-        self._disk.sync_all([segment.file for segment in self._work.outputs])
+        self._disk.run_all([segment.file.sync for segment in self._work.outputs])
         self._disk.sync_folder(partition_folder(self._replica.partition))
 
     def _abandon(self) -> None:

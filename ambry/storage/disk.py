@@ -5,7 +5,7 @@ operating system become errors of the store here and nowhere else: ENOSPC and ED
 DiskUnavailable. A write either writes everything or raises; what a failed write left behind is not known.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol, TypeAlias
 
 Buffer: TypeAlias = bytes | bytearray | memoryview
@@ -24,6 +24,10 @@ class File(Protocol):
 
     def pwrite(self, pieces: Sequence[Buffer], offset: int) -> None:
         """Write all pieces one after the other. Durable only after `sync`."""
+        ...
+
+    def write_out(self, pieces: Sequence[Buffer], offset: int) -> None:
+        """As pwrite, for large bodies that are synced next: the disk may begin while the rest is copied."""
         ...
 
     def sync(self) -> None:
@@ -82,8 +86,11 @@ class Disk(Protocol):
         """Make the names in a folder durable."""
         ...
 
-    def sync_all(self, files: Sequence[File]) -> None:
-        """Sync several files, beside each other where the disk is faster so. Raises when any of them failed."""
+    def run_all(self, tasks: Sequence[Callable[[], None]]) -> None:
+        """Run what waits for different files, beside each other where the disk is faster so. Returns when all ended.
+
+        Raises the first error of the store that a task raised.
+        """
         ...
 
     def free_bytes(self) -> int:

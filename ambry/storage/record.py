@@ -17,11 +17,11 @@ from typing import Final
 from xxhash import xxh3_64_intdigest
 
 from ambry.blob.blob_id import BINARY_SIZE
-from ambry.blob.checksums import blocks_match, vector_matches, vector_size
+from ambry.blob.checksums import CHECKSUM_SIZE, blocks_match, vector_matches, vector_size
 from ambry.blob.requests import Buffer
 from ambry.blob.value import value
 from ambry.errors import CorruptRecord
-from ambry.limits import BODY_BYTES_MAX, KEY_BYTES_MAX, PROPERTIES_BYTES_MAX
+from ambry.limits import BODY_BYTES_MAX, CHECKSUM_BLOCK_BYTES, KEY_BYTES_MAX, PROPERTIES_BYTES_MAX
 
 MAGIC: Final = b"AREC"
 VERSION: Final = 1
@@ -65,6 +65,7 @@ class RecordKind(IntEnum):
 
 
 _KINDS: Final = {kind.value: kind for kind in RecordKind}
+_PUT: Final = RecordKind.PUT.value
 
 
 @value
@@ -228,25 +229,32 @@ def read_whole(data: Buffer, seed: int, blob_id: bytes) -> tuple[int, bytes, mem
     view = memoryview(data)
     if len(view) < HEADER_SIZE:
         raise CorruptRecord("the record is cut short")
-    fields = _HEADER.unpack_from(view)
-    time_ms, body_size, properties_size, key_size, root = fields[5], fields[8], fields[9], fields[10], fields[12]
+    (magic, version, kind, _, _, time_ms, _, _, body_size, properties_size, key_size, _, root, meta_sum, header_sum) = (
+        _HEADER.unpack_from(view)
+    )
     body_at = HEADER_SIZE + BINARY_SIZE + properties_size
     vector_at = body_at + body_size
-    vector_end = vector_at + vector_size(body_size)
+    vector_end = vector_at + -(-body_size // CHECKSUM_BLOCK_BYTES) * CHECKSUM_SIZE
     if (
-        xxh3_64_intdigest(view[:CHECKED_SIZE], seed) != fields[14]
-        or fields[0] != MAGIC
-        or fields[1] != VERSION
-        or fields[2] != RecordKind.PUT
+        xxh3_64_intdigest(view[:CHECKED_SIZE], seed) != header_sum
+        or magic != MAGIC
+        or version != VERSION
+        or kind != _PUT
         or key_size != BINARY_SIZE
         or len(view) != vector_end + -vector_end % ALIGNMENT
     ):
         raise CorruptRecord("no put record where the index says")
     meta = bytes(view[HEADER_SIZE:body_at])
-    if xxh3_64_intdigest(meta, seed) != fields[13] or meta[:BINARY_SIZE] != blob_id:
+    if xxh3_64_intdigest(meta, seed) != meta_sum or not meta.startswith(blob_id):
         raise CorruptRecord("key and properties do not have their checksum, or are of another blob")
     body = view[body_at:vector_at]
-    vector = view[vector_at:vector_end]
-    if body_size and not (vector_matches(vector, root, body_size) and blocks_match(body, vector)):
+    if body_size <= CHECKSUM_BLOCK_BYTES:
+        # One block: its checksum is the vector, and the header has the root of it.
+        vector: Buffer = xxh3_64_intdigest(body).to_bytes(CHECKSUM_SIZE, "little") if body_size else b""
+        is_good = not body_size or xxh3_64_intdigest(vector, body_size) == root
+    else:
+        vector = view[vector_at:vector_end]
+        is_good = vector_matches(vector, root, body_size) and blocks_match(body, vector)
+    if not is_good:
         raise CorruptRecord("the body does not have its checksums")
     return time_ms, meta[BINARY_SIZE:], body, body_size, root

@@ -108,8 +108,13 @@ class Replica:
 
     def close_ends(self, disk: Disk, numbers: set[int]) -> None:
         """Write the lengths of sealed segments that are synced now. `numbers` were sealed before their sync began."""
-        self.open_ended -= numbers
-        write_replica_meta(disk, self.meta())
+        former = self.open_ended
+        self.open_ended = former - numbers
+        try:
+            write_replica_meta(disk, self.meta())
+        except BaseException:
+            self.open_ended = former
+            raise
 
 
 def reserve_ahead(segment: Segment, segment_bytes: int) -> None:

@@ -26,7 +26,7 @@ from enum import IntEnum
 from typing import Final, TypeAlias
 
 from ambry.errors import AmbryError, DiskFull, DiskUnavailable
-from ambry.storage.disk import Buffer, File
+from ambry.storage.disk import Buffer
 
 SECTOR_BYTES: Final = 512
 PAGE_BYTES: Final = 4096
@@ -213,6 +213,10 @@ class SimFile:
             if fits < len(data):
                 raise DiskFull(f"write to {self._path}: no space left")
 
+    def write_out(self, pieces: Sequence[Buffer], offset: int) -> None:
+        """As pwrite: when a disk begins with what is not synced yet makes no difference to what a crash may leave."""
+        self.pwrite(pieces, offset)
+
     def sync(self) -> None:
         """Make everything written so far durable. A sync that failed is never retried: later ones fail, too."""
         with self._disk.lock:
@@ -385,10 +389,16 @@ class SimDisk:
             if fault is not None:
                 raise fault.error(f"sync of folder {folder}: as told")
 
-    def sync_all(self, files: Sequence[File]) -> None:
-        """One after the other: any prefix of them may have happened when the power goes."""
-        for file in files:
-            file.sync()
+    def run_all(self, tasks: Sequence[Callable[[], None]]) -> None:
+        """One after the other, forwards or backwards: some may have ended and others not begun when the power goes."""
+        failures: list[AmbryError] = []
+        for task in tasks if self.steps % 2 else reversed(tasks):
+            try:
+                task()
+            except AmbryError as error:
+                failures.append(error)
+        if failures:
+            raise failures[0]
 
     def free_bytes(self) -> int:
         """Space that is left."""

@@ -16,7 +16,7 @@ from dataclasses import replace
 from typing import Final
 
 from ambry.blob.blob_id import BINARY_SIZE
-from ambry.blob.checksums import CHECKSUM_SIZE, blocks_match, vector_matches, vector_size
+from ambry.blob.checksums import CHECKSUM_SIZE, blocks_match, checksum_vector, vector_matches, vector_size
 from ambry.blob.requests import (
     ChangeEntry,
     ChangesAnswer,
@@ -26,6 +26,7 @@ from ambry.blob.requests import (
     PutRequest,
     StateAnswer,
 )
+from ambry.blob.state import LIVE_FOR_EVER, NEVER, BlobState
 from ambry.clock import Clock
 from ambry.config import StorageSettings
 from ambry.errors import (
@@ -43,6 +44,7 @@ from ambry.limits import (
     CHANGES_PER_PAGE_MAX,
     CHECKSUM_BLOCK_BYTES,
     COMMIT_GROUP_RECORDS_MAX,
+    HOT_RECORDS_BYTES_MAX,
     JOURNAL_BODY_BYTES_MAX,
     REPLICAS_PER_DISK_MAX,
     RETIRED_SEGMENT_S,
@@ -52,10 +54,24 @@ from ambry.storage.commit import Answer, CommitGroup, Mutation
 from ambry.storage.compaction_plan import Retention, SegmentFacts
 from ambry.storage.compactor import Compaction, CompactionReport, OnDamage
 from ambry.storage.disk import Buffer, Disk
+from ambry.storage.hot_records import HotRecords
 from ambry.storage.index import Index
-from ambry.storage.index_entry import ID_HEAD_SIZE, STATE_APPLIED, Entry, blob_key, change_key, decode_entry
+from ambry.storage.index_entry import (
+    ENTRY_SIZE as INDEX_ENTRY_SIZE,
+)
+from ambry.storage.index_entry import (
+    HAS_BODY,
+    ID_HEAD_SIZE,
+    STATE_APPLIED,
+    VERSION,
+    Entry,
+    blob_key,
+    change_key,
+    decode_entry,
+    unpack_entry,
+)
 from ambry.storage.journal import ALIGNMENT, ENTRY_SIZE, GROUP_BYTES_MAX, GROUP_HEADER_SIZE, Checkpoint, Journal
-from ambry.storage.record import decode_header, decode_meta, read_whole
+from ambry.storage.record import check_body, decode_header, decode_meta, read_whole
 from ambry.storage.replica import Replica, create_replica
 from ambry.storage.segment import DATA_OFFSET, Damage, Segment
 from ambry.storage.survey import Survey, decode_survey, encode_survey, look_at, survey_key
@@ -102,6 +118,7 @@ class DiskStore:
         self._checkpoint_lock = threading.Lock()
         self._compaction_lock = threading.Lock()
         self._retired: list[tuple[float, Segment]] = []
+        self._hot = HotRecords(HOT_RECORDS_BYTES_MAX)
         self._failure: AmbryError | None = None
 
     # --- writing -----------------------------------------------------------------------------------------------
@@ -174,14 +191,20 @@ class DiskStore:
         return self._make_hole(blob_key(blob_id)) is not None
 
     def _make_hole(self, key: bytes) -> bytes | None:
+        salvaged: list[PutRequest] = []
         while True:
             with self._lock:
                 self.check_usable()
                 if self._journal.has_room(_HOLE_BYTES_MAX):
-                    return self._make_hole_locked(key)
+                    blob_id = self._make_hole_locked(key, salvaged)
+                    break
             self.checkpoint()
+        if salvaged and isinstance(self.commit(salvaged)[0], StateAnswer):
+            return None
+        return blob_id
 
-    def _make_hole_locked(self, key: bytes) -> bytes | None:
+    def _make_hole_locked(self, key: bytes, salvaged: list[PutRequest]) -> bytes | None:
+        """`salvaged` gets the put of a record whose body is right although its vector or its padding is not."""
         value = self._index.get(key)
         entry = decode_entry(value) if value is not None else None
         replica = self._replicas.get(int.from_bytes(key[1:5], "big"))
@@ -194,8 +217,13 @@ class DiskStore:
         except DiskUnavailable:
             return None
         try:
+            check_body(decode_header(data, segment.seed), data)
             read_whole(data, segment.seed, blob_id)
         except CorruptRecord:
+            with contextlib.suppress(CorruptRecord):
+                time_ms, properties, body, _, root = read_whole(data, segment.seed, blob_id)
+                vector = checksum_vector(body)
+                salvaged += [PutRequest(blob_id, time_ms, entry.expires_at_ms, properties, body, vector, root)]
             self._save_damaged(replica.partition, entry, data)
             (answer,) = self._commit_group(lambda group: group.plan_hole(blob_id, key, entry))
             return blob_id if isinstance(answer, StateAnswer) else None
@@ -227,10 +255,41 @@ class DiskStore:
 
     def get_now(self, request: GetRequest) -> GetAnswer | None:
         """The answer if index and page cache have it, else None. Raises what `get` raises."""
-        replica = self._replica(request.blob_id)
-        is_certain, value = self._index.get_now(b"b" + request.blob_id[ID_HEAD_SIZE:])
+        blob_id = request.blob_id
+        replica = self._replicas.get(int.from_bytes(blob_id[12:16], "big"))
+        if replica is None or len(blob_id) != BINARY_SIZE:
+            raise self._no_replica(blob_id)
+        is_certain, value = self._index.get_now(b"b" + blob_id[ID_HEAD_SIZE:])
         if not is_certain:
             return None
+        if value is not None and len(value) == INDEX_ENTRY_SIZE:
+            hot = self._hot.get(blob_id, value)
+            if hot is not None and request.stop >= hot.body_size and not request.start:
+                return hot
+            version, flags, _, number, offset, record_size, _, body_size, life, expires_at_ms, _, _, _, id_head = (
+                unpack_entry(value)
+            )
+            if (
+                version == VERSION
+                and flags & HAS_BODY
+                and request.stop >= body_size
+                and not request.start
+                and not life & 1
+                and blob_id.startswith(id_head)
+                and (segment := replica.segments.get(number)) is not None
+            ):
+                # The usual case, all of a live blob, without the objects on the way that `_read` makes.
+                data = segment.file.pread_now(record_size, offset)
+                if data is None:
+                    return None
+                try:
+                    time_ms, properties, body, body_size, root = read_whole(data, segment.seed, blob_id)
+                except CorruptRecord as error:
+                    raise _located(error, replica, segment, offset) from error
+                state = LIVE_FOR_EVER if not life and expires_at_ms == NEVER else BlobState(life, expires_at_ms)
+                answer = GetAnswer(state, time_ms, properties, body_size, root, 0, body.toreadonly())
+                self._hot.add(blob_id, value, answer)
+                return answer
         entry = _checked_entry(value, request)
         segment = replica.segments.get(entry.segment)
         # Without its segment: compaction moved the blob since the look into the index. `get` looks again.
@@ -284,11 +343,8 @@ class DiskStore:
                 if not (has_changes or always):
                     return
                 position, sequence, epoch = self._journal.position, self._journal.sequence, self._journal.epoch
-                dirty = [
-                    replica.segments[number].file
-                    for replica in self._replicas.values()
-                    for number in sorted(replica.dirty)
-                ]
+                dirty = [(replica, sorted(replica.dirty)) for replica in self._replicas.values() if replica.dirty]
+                syncs = [replica.segments[number].file.sync for replica, numbers in dirty for number in numbers]
                 sealed = [
                     (replica, closed)
                     for replica in self._replicas.values()
@@ -302,13 +358,20 @@ class DiskStore:
                 for replica in self._replicas.values():
                     replica.dirty = set()
             try:
-                self._disk.sync_all(dirty)
+                self._disk.run_all(syncs)
                 self._index.flush()
                 with self._lock:
                     for replica, closed in sealed:
                         replica.close_ends(self._disk, closed)
-                self._generation += 1
-                self._journal.write_checkpoint(Checkpoint(self._generation, position, sequence, epoch, ends))
+                generation = self._generation + 1
+                self._journal.write_checkpoint(Checkpoint(generation, position, sequence, epoch, ends))
+                self._generation = generation
+            except DiskFull:
+                # Nothing that was written is in doubt, and the journal still has it: another time may do better.
+                with self._lock:
+                    for replica, numbers in dirty:
+                        replica.dirty.update(number for number in numbers if number in replica.segments)
+                raise
             except AmbryError as error:
                 # Never again: pages that a failed sync dropped are in the journal, and only the next opening redoes it.
                 with self._lock:
@@ -517,8 +580,12 @@ class DiskStore:
     def _replica(self, blob_id: bytes) -> Replica:
         replica = self._replicas.get(int.from_bytes(blob_id[12:16], "big"))
         if replica is None or len(blob_id) != BINARY_SIZE:
-            raise NoSuchReplica("no replica of this partition here", partition=int.from_bytes(blob_id[12:16], "big"))
+            raise self._no_replica(blob_id)
         return replica
+
+    @staticmethod
+    def _no_replica(blob_id: bytes) -> NoSuchReplica:
+        return NoSuchReplica("no replica of this partition here", partition=int.from_bytes(blob_id[12:16], "big"))
 
     def check_usable(self) -> None:
         """Raise DiskUnavailable when the store has failed."""
@@ -569,9 +636,11 @@ def _read(
             return GetAnswer(entry.state, time_ms, properties, body_size, root, 0, body)
         return _read_part(segment, entry, request, pread)
     except CorruptRecord as error:
-        raise CorruptRecord(
-            error.message, partition=replica.partition, segment=segment.number, offset=entry.offset
-        ) from error
+        raise _located(error, replica, segment, entry.offset) from error
+
+
+def _located(error: CorruptRecord, replica: Replica, segment: Segment, offset: int) -> CorruptRecord:
+    return CorruptRecord(error.message, partition=replica.partition, segment=segment.number, offset=offset)
 
 
 def _read_part(

@@ -1,9 +1,13 @@
 """HTTP as strangers speak it: pieces, pipelines, broken framing, early ends. Over real sockets, byte by byte."""
 
 import asyncio
+import re
 import socket
+from itertools import pairwise
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from ambry import limits
 from ambry.frontend.answers import SERVER
@@ -18,7 +22,7 @@ def live_blobs(run: Serving) -> int:
     return sum(stored.has_body and not stored.state.is_deleted for stored in run.node.blobs.values())
 
 
-async def until(condition: object, what: str) -> None:
+async def expect(condition: object, what: str) -> None:
     """Wait for a condition that nothing signals, for at most 10 s."""
     assert callable(condition)
     for _ in range(1000):
@@ -209,27 +213,114 @@ def test_a_client_that_goes_in_mid_upload_leaves_nothing_readable(sent: int, way
         async with serving() as run:
             client = await run.connect()
             await client.send(request_bytes("POST", "/", {"Content-Length": str(20 * MIB)}) + b"x" * sent)
-            await until(lambda: run.metrics.requests.bytes_in >= sent, "the bytes arrive")
+            await expect(lambda: run.metrics.requests.bytes_in >= sent, "the bytes arrive")
             if way == "half":
                 client.writer.write_eof()
             elif way == "abort":
                 client.abort()
             else:
                 client.close()
-            await until(lambda: run.metrics.requests.in_flight == 0, "the request ends")
-            await until(lambda: run.operations.reclaimer.waiting == 0, "tombstones are written")
-            await until(lambda: live_blobs(run) == 0, "nothing is left")
+            await expect(lambda: run.metrics.requests.in_flight == 0, "the request ends")
+            await expect(lambda: run.operations.reclaimer.waiting == 0, "tombstones are written")
+            await expect(lambda: live_blobs(run) == 0, "nothing is left")
 
     asyncio.run(main())
 
 
-def test_a_half_closed_client_still_gets_its_answer() -> None:
+def test_a_half_closed_client_still_gets_its_answers() -> None:
     async def main() -> None:
         async with serving() as run:
             path = await run.put(b"hello")
+            large = await run.put(b"x" * 9 * MIB)
             client = await run.connect()
-            await client.send(request_bytes("GET", path))
+            gate = run.node.hold("put", times=2)
+            await client.send(request_bytes("GET", path) + request_bytes("POST", "/", None, b"world"))
+            client.writer.write_eof()
             assert (await client.answer()).body == b"hello"
+            await expect(lambda: run.node.waiting == 1, "the put waits for its disk")
+            gate.set()
+            assert (await client.answer()).status == 201
+            assert await client.ended() == b""
+            client = await run.connect()
+            await client.send(request_bytes("GET", path) + request_bytes("GET", large))
+            client.writer.write_eof()
+            assert [len((await client.answer()).body) for _ in range(2)] == [5, 9 * MIB]
+            assert await client.ended() == b""
+
+    asyncio.run(main())
+
+
+def test_too_many_connections_are_refused_politely() -> None:
+    async def main() -> None:
+        async with serving() as run:
+            run.metrics.requests.connections += limits.HTTP_CONNECTIONS_MAX
+            client = await run.connect()
+            answer = await client.answer()
+            assert (answer.status, answer.error["code"]) == (503, "overloaded")
+            assert (answer.headers["connection"], answer.headers["retry-after"]) == ("close", "1")
+            assert await client.ended() == b""
+            run.metrics.requests.connections -= limits.HTTP_CONNECTIONS_MAX
+            assert (await run.ask("GET", "/healthCheck")).body == b"GOOD"
+
+    asyncio.run(main())
+
+
+GOOD_REQUESTS = (
+    request_bytes("GET", "/" + "A" * 43),
+    request_bytes("POST", "/", {"x-ambry-ttl": "5"}, b"hello"),
+    request_bytes("POST", "/", {"Transfer-Encoding": "chunked", "Content-MD5": "x"}, chunked(b"abc", b"defg")),
+    request_bytes("HEAD", "/x/BlobInfo", {"Range": "bytes=0-1", "If-Match": '"a"'}),
+    request_bytes("PUT", "/x/ttl", {"x-ambry-ttl": "-1", "Connection": "close"}),
+)
+"""What the mutations below begin from."""
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.lists(st.sampled_from(GOOD_REQUESTS), min_size=1, max_size=3),
+    st.lists(st.tuples(st.integers(0, 600), st.binary(max_size=4), st.integers(0, 5)), max_size=4),
+    st.lists(st.integers(1, 400), max_size=3),
+)
+def test_any_bytes_are_answered_or_refused_and_the_process_goes_on(
+    requests: list[bytes], mutations: list[tuple[int, bytes, int]], cuts: list[int]
+) -> None:
+    sent = b"".join(requests)
+    for at, put, removed in mutations:
+        sent = sent[:at] + put + sent[at + removed :]
+
+    async def main() -> None:
+        async with serving() as run:
+            client = await run.connect()
+            for start, stop in pairwise(sorted({0, len(sent), *(cut for cut in cuts if cut < len(sent))})):
+                await client.send(sent[start:stop])
+                await asyncio.sleep(0)
+            client.writer.write_eof()
+            try:
+                answered = await client.ended()
+            except ConnectionError:
+                answered = b""
+            for status in re.findall(rb"HTTP/1\.[01] (\d+) ", answered):
+                assert int(status) < 500 or status == b"503"
+            assert b"raceback" not in answered
+            assert (await run.ask("GET", "/healthCheck")).body == b"GOOD"
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_a_client_that_ends_in_the_middle_of_a_body_at_once_is_not_waited_for(count: int) -> None:
+    async def main() -> None:
+        async with serving() as run:
+            client = await run.connect()
+            # The end arrives before the last request is begun.
+            await client.send((request_bytes("POST", "/", {"x-ambry-ttl": "5"}, b"hello") * count)[:-1])
+            client.writer.write_eof()
+            try:
+                answered = await client.ended()
+            except ConnectionError:
+                answered = b""
+            assert answered.count(b" 201 ") < count
+            assert (await run.ask("GET", "/healthCheck")).body == b"GOOD"
 
     asyncio.run(main())
 
@@ -277,7 +368,7 @@ def test_silence_in_mid_body_ends_the_connection() -> None:
         async with serving() as run:
             client = await run.connect()
             await client.send(request_bytes("POST", "/", {"Content-Length": "10"}) + b"abc")
-            await until(lambda: run.metrics.requests.bytes_in == 3, "the bytes arrive")
+            await expect(lambda: run.metrics.requests.bytes_in == 3, "the bytes arrive")
             assert run.frontend._server is not None
             (connection,) = run.frontend._server.connections
             check = connection.check_progress  # type: ignore[attr-defined] # the server's class is ours
@@ -287,7 +378,7 @@ def test_silence_in_mid_body_ends_the_connection() -> None:
             check(100.0 + limits.HTTP_BODY_IDLE_MS / 1000)
             with pytest.raises((ConnectionError, AssertionError, asyncio.IncompleteReadError)):
                 await client.answer()
-            await until(lambda: run.metrics.requests.in_flight == 0, "the request ends")
+            await expect(lambda: run.metrics.requests.in_flight == 0, "the request ends")
             assert live_blobs(run) == 0
 
     asyncio.run(main())
@@ -304,7 +395,7 @@ def test_a_reader_that_stands_still_is_disconnected_and_one_that_is_slow_is_not(
             client = RawClient(reader, writer)
             await client.send(request_bytes("GET", path))
             assert run.frontend._server is not None
-            await until(lambda: any(one.writing_paused for one in run.frontend._server.connections), "it stands still")
+            await expect(lambda: any(one.writing_paused for one in run.frontend._server.connections), "it stands still")
             (connection,) = [one for one in run.frontend._server.connections if one.writing_paused]
             check = connection.check_progress  # type: ignore[attr-defined] # the server's class is ours
             check(0.0)
@@ -317,7 +408,7 @@ def test_a_reader_that_stands_still_is_disconnected_and_one_that_is_slow_is_not(
             await asyncio.sleep(0.1)
             check(9 * limits.HTTP_BODY_IDLE_MS / 1000)
             check(10 * limits.HTTP_BODY_IDLE_MS / 1000)
-            await until(lambda: run.metrics.requests.in_flight == 0, "it is disconnected")
+            await expect(lambda: run.metrics.requests.in_flight == 0, "it is disconnected")
             writer.close()
 
     asyncio.run(main())
@@ -331,7 +422,7 @@ def test_stopping_lets_requests_finish_and_closes_idle_connections() -> None:
             assert (await idle.answer()).body == b"GOOD"
             busy = await run.connect()
             await busy.send(request_bytes("POST", "/", {"Content-Length": "6"}) + b"abc")
-            await until(lambda: run.metrics.requests.bytes_in == 3, "the bytes arrive")
+            await expect(lambda: run.metrics.requests.bytes_in == 3, "the bytes arrive")
             stopping = asyncio.create_task(run.frontend.stop(10.0))
             assert await idle.ended() == b""
             with pytest.raises(ConnectionRefusedError):
@@ -350,7 +441,7 @@ def test_stopping_does_not_wait_for_ever() -> None:
         async with serving() as run:
             busy = await run.connect()
             await busy.send(request_bytes("POST", "/", {"Content-Length": "6"}) + b"abc")
-            await until(lambda: run.metrics.requests.bytes_in == 3, "the bytes arrive")
+            await expect(lambda: run.metrics.requests.bytes_in == 3, "the bytes arrive")
             await asyncio.wait_for(run.frontend.stop(0.1), 5)
             await busy.ended()
             assert live_blobs(run) == 0

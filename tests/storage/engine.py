@@ -171,6 +171,7 @@ class World:
         self.lsns: dict[tuple[bytes, int], int] = {}
         self.hits: Counter[str] = Counter()
         self.reclaimed: dict[bytes, Blob] = {}
+        self.index_is_whole = False
         self.store: DiskStore
         self.report: RecoveryReport
 
@@ -186,6 +187,9 @@ class World:
             random_bytes=self.random.randbytes,
             partitions=self.partitions,
         )
+        # An index that was whole once needs no rebuild: whatever a crash takes from it is in the journal.
+        assert not (self.index_is_whole and self.report.index_rebuilt)
+        self.index_is_whole = True
         self.hits["index behind"] += self.report.records_redone > 0
         self.hits["index rebuilt"] += self.report.index_rebuilt
         return self.report
@@ -205,11 +209,18 @@ class World:
     def left_with(self, disk: SimDisk, index: SimIndex) -> "World":
         """Another world with the same past, on a disk and an index that a power cut may have left."""
         world = World(self.settings, self.partitions)
-        world.disk, world.source = disk, SimIndexSource(index)
+        # A copy of the disk: everything on it is durable, and the same one goes with several indexes.
+        world.disk, world.source = disk.crash(self.random), SimIndexSource(index)
         world.models = self.models
         world.lsns = dict(self.lsns)
         world.reclaimed = dict(self.reclaimed)
+        world.index_is_whole = self.index_is_whole
         return world
+
+    def discard_index(self) -> None:
+        """The index is lost; the store must not be open."""
+        self.source.discard()
+        self.index_is_whole = False
 
     def close(self) -> None:
         """An orderly end."""

@@ -100,7 +100,7 @@ def test_the_bytes_of_deleted_blobs_go_after_their_retention_and_their_tombstone
         world.check()
         world.crash()
         world.open()
-    world.source.discard()
+    world.discard_index()
     world.open()
     assert world.report.index_rebuilt
     world.check()
@@ -208,7 +208,7 @@ def test_changes_during_a_compaction_are_neither_lost_nor_undone() -> None:
     world.crash()
     world.open()
     world.check()
-    world.source.discard()
+    world.discard_index()
     world.open()
     world.check()
 
@@ -252,7 +252,7 @@ def test_a_stop_in_every_step_of_a_compaction_changes_nothing(ending: Callable[[
         world.open()
         world.check()
         if steps % 5 == 0:
-            world.source.discard()
+            world.discard_index()
             world.open()
             world.check()
 
@@ -296,7 +296,7 @@ def test_a_stop_before_the_index_is_flushed_leaves_old_or_new_segments(operation
                 left.check()
                 _compact_all(left)
                 left.check()
-                left.source.discard()
+                left.discard_index()
                 left.open()
                 left.check()
         assert world.hits["stopped"] or nth > 1

@@ -94,6 +94,13 @@ def test_a_large_write_is_whole(file: File) -> None:
     assert file.pread(len(content), 3) == content
 
 
+def test_a_write_that_begins_early_writes_the_same_bytes(file: File) -> None:
+    body = bytes(range(256)) * 10_000
+    file.write_out([b"head", memoryview(body), b"", b"tail"], 9)
+    file.sync()
+    assert file.pread(len(body) + 100, 9) == b"head" + body + b"tail"
+
+
 def test_truncation_cuts_and_extends_with_zeros(file: File) -> None:
     file.pwrite([b"0123456789"], 0)
     file.truncate(4)
@@ -116,6 +123,25 @@ def test_sync_keeps_what_is_read(file: File) -> None:
     file.sync()
     file.sync()
     assert file.pread(10, 0) == b"abc"
+
+
+def test_several_files_are_synced_at_once(disk: AnyDisk) -> None:
+    files = [disk.create(f"file{number}") for number in range(5)]
+    for file in files:
+        file.pwrite([b"abc"], 0)
+    disk.run_all([])
+    disk.run_all([files[0].sync])
+    disk.run_all([file.sync for file in files])
+    files[2].close()
+    with pytest.raises(DiskUnavailable):
+        disk.run_all([file.sync for file in files])
+    # One that fails does not keep the others from ending.
+    done: list[int] = []
+    with pytest.raises(DiskUnavailable):
+        disk.run_all([lambda: done.append(1), files[2].sync, lambda: done.append(2)])
+    assert sorted(done) == [1, 2]
+    for file in files:
+        file.close()
 
 
 def test_closing_twice_is_harmless_and_using_a_closed_file_is_an_error(file: File) -> None:

@@ -218,7 +218,7 @@ class StoreMachine(RuleBasedStateMachine):
     @rule(ending=_endings, cuts=_cuts)
     def lose_the_index(self, ending: str, cuts: list[tuple[int, str]]) -> None:
         self.end(ending)
-        self.world.source.discard()
+        self.world.discard_index()
         self.reopen(cuts)
 
     # --- trouble -----------------------------------------------------------------------------------------------
