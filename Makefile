@@ -4,7 +4,7 @@
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help serve test lint types contracts tests bench format lock clean
+.PHONY: help serve test lint types contracts tests prove bench format lock clean
 
 # An interpreter to make .venv with; empty: the first of the candidates that is recent enough.
 PYTHON ?=
@@ -19,6 +19,7 @@ UV_VERSION := 0.13.9
 SERVE ?=
 PYTEST ?=
 BENCH ?=
+PROVE ?= all --seconds 60
 
 help:  ## this list
 	@echo 'Ambry, a distributed immutable blob store. Targets:'
@@ -48,6 +49,9 @@ contracts: $(VENV)/stamp-dev  ## import-linter: layers, and one door per depende
 tests: $(VENV)/stamp-dev  ## pytest
 	@echo 'ambry: pytest'
 	@$(BIN)/python -m pytest $(PYTEST)
+
+prove: $(VENV)/stamp-dev  ## the long proofs of the storage engine: make prove PROVE="images --seconds 600"
+	@$(BIN)/python -m tests.prove $(PROVE)
 
 bench: $(VENV)/stamp-dev  ## measure the main jobs beside a bare aiohttp application
 	@$(BIN)/python -m bench $(BENCH)

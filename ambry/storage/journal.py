@@ -173,6 +173,8 @@ def decode_payload(payload: bytes, count: int) -> tuple[JournalEntry, ...] | Non
     view = memoryview(payload)
     entries = []
     at = count * ENTRY_SIZE
+    if at > len(view):
+        return None
     for row in range(count):
         partition, segment, offset, size, whole_size, flags = _ENTRY.unpack_from(view, row * ENTRY_SIZE)
         if at + size > len(view):

@@ -213,7 +213,7 @@ def test_changes_during_a_compaction_are_neither_lost_nor_undone() -> None:
     world.check()
 
 
-def _stopped_compaction(steps: int | None, seed: int) -> tuple[World, int]:
+def stopped_compaction(steps: int | None, seed: int) -> tuple[World, int]:
     """A world in which the power goes in a step of a compaction, and the steps that it has."""
     world = _filled(seed=seed)
     _delete(world, 0, 5, 9)
@@ -236,11 +236,11 @@ def _stopped_compaction(steps: int | None, seed: int) -> tuple[World, int]:
 @pytest.mark.parametrize("ending", [World.crash, World.kill], ids=["cut", "kill"])
 @pytest.mark.parametrize("seed", range(3))
 def test_a_stop_in_every_step_of_a_compaction_changes_nothing(ending: Callable[[World], None], seed: int) -> None:
-    whole, count = _stopped_compaction(None, seed)
+    whole, count = stopped_compaction(None, seed)
     assert whole.hits["compacted"]
     whole.check()
     for steps in range(1, count + 1):
-        world, _ = _stopped_compaction(steps, seed)
+        world, _ = stopped_compaction(steps, seed)
         assert world.disk.is_off
         ending(world)
         world.open()

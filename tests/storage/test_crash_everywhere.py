@@ -84,7 +84,7 @@ STRIDE = 16
 STEPS = _steps_of_the_script()
 
 
-def _stopped(steps: int, seed: int) -> World:
+def stopped(steps: int, seed: int) -> World:
     """A world in which the power went in step number `steps` of the script."""
     world = World(seed=seed)
     world.disk.stop_after(steps)
@@ -115,7 +115,7 @@ def test_the_script_visits_everything() -> None:
 @pytest.mark.parametrize("seed", range(3))
 def test_a_power_cut_in_every_step_loses_nothing_acknowledged(seed: int) -> None:
     for steps in range(1, STEPS + 1):
-        world = _stopped(steps, seed)
+        world = stopped(steps, seed)
         world.crash()
         world.open()
         check_use(world)
@@ -123,7 +123,7 @@ def test_a_power_cut_in_every_step_loses_nothing_acknowledged(seed: int) -> None
 
 def test_the_extreme_disks_after_a_power_cut_lose_nothing_acknowledged() -> None:
     for steps in range(1, STEPS + 1, 9):
-        world = _stopped(steps, seed=0)
+        world = stopped(steps, seed=0)
         for disk in world.disk.crash_states(world.random):
             for index in (world.source.index.crash_states()[0], world.source.index.crash_states()[-1]):
                 left = world.left_with(disk, index)
@@ -134,7 +134,7 @@ def test_the_extreme_disks_after_a_power_cut_lose_nothing_acknowledged() -> None
 @pytest.mark.parametrize("seed", range(2))
 def test_a_kill_in_every_step_and_a_later_power_cut_lose_nothing_acknowledged(seed: int) -> None:
     for steps in range(1, STEPS + 1):
-        world = _stopped(steps, seed)
+        world = stopped(steps, seed)
         world.kill()
         world.open()
         check_use(world)
@@ -144,7 +144,7 @@ def _cuts_in_recoveries(ending: Callable[[World], None], phase: int) -> Iterator
     """Worlds that stopped in the script, and stopped again in a step of the recovery: a sample of all pairs."""
     for steps in range(1, STEPS + 1):
         for recovery_steps in range(1 + (3 * steps + phase) % STRIDE, 1000, STRIDE):
-            world = _stopped(steps, seed=recovery_steps)
+            world = stopped(steps, seed=recovery_steps)
             ending(world)
             world.disk.stop_after(recovery_steps)
             try:

@@ -1,0 +1,283 @@
+"""R20: bugs planted in the engine's own source, one at a time, in a copy of the tree; the engine's tests must fail.
+
+A mutant is a piece of source that occurs once, and what stands there instead. `tests/prove/test_prove.py` asks that
+all of them still apply; running them takes minutes and belongs to `make prove`.
+"""
+
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+ROOT: Final = Path(__file__).resolve().parents[2]
+
+
+@dataclass(frozen=True, slots=True)
+class Mutant:
+    """One planted bug. `tests` are those that are run against it, the first failure ends them."""
+
+    name: str
+    path: str
+    old: str
+    new: str
+    tests: tuple[str, ...] = ("tests/storage/test_crash_everywhere.py", "tests/storage/test_store_machine.py")
+
+
+_COMPACTION: Final = ("tests/storage/test_compaction.py",)
+_QUARANTINE: Final = ("tests/storage/test_quarantine.py",)
+_UPKEEP: Final = ("tests/datanode/test_upkeep.py",)
+
+MUTANTS: Final = (
+    Mutant(
+        "journal is not synced before the answer",
+        "ambry/storage/journal.py",
+        "        self._file.pwrite([data], place)\n        self._file.sync()\n",
+        "        self._file.pwrite([data], place)\n",
+    ),
+    Mutant(
+        "large body is not synced in its log",
+        "ambry/storage/commit.py",
+        "            return\n        run.segment.file.sync()\n",
+        "            return\n",
+    ),
+    Mutant(
+        "checkpoint does not sync the logs",
+        "ambry/storage/store.py",
+        "                self._disk.run_all(syncs)\n",
+        "",
+    ),
+    Mutant(
+        "checkpoint does not flush the index",
+        "ambry/storage/store.py",
+        "                self._index.flush()\n                with self._lock:\n",
+        "                with self._lock:\n",
+    ),
+    Mutant(
+        "index before the journal",
+        "ambry/storage/store.py",
+        "                self._journal.append(group.count, group.journal_payload())\n"
+        "                batch = group.index_batch(self._accounts)\n",
+        "                batch = group.index_batch(self._accounts)\n                self._index.write(batch)\n"
+        "                self._journal.append(group.count, group.journal_payload())\n",
+    ),
+    Mutant(
+        "an LSN is given out twice",
+        "ambry/storage/commit.py",
+        "        self.next_lsn = lsn + 1\n",
+        "        self.next_lsn = lsn + lsn % 2\n",
+    ),
+    Mutant(
+        "the epoch is not raised",
+        "ambry/storage/recovery.py",
+        "epoch = max(meta.epoch, checkpoint.epoch) + 1",
+        "epoch = max(meta.epoch, checkpoint.epoch, 1)",
+    ),
+    Mutant(
+        "the last group of the journal is dropped",
+        "ambry/storage/recovery.py",
+        "        journal.secure(groups)\n        if previous is not None:\n",
+        "        journal.secure(groups)\n        if previous is None:\n",
+    ),
+    Mutant(
+        "recovery does not secure what it read",
+        "ambry/storage/recovery.py",
+        "        journal.secure(groups)\n",
+        "",
+    ),
+    Mutant(
+        "life is not joined",
+        "ambry/storage/index_entry.py",
+        "        life=max(header.life, entry.life),\n",
+        "        life=header.life,\n",
+        ("tests/storage/test_store_machine.py", "tests/storage/test_compaction.py"),
+    ),
+    Mutant(
+        "expiry is not joined",
+        "ambry/storage/index_entry.py",
+        "        expires_at_ms=max(header.expires_at_ms, entry.expires_at_ms),\n",
+        "        expires_at_ms=entry.expires_at_ms,\n",
+    ),
+    Mutant(
+        "the body's checksums are ignored",
+        "ambry/storage/record.py",
+        "    if not blocks_match(view[header.body_offset : vector_at], view[vector_at:vector_end]):\n",
+        "    if False:\n",
+        ("tests/storage/test_quarantine.py", "tests/golden"),
+    ),
+    Mutant(
+        "the header's checksum is ignored by reads",
+        "ambry/storage/record.py",
+        "        xxh3_64_intdigest(view[:CHECKED_SIZE], seed) != header_sum\n        or magic",
+        "        magic",
+        _QUARANTINE,
+    ),
+    Mutant(
+        "a failed write keeps its place",
+        "ambry/storage/commit.py",
+        "        run.segment.end = run.start\n",
+        "",
+    ),
+    Mutant(
+        "a failed write answers those who lean on it",
+        "ambry/storage/commit.py",
+        "            if cause is not None:\n",
+        "            if cause is not None and False:\n",
+        ("tests/storage/test_compaction.py", "tests/storage/test_store_machine.py"),
+    ),
+    Mutant(
+        "a sealed segment's length is written before its sync",
+        "ambry/storage/replica.py",
+        "        if former is not None:\n",
+        "        if former is not None:\n            self.open_ended.discard(former.number)\n",
+    ),
+    Mutant(
+        "a new segment is not listed before its records",
+        "ambry/storage/replica.py",
+        "        write_replica_meta(disk, self.meta(number))\n",
+        "",
+    ),
+    Mutant(
+        "compaction does not sync its copies",
+        "ambry/storage/compactor.py",
+        "        self._disk.run_all([segment.file.sync for segment in self._work.outputs])\n",
+        "",
+        _COMPACTION,
+    ),
+    Mutant(
+        "compaction moves before it lists its copies",
+        "ambry/storage/compactor.py",
+        "                replica.adopt(self._disk, work.outputs)\n",
+        "                replica.segments.update({one.number: one for one in work.outputs})\n",
+        _COMPACTION,
+    ),
+    Mutant(
+        "compaction does not flush the index before the old segments go",
+        "ambry/storage/compactor.py",
+        "        self._host.index.flush()\n",
+        "",
+        _COMPACTION,
+    ),
+    Mutant(
+        "compaction loses tombstones",
+        "ambry/storage/compaction_plan.py",
+        "        return Fate.BURY\n",
+        "        return Fate.FORGET\n",
+        _COMPACTION,
+    ),
+    Mutant(
+        "compaction drops the newest change of a blob",
+        "ambry/storage/compaction_plan.py",
+        "    return header.kind is not RecordKind.PUT and entry.has_body and header.lsn == entry.lsn\n",
+        "    return False\n",
+        (*_COMPACTION, "tests/storage/test_store_machine.py"),
+    ),
+    Mutant(
+        "compaction does not look again before it moves",
+        "ambry/storage/compactor.py",
+        "        elif entry.lsn != move.seen.lsn:\n            return False\n",
+        "",
+        _COMPACTION,
+    ),
+    Mutant(
+        "compaction frees a segment with damage that is needed",
+        "ambry/storage/compactor.py",
+        "        self._work.damaged.add(source.number)\n",
+        "",
+        _COMPACTION,
+    ),
+    Mutant(
+        "a stopped compaction leaves its files",
+        "ambry/storage/compactor.py",
+        "            self._disk.remove(segment_path(self._replica.partition, segment.number))\n",
+        "            pass\n",
+        _COMPACTION,
+    ),
+    Mutant(
+        "the last change of a group does not win",
+        "ambry/storage/commit.py",
+        "self._batches.setdefault(replica.partition, [])",
+        "self._batches.setdefault(len(self._batches) + 1000 * replica.partition, [])",
+        _COMPACTION,
+    ),
+    Mutant(
+        "retention of deleted blobs is not kept",
+        "ambry/storage/compaction_plan.py",
+        "entry.time_ms + retention.deleted_ms <= now_ms",
+        "entry.time_ms <= now_ms",
+        (*_UPKEEP, *_COMPACTION),
+    ),
+    Mutant(
+        "scrub never comes back to a segment",
+        "ambry/datanode/upkeep.py",
+        "        segments.sort()\n",
+        "        segments.sort(reverse=True)\n",
+        _UPKEEP,
+    ),
+    Mutant(
+        "a hole is not queued for repair",
+        "ambry/storage/commit.py",
+        "        if not entry.life & 1:\n            run.batch.append((repair_key(key), entry.id_head",
+        "        if entry.life & 1:\n            run.batch.append((repair_key(key), entry.id_head",
+        _QUARANTINE,
+    ),
+    Mutant(
+        "a repaired blob stays in the queue",
+        "ambry/storage/commit.py",
+        "            run.batch.append((repair_key(key), None))\n            new_value",
+        "            new_value",
+        _QUARANTINE,
+    ),
+)
+
+
+def survives(mutant: Mutant, folder: Path, seconds_max: float) -> str:
+    """The first test that fails against a mutant, or the empty string. `folder` is a copy of the tree."""
+    path = folder / mutant.path
+    source = path.read_text(encoding="utf-8")
+    assert source.count(mutant.old) == 1, f"{mutant.name}: its place is gone"
+    path.write_text(source.replace(mutant.old, mutant.new), encoding="utf-8")
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "pytest", "-x", "-q", "--no-header", "-p", "no:cacheprovider", *mutant.tests],
+            cwd=folder,
+            env={"PATH": "/usr/bin:/bin", "PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"},
+            capture_output=True,
+            text=True,
+            timeout=seconds_max,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        return "ran into the time limit"
+    finally:
+        path.write_text(source, encoding="utf-8")
+    failed = [line for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
+    return failed[0].split(" ")[1] if failed else ""
+
+
+def prove_mutants(chosen: int, seconds: float) -> dict[str, object]:
+    """As many mutants as the time allows, in an order of chance: which test caught each, and which escaped."""
+    order = list(MUTANTS)
+    random.Random(chosen).shuffle(order)
+    end_s = time.monotonic() + seconds
+    caught: dict[str, str] = {}
+    escaped: list[str] = []
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for part in ("ambry", "tests", "docs"):
+            shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copy(ROOT / "pyproject.toml", folder)
+        for mutant in order:
+            if time.monotonic() >= end_s:
+                break
+            test = survives(mutant, folder, 120.0)
+            if test:
+                caught[mutant.name] = test
+            else:
+                escaped.append(mutant.name)
+            print(f"  {mutant.name}: {test or 'ESCAPED'}", flush=True)
+    return {"mutants": len(MUTANTS), "run": len(caught) + len(escaped), "caught": caught, "escaped": escaped}

@@ -1,0 +1,40 @@
+"""A small share of every proof, so that none of them rots: the full runs are `make prove`."""
+
+import pytest
+
+from tests.prove.flips import prove_flips
+from tests.prove.fuzz import prove_fuzz
+from tests.prove.images import prove_images
+from tests.prove.machine import prove_machine
+from tests.prove.mutants import MUTANTS, ROOT, Mutant
+
+
+def test_a_second_of_images_holds_what_was_acknowledged() -> None:
+    figures = prove_images(1, 1.0)
+    assert isinstance(figures["images"], int)
+    assert figures["images"] > 10
+
+
+def test_a_second_of_turned_bits_serves_nothing_wrong() -> None:
+    figures = prove_flips(1, 1.0)
+    assert (figures["escaped"], figures["wrong_bytes"]) == (0, 0)
+    assert isinstance(figures["bits_turned"], int)
+    assert figures["bits_turned"] > 50
+
+
+def test_a_second_of_noise_is_answered_by_every_decoder() -> None:
+    figures = prove_fuzz(1, 1.0)
+    assert isinstance(figures["executions"], int)
+    assert figures["executions"] >= 1000
+
+
+def test_a_round_of_the_machine_counts_its_steps() -> None:
+    figures = prove_machine(1, 0.0)
+    assert isinstance(figures["steps"], int)
+    assert figures["steps"] > 100
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
+def test_every_mutant_still_has_its_place(mutant: Mutant) -> None:
+    assert (ROOT / mutant.path).read_text(encoding="utf-8").count(mutant.old) == 1
+    assert mutant.old != mutant.new
