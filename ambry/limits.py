@@ -75,6 +75,9 @@ COMMIT_QUEUE_BYTES_MAX: Final = 64 * MIB
 COMMIT_QUEUE_RECORDS_MAX: Final = 16 * KIB
 """Mutations that wait for one disk."""
 
+REPLICA_WRITABLE_PERCENT: Final = 90
+"""A replica that was full takes puts again when compaction has brought it down to this share of its capacity."""
+
 RETIRED_SEGMENT_S: Final = 60
 """Files of compacted segments stay open this long, so that reads under way can finish: twice their deadline."""
 HOT_RECORDS_BYTES_MAX: Final = 16 * MIB

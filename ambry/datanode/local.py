@@ -42,7 +42,9 @@ from ambry.protocol.datanode import (
 )
 from ambry.storage.real_disk import RealDisk
 from ambry.storage.recovery import RecoveryReport, open_store
+from ambry.storage.replica import Replica
 from ambry.storage.rocks_index import RocksIndexSource
+from ambry.storage.seal_state import is_sealed_now
 from ambry.storage.store import DiskStore
 
 _log = logs.get_logger(__name__)
@@ -63,6 +65,7 @@ class LocalDatanode:
         self._node = node
         self._disks = tuple(disks)
         self._loop = asyncio.get_running_loop()
+        self._sealed: set[int] = set()
         self._services = {
             replica.partition: service for _, service in self._disks for replica in service.store.replicas
         }
@@ -159,7 +162,7 @@ class LocalDatanode:
                     replica.capacity,
                     replica.log_size,
                     replica.end_lsn,
-                    is_writable=service.store.failure is None and not replica.is_full(BODY_BYTES_MAX),
+                    is_writable=service.store.failure is None and not self._is_sealed(replica),
                 )
                 for service in services
                 for replica in service.store.replicas
@@ -171,6 +174,13 @@ class LocalDatanode:
         queued_bytes = sum(service.queued_bytes for service in services)
         future.set_result(DatanodeStatus(self._node, free_bytes, queued_bytes, tuple(replicas)))
         return future
+
+    def _is_sealed(self, replica: Replica) -> bool:
+        is_sealed = is_sealed_now(
+            was_sealed=replica.partition in self._sealed, log_size=replica.log_size, capacity=replica.capacity
+        )
+        (self._sealed.add if is_sealed else self._sealed.discard)(replica.partition)
+        return is_sealed
 
     async def close(self) -> None:
         """Finish what is queued, sync, close the stores and give the folders back."""

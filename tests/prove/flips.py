@@ -6,6 +6,7 @@ turned makes the opening refuse, or changes nothing.
 
 import random
 import time
+from functools import partial
 
 from ambry.blob.requests import GetRequest
 from ambry.errors import AmbryError, DirectoryUnusable
@@ -52,7 +53,7 @@ def prove_flips(chosen: int, seconds: float) -> dict[str, object]:
         before = segment.file.pread(1, offset)
         segment.file.pwrite([bytes([before[0] ^ 1 << bit])], offset)
         request = GetRequest(blob_id(n), 0, WHOLE)
-        answer = answer_of(lambda request=request: world.store.get(request))  # type: ignore[misc]
+        answer = answer_of(partial(world.store.get, request))
         is_error = isinstance(answer, type) and issubclass(answer, AmbryError)
         wrong += not is_error and answer != world.models[0].get(request)
         is_found = is_error and any(isinstance(one, Damage) for one in scan(segment))
