@@ -60,6 +60,9 @@ def prove_flips(chosen: int, seconds: float) -> dict[str, object]:
         turned, found, escaped = turned + 1, found + is_found, escaped + (not is_found)
         segment.file.pwrite([before], offset)
     refused = harmless = 0
+    # What was turned back is to be on the platter, too.
+    for segment in world.store.replicas[0].segments.values():
+        segment.file.sync()
     world.close()
     for path in SMALL_FILES:
         data = world.disk.read(path)

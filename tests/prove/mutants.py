@@ -17,6 +17,9 @@ from typing import Final
 ROOT: Final = Path(__file__).resolve().parents[2]
 
 
+UNDECIDED: Final = "ran into the time limit"
+
+
 @dataclass(frozen=True, slots=True)
 class Mutant:
     """One planted bug. `tests` are those that are run against it, the first failure ends them."""
@@ -252,7 +255,7 @@ def survives(mutant: Mutant, folder: Path, seconds_max: float) -> str:
             check=False,
         )
     except subprocess.TimeoutExpired:
-        return "ran into the time limit"
+        return UNDECIDED
     finally:
         path.write_text(source, encoding="utf-8")
     failed = [line for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
@@ -266,6 +269,7 @@ def prove_mutants(chosen: int, seconds: float) -> dict[str, object]:
     end_s = time.monotonic() + seconds
     caught: dict[str, str] = {}
     escaped: list[str] = []
+    undecided: list[str] = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         for part in ("ambry", "tests", "docs"):
@@ -275,9 +279,11 @@ def prove_mutants(chosen: int, seconds: float) -> dict[str, object]:
             if time.monotonic() >= end_s:
                 break
             test = survives(mutant, folder, 120.0)
-            if test:
+            if test == UNDECIDED:
+                undecided.append(mutant.name)
+            elif test:
                 caught[mutant.name] = test
             else:
                 escaped.append(mutant.name)
             print(f"  {mutant.name}: {test or 'ESCAPED'}", flush=True)
-    return {"mutants": len(MUTANTS), "run": len(caught) + len(escaped), "caught": caught, "escaped": escaped}
+    return {"mutants": len(MUTANTS), "caught": caught, "escaped": escaped, "undecided": undecided}

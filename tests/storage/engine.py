@@ -292,6 +292,9 @@ class World:
             report = self.store.compact(partition, numbers, pace=pace, on_damage=lambda *_: None)
         except (PowerCut, DiskUnavailable, DiskFull):
             return None
+        finally:
+            if len(self.models) == 1:
+                self.reconcile()
         self.hits["compacted"] += bool(report.compacted)
         self.hits["records copied"] += report.records_copied
         return report
