@@ -6,6 +6,7 @@ it at once, which is as safe as a crash: what was acknowledged is on disk.
 
 import asyncio
 import contextlib
+import gc
 import os
 import resource
 import signal
@@ -22,6 +23,8 @@ from ambry.limits import HTTP_CONNECTIONS_MAX
 _log = logs.get_logger(__name__)
 
 _FILES_WANTED: Final = 2 * HTTP_CONNECTIONS_MAX
+_GC_THRESHOLDS: Final = (50_000, 20, 100)
+
 _RESTART_SECONDS_MIN: Final = 1.0
 _RESTART_SECONDS_MAX: Final = 30.0
 # A worker that ran for this long did not die at its start; the next restart may be quick again.
