@@ -244,7 +244,8 @@ def _prove(server: Server, folder: Path, options: argparse.Namespace) -> None:
     progress = Progress()
     kills = sorted(chance.uniform(0, 0.9) for _ in range(options.kills))
     for _ in put_all(server, paths, options.threads, progress):
-        if kills and progress.put_bytes >= kills[0] * total:
+        # By files and by bytes: a single large file would otherwise put off all kills until it is done.
+        if kills and (progress.put_bytes / max(total, 1) + len(progress.stored) / len(paths)) / 2 >= kills[0]:
             kills.pop(0)
             _restart(server, progress)
     _restart(server, progress)

@@ -96,7 +96,10 @@ def _fill(server: Server, size: int) -> list[tuple[str, int]]:
         return [(bare_path(size, number), number) for number in range(distinct_bodies(size))]
     count = min(4096, max(256 * MIB // size, 4))
     load = Load(server.port, min(count, 32), size, seconds=60, count=count, put_percent=100, collect_max=count)
-    return run_load(load).paths
+    report = run_load(load)
+    if report.errors or len(report.paths) < count:
+        raise ServerFailed(f"{server.name}: {report.error_example}\n{server.log_end()}")
+    return report.paths
 
 
 def _load(plan: Plan, key: Key, server: Server, paths: list[tuple[str, int]]) -> Load:

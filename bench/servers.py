@@ -65,8 +65,15 @@ class Server:
         """Take a port that is free now; before each start of a server that is started more than once."""
         self.port = free_port()
 
+    def wait_writable(self) -> None:
+        """Wait until a blob can be put: a frontend answers before it has found its datanode. Raises ServerFailed."""
+        self._wait("POST", "/", b"x", http.client.CREATED)
+
     def wait_ready(self, path: str = "/healthCheck") -> float:
         """Wait until `path` answers 200. Returns the moment (time.perf_counter). Raises ServerFailed."""
+        return self._wait("GET", path, None, http.client.OK)
+
+    def _wait(self, method: str, path: str, body: bytes | None, expected: int) -> float:
         give_up_at = time.perf_counter() + READY_SECONDS_MAX
         while time.perf_counter() < give_up_at:
             for process in self.processes:
@@ -74,10 +81,10 @@ class Server:
                     raise ServerFailed(f"{self.name} ended with status {process.returncode}:\n{self.log_end()}")
             with contextlib.suppress(OSError, http.client.HTTPException):
                 connection = http.client.HTTPConnection(HOST, self.port, timeout=5)
-                connection.request("GET", path)
+                connection.request(method, path, body)
                 status = connection.getresponse().status
                 connection.close()
-                if status == http.client.OK:
+                if status == expected:
                     return time.perf_counter()
             time.sleep(_POLL_SECONDS)
         raise ServerFailed(f"{self.name} is not ready after {READY_SECONDS_MAX} s:\n{self.log_end()}")
@@ -140,6 +147,7 @@ def started(name: str, folder: Path, size: int) -> Iterator[Server]:
     try:
         LAYOUTS[name](server, size)
         server.wait_ready()
+        server.wait_writable()
         yield server
     finally:
         server.stop()

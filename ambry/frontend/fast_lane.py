@@ -181,7 +181,11 @@ class FastConnection(Connection):
             if head is not None and len(data) == head.end and data.startswith(head.bytes):
                 self._post(data, head)
                 return
-        self._take(data)
+        if data:
+            self._take(data)
+        else:
+            # aiohttp calls this itself when it goes on reading: its parser has kept what came behind a full buffer.
+            super().data_received(data)
 
     def _take(self, data: bytes) -> None:
         """Begin to answer, hold or pass on all of `data`."""

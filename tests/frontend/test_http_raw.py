@@ -1,6 +1,7 @@
 """HTTP as strangers speak it: pieces, pipelines, broken framing, early ends. Over real sockets, byte by byte."""
 
 import asyncio
+import random
 import re
 import socket
 from itertools import pairwise
@@ -42,6 +43,30 @@ def test_a_body_in_chunks_is_stored_as_it_is() -> None:
             assert (await run.ask("GET", answer.headers["location"])).body == body
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize("kib", range(496, 832, 16))
+def test_the_end_of_a_body_that_came_behind_a_full_buffer_is_seen(kib: int) -> None:
+    """The parser stops in the middle of what it was given when nobody reads; its rest holds the end of the body."""
+    body = random.Random(kib).randbytes(3 * limits.CHUNK_BYTES_MAX + kib * KIB + 17)
+    pieces = [body[at : at + 64 * KIB] for at in range(0, len(body), 64 * KIB)]
+
+    async def scene() -> None:
+        async with serving() as run:
+            client = await run.connect()
+            gate = run.node.hold("put", times=None)
+            sending = asyncio.create_task(
+                client.send(request_bytes("POST", "/", {"Transfer-Encoding": "chunked"}) + chunked(*pieces))
+            )
+            await expect(lambda: run.node.waiting >= limits.UPLOAD_CHUNKS_IN_FLIGHT_MAX, "chunks wait")
+            gate.set()
+            await sending
+            answer = await client.answer()
+            assert answer.status == 201
+            got = await run.ask("GET", answer.headers["location"])
+            assert got.body == body
+
+    asyncio.run(scene())
 
 
 def test_a_request_that_arrives_byte_by_byte_is_the_same_request() -> None:
