@@ -42,8 +42,9 @@ def fate_of(header: Header, place: Place, entry: Entry | None, now_ms: int, rete
     if entry is None or not _is_needed(header, place, entry):
         return Fate.DROP
     # A tombstone that came before its put, from somebody who did not know the expiry, has 0: nobody knows when it ends.
+    # And a blob goes with its put: the record of its newest change stays until the entry is gone.
     has_expiry = entry.has_body or entry.expires_at_ms > 0
-    if has_expiry and entry.expires_at_ms + retention.expired_ms <= now_ms:
+    if entry.place == place and has_expiry and entry.expires_at_ms + retention.expired_ms <= now_ms:
         return Fate.FORGET
     if header.kind is RecordKind.PUT and entry.life & 1 and entry.time_ms + retention.deleted_ms <= now_ms:
         return Fate.BURY

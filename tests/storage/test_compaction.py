@@ -472,3 +472,23 @@ def test_a_write_that_fails_takes_no_half_of_a_blob_with_it() -> None:
         world.crash()
         world.open()
         world.check()
+
+
+def test_a_blob_that_is_forgotten_with_its_change_in_one_compaction_is_counted_once() -> None:
+    world = _filled(NOTHING_KEPT)
+    soon_ms = world.clock.now_ms() + 1000
+    world.commit([put(blob_id(50), body_of(50, 700), expires_at_ms=soon_ms)])
+    world.commit([update(blob_id(50), Change.EXTEND, BlobState(0, soon_ms + 1)), _deletion(world, 0)])
+    for first in range(100, 124, 4):
+        world.commit([put(blob_id(n), body_of(n, 1500), expires_at_ms=soon_ms) for n in range(first, first + 4)])
+        world.commit([put(blob_id(n + 100), body_of(n, 1500)) for n in range(first, first + 4)])
+    world.store.checkpoint()
+    world.clock.advance(5000)
+    report = _compact_all(world)
+    assert report.blobs_forgotten >= 2
+    world.check()
+    world.crash()
+    world.open()
+    world.check()
+    _compact_all(world)
+    world.check()
