@@ -19,6 +19,10 @@ from ambry.protocol.datanode import Datanode
 _KIND_AT: Final = 1
 _DATACENTRE_AT: Final = slice(2, 4)
 _PARTITION_AT: Final = slice(12, 16)
+_WHERE_AT: Final = slice(2, 16)
+
+_KNOWN_MAX: Final = 4096
+"""Routes that are found without taking an id apart; those of accounts and containers beyond are found as before."""
 
 NO_ACCOUNT: Final = 0
 NO_CONTAINER: Final = 0
@@ -53,7 +57,7 @@ class Route:
 class Placement:
     """Routes under one cluster map, as seen from one datacentre."""
 
-    __slots__ = ("_chance", "_datacentre", "_datanodes", "_map", "_prefixes", "_routes", "writable")
+    __slots__ = ("_chance", "_datacentre", "_datanodes", "_known", "_map", "_prefixes", "_routes", "writable")
 
     def __init__(
         self, cluster_map: ClusterMap, datacentre: int, datanodes: Mapping[str, Datanode], chance: Chance
@@ -63,6 +67,7 @@ class Placement:
         self._datanodes = datanodes
         self._chance = chance
         self._routes: dict[tuple[int, int], Route] = {}
+        self._known: dict[bytes, Route] = {}
         self._prefixes: dict[tuple[int, Kind], bytes] = {}
         self.writable = cluster_map.writable_partitions(datacentre)
 
@@ -76,7 +81,14 @@ class Placement:
 
         That is no "not found": another frontend may have a newer map and have put the blob there.
         """
-        return self.route(int.from_bytes(blob_id[_PARTITION_AT], "big"), int.from_bytes(blob_id[_DATACENTRE_AT], "big"))
+        where = blob_id[_WHERE_AT]
+        found = self._known.get(where)
+        if found is None:
+            partition, origin = int.from_bytes(where[-4:], "big"), int.from_bytes(where[:2], "big")
+            found = self.route(partition, origin)
+            if origin in self._map.datacentres and len(self._known) < _KNOWN_MAX:
+                self._known[where] = found
+        return found
 
     def route(self, partition: int, origin: int) -> Route:
         """The route of a partition, for blobs that were put in datacentre `origin`. Raises Unavailable."""

@@ -103,10 +103,11 @@ async def _put_to_all(route: Route, request: PutRequest, deadline: float) -> Sta
 
 def read_now(route: Route, request: GetRequest) -> GetAnswer | None:
     """The answer of the first replica if it has it at hand. Raises only what is certain: deleted, or not found."""
-    if not route.readers or route.readers[0] is None:
+    first = route.readers[0] if route.readers else None
+    if first is None:
         return None
     try:
-        return route.readers[0].get_now(request)
+        return first.get_now(request)
     except AmbryError as error:
         verdict = _read_verdict(route, [reply_of(error), *[Reply.PENDING] * (len(route.readers) - 1)])
         if verdict in {Verdict.DELETED, Verdict.NOT_FOUND}:
