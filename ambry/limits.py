@@ -80,8 +80,8 @@ REPLICA_WRITABLE_PERCENT: Final = 90
 
 RETIRED_SEGMENT_S: Final = 60
 """Files of compacted segments stay open this long, so that reads under way can finish: twice their deadline."""
-HOT_RECORDS_BYTES_MAX: Final = 16 * MIB
-"""Verified small records of one disk that are kept in memory; four thousand of 4 KiB."""
+HOT_RECORDS_BYTES_MAX: Final = 48 * MIB
+"""Verified small records of one disk that are kept in memory; between five and ten thousand of 4 KiB."""
 
 COLD_READ_THREADS: Final = 4
 """Threads of one disk that read what is not in the page cache."""
