@@ -46,7 +46,10 @@ class Replica:
     @property
     def log_size(self) -> int:
         """Bytes of all segments up to their ends."""
-        return self.sealed_size + sum(segment.end for segment in list(self.active.values()))
+        size = self.sealed_size
+        for segment in tuple(self.active.values()):
+            size += segment.end
+        return size
 
     @property
     def sealed(self) -> set[int]:
