@@ -1,8 +1,10 @@
 """`ambry datanode check`: every record of a stopped datanode's disk against its checksums and the index; offline."""
 
+import contextlib
 import dataclasses
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
@@ -32,8 +34,7 @@ def check(
 
     The process that uses it must have been stopped. Exit status 1 if anything is wrong.
     """
-    configure_logs(LogSettings(LogLevel.WARNING))
-    report = _check(disk_folder_of(directory), rebuild=rebuild, as_json=as_json)
+    report = _check(directory, rebuild=rebuild, as_json=as_json)
     if as_json:
         click.echo(json.dumps(dataclasses.asdict(report), default=str))
     else:
@@ -51,24 +52,36 @@ def disk_folder_of(directory: Path) -> Path:
     return folder
 
 
-def _check(folder: Path, *, rebuild: bool, as_json: bool) -> CheckReport:
-    settings = StorageSettings()
-    disk = RealDisk(folder)
+@contextlib.contextmanager
+def offline_disk(directory: Path, settings: StorageSettings) -> Iterator[tuple[RealDisk, RocksIndexSource]]:
+    """The disk of a stopped datanode and its index, for this process alone. Logs warnings only.
+
+    Raises DirectoryUnusable, DirectoryInUse.
+    """
+    configure_logs(LogSettings(LogLevel.WARNING))
+    disk = RealDisk(disk_folder_of(directory))
     disk.lock()
     try:
-        index = RocksIndexSource(disk.root / "index", settings.index_cache_bytes, settings.index_memtable_bytes)
-        with progress_of("rebuilding and checking" if rebuild else "checking", as_json=as_json) as progress:
-            return check_disk(
-                disk,
-                index,
-                settings=settings,
-                clock=SystemClock(),
-                random_bytes=os.urandom,
-                rebuild=rebuild,
-                progress=progress.advance,
-            )
+        yield disk, RocksIndexSource(disk.root / "index", settings.index_cache_bytes, settings.index_memtable_bytes)
     finally:
         disk.unlock()
+
+
+def _check(directory: Path, *, rebuild: bool, as_json: bool) -> CheckReport:
+    settings = StorageSettings()
+    with (
+        offline_disk(directory, settings) as (disk, index),
+        progress_of("rebuilding and checking" if rebuild else "checking", as_json=as_json) as progress,
+    ):
+        return check_disk(
+            disk,
+            index,
+            settings=settings,
+            clock=SystemClock(),
+            random_bytes=os.urandom,
+            rebuild=rebuild,
+            progress=progress.advance,
+        )
 
 
 def _tell(report: CheckReport, *, rebuild: bool) -> None:

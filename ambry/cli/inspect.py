@@ -9,15 +9,12 @@ from pathlib import Path
 
 import click
 
-from ambry.cli.check import disk_folder_of
-from ambry.cli.processes import configure_logs
+from ambry.cli.check import offline_disk
 from ambry.clock import SystemClock
-from ambry.config import LogLevel, LogSettings, StorageSettings
+from ambry.config import StorageSettings
 from ambry.limits import MIB
 from ambry.storage.inspection import PlanRow, compaction_plan, describe
-from ambry.storage.real_disk import RealDisk
 from ambry.storage.recovery import open_store
-from ambry.storage.rocks_index import RocksIndexSource
 from ambry.storage.store import DiskStore
 
 
@@ -58,12 +55,8 @@ def inspect(directory: Path) -> None:
 
 @contextlib.contextmanager
 def _store(directory: Path) -> Iterator[DiskStore]:
-    configure_logs(LogSettings(LogLevel.WARNING))
     settings = StorageSettings()
-    disk = RealDisk(disk_folder_of(directory))
-    disk.lock()
-    try:
-        index = RocksIndexSource(disk.root / "index", settings.index_cache_bytes, settings.index_memtable_bytes)
+    with offline_disk(directory, settings) as (disk, index):
         store, _ = open_store(
             disk, index, settings=settings, clock=SystemClock(), random_bytes=os.urandom, partitions={}
         )
@@ -71,8 +64,6 @@ def _store(directory: Path) -> Iterator[DiskStore]:
             yield store
         finally:
             store.close()
-    finally:
-        disk.unlock()
 
 
 def _tell(rows: list[PlanRow]) -> None:

@@ -42,7 +42,7 @@ from ambry.protocol.datanode import (
 )
 from ambry.storage.real_disk import RealDisk
 from ambry.storage.recovery import RecoveryReport, open_store
-from ambry.storage.replica import Replica
+from ambry.storage.replica import Replica, no_replica
 from ambry.storage.rocks_index import RocksIndexSource
 from ambry.storage.seal_state import is_sealed_now
 from ambry.storage.store import DiskStore
@@ -98,7 +98,7 @@ class LocalDatanode:
         """Durable when the future has its answer."""
         service = self._services.get(int.from_bytes(request.blob_id[12:16], "big"))
         if service is None:
-            return self._failed(_no_replica(request.blob_id))
+            return self._failed(no_replica(request.blob_id))
         if len(request.body) > BODY_BYTES_MAX or len(request.properties) > PROPERTIES_BYTES_MAX:
             return self._failed(TooLarge("a record of this size is not stored", limit=BODY_BYTES_MAX))
         return service.write(request, deadline)
@@ -107,14 +107,14 @@ class LocalDatanode:
         """Durable when the future has its answer."""
         service = self._services.get(int.from_bytes(request.blob_id[12:16], "big"))
         if service is None:
-            return self._failed(_no_replica(request.blob_id))
+            return self._failed(no_replica(request.blob_id))
         return service.write(request, deadline)
 
     def get_now(self, request: GetRequest) -> GetAnswer | None:
         """The answer if index and page cache have it, else None. Raises the errors that `get` would hold."""
         store = self._stores.get(int.from_bytes(request.blob_id[12:16], "big"))
         if store is None:
-            raise _no_replica(request.blob_id)
+            raise no_replica(request.blob_id)
         try:
             return store.get_now(request)
         except CorruptRecord:
@@ -239,10 +239,6 @@ def _tell(placement: Placement, report: RecoveryReport) -> None:
             size=damage.size,
             reason=damage.reason,
         )
-
-
-def _no_replica(blob_id: bytes) -> NoSuchReplica:
-    return NoSuchReplica("no replica of this partition here", partition=int.from_bytes(blob_id[12:16], "big"))
 
 
 def _gathered(

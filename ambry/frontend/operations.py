@@ -22,7 +22,7 @@ from ambry.frontend.buffers import BufferPool
 from ambry.frontend.chance import Chance
 from ambry.frontend.get import OpenBlob, PieceReader
 from ambry.frontend.headers import GetOption
-from ambry.frontend.placement import Placement
+from ambry.frontend.placement import Placement, Route
 from ambry.frontend.put import Cut, Means, PutPlan, SmallPut, Source, Upload
 from ambry.frontend.reclaim import Reclaimer
 from ambry.limits import BODY_BYTES_MAX, CHUNK_BYTES_MAX, REQUEST_DEADLINE_MS, TRANSFER_BYTES_MAX, TRANSFER_QUEUE_MAX
@@ -92,27 +92,28 @@ class Operations:
         The caller judges expiry, and whether the body is whole. Raises BlobNotFound or BlobDeleted when that is
         certain; None also for ids that are not of a simple blob.
         """
-        if blob_id[:2] != _SIMPLE:
-            return None
-        try:
-            route = self._placement.route_of(blob_id)
-        except AmbryError:
-            return None
-        return replicas.read_now(route, GetRequest(blob_id, 0, size_max))
+        route = self._route_of_simple(blob_id)
+        return replicas.read_now(route, GetRequest(blob_id, 0, size_max)) if route is not None else None
 
     def get_small(self, blob_id: bytes, size_max: int = BODY_BYTES_MAX) -> "asyncio.Future[GetAnswer] | None":
         """As `get_small_now`, for a caller that waits. None for ids that are not of a simple blob.
 
         Errors in the future are to be read through `replicas.read_error`: certain ones, or Unavailable.
         """
-        if blob_id[:2] != _SIMPLE:
-            return None
-        try:
-            route = self._placement.route_of(blob_id)
-        except AmbryError:
+        route = self._route_of_simple(blob_id)
+        if route is None:
             return None
         deadline = asyncio.get_running_loop().time() + REQUEST_DEADLINE_MS / 1000
         return replicas.read_soon(route, GetRequest(blob_id, 0, size_max), deadline)
+
+    def _route_of_simple(self, blob_id: bytes) -> Route | None:
+        """None for ids of other kinds, and of partitions that the map does not have: aiohttp's way answers those."""
+        if blob_id[:2] != _SIMPLE:
+            return None
+        try:
+            return self._placement.route_of(blob_id)
+        except AmbryError:
+            return None
 
     # --- everything --------------------------------------------------------------------------------------------
 

@@ -29,7 +29,6 @@ from ambry.errors import (
     BlobNotFound,
     DiskFull,
     DiskUnavailable,
-    NoSuchReplica,
     NotAllowed,
 )
 from ambry.limits import JOURNAL_BODY_BYTES_MAX
@@ -52,7 +51,7 @@ from ambry.storage.index_entry import (
 from ambry.storage.journal import BODY_ELSEWHERE
 from ambry.storage.journal import encode_entry as encode_journal_entry
 from ambry.storage.record import RecordKind, decode_header, encode_meta, padding_after, record_size
-from ambry.storage.replica import Replica, check_capacity, reserve_ahead
+from ambry.storage.replica import Replica, check_capacity, no_replica, reserve_ahead
 from ambry.storage.segment import Segment
 
 Mutation: TypeAlias = PutRequest | UpdateRequest
@@ -133,7 +132,7 @@ class CommitGroup:
     def _replica_of(self, blob_id: bytes) -> Replica:
         replica = self._replicas.get(int.from_bytes(blob_id[12:16], "big"))
         if replica is None or len(blob_id) != BINARY_SIZE:
-            raise NoSuchReplica("no replica of this partition here", partition=int.from_bytes(blob_id[12:16], "big"))
+            raise no_replica(blob_id)
         return replica
 
     def _plan_put(self, request: PutRequest, key: bytes, value: bytes | None) -> Answer:
@@ -252,19 +251,7 @@ class CommitGroup:
         run = self._run_for(replica, size)
         segment = run.segment
         lsn, offset = self._next_lsn(), segment.end
-        data = encode_meta(
-            seed=segment.seed,
-            kind=_kind_of_change(before, state),
-            lsn=lsn,
-            time_ms=time_ms,
-            life=state.life,
-            expires_at_ms=state.expires_at_ms,
-            key=blob_id,
-            properties=b"",
-            body_size=0,
-            root=0,
-        )
-        data += padding_after(len(data))
+        data = _state_record(segment, _kind_of_change(before, state), lsn, time_ms, blob_id, state)
         run.pieces.append(data)
         header = decode_header(data, segment.seed)
         merged = merge(entry, header, blob_id, Place(segment.number, offset))
@@ -288,19 +275,8 @@ class CommitGroup:
             return
         segment = run.segment
         lsn, offset = self._next_lsn(), segment.end
-        data = encode_meta(
-            seed=segment.seed,
-            kind=RecordKind.TOMBSTONE if entry.life & 1 else RecordKind.TTL,
-            lsn=lsn,
-            time_ms=entry.time_ms,
-            life=entry.life,
-            expires_at_ms=entry.expires_at_ms,
-            key=blob_id,
-            properties=b"",
-            body_size=0,
-            root=0,
-        )
-        data += padding_after(len(data))
+        kind = RecordKind.TOMBSTONE if entry.life & 1 else RecordKind.TTL
+        data = _state_record(segment, kind, lsn, entry.time_ms, blob_id, entry.state)
         run.pieces.append(data)
         hole = replace(
             entry,
@@ -366,7 +342,7 @@ class CommitGroup:
         """
         for run in self._runs:
             if not run.needs_sync:
-                self._write(run)
+                self._write(run, run.segment.file.pwrite)
         # Large bodies beside each other: while the disk takes one, the page cache takes the next.
         self._disk.run_all([partial(self._write_and_sync, run) for run in self._runs if run.needs_sync])
         failed: dict[int, AmbryError] = {}
@@ -387,21 +363,17 @@ class CommitGroup:
             if cause is not None:
                 self.answers[index] = cause
 
-    def _write(self, run: _Run) -> None:
+    def _write(self, run: _Run, write: Callable[[Sequence[Buffer], int], None]) -> None:
         try:
             reserve_ahead(run.segment, self._segment_bytes)
-            run.segment.file.pwrite(run.pieces, run.start)
+            write(run.pieces, run.start)
         except (DiskFull, DiskUnavailable) as error:
             run.error = error
 
     def _write_and_sync(self, run: _Run) -> None:
-        try:
-            reserve_ahead(run.segment, self._segment_bytes)
-            run.segment.file.write_out(run.pieces, run.start)
-        except (DiskFull, DiskUnavailable) as error:
-            run.error = error
-            return
-        run.segment.file.sync()
+        self._write(run, run.segment.file.write_out)
+        if run.error is None:
+            run.segment.file.sync()
 
     def _give_back(self, run: _Run, error: AmbryError) -> None:
         run.segment.end = run.start
@@ -448,6 +420,25 @@ class CommitGroup:
         """After the index: the newest LSNs are what peers may ask for."""
         for partition, lsn in self._end_lsns().items():
             self._replicas[partition].end_lsn = lsn
+
+
+def _state_record(
+    segment: Segment, kind: RecordKind, lsn: int, time_ms: int, blob_id: bytes, state: BlobState
+) -> bytes:
+    """A whole record without a body: all it says is the state of a blob."""
+    data = encode_meta(
+        seed=segment.seed,
+        kind=kind,
+        lsn=lsn,
+        time_ms=time_ms,
+        life=state.life,
+        expires_at_ms=state.expires_at_ms,
+        key=blob_id,
+        properties=b"",
+        body_size=0,
+        root=0,
+    )
+    return data + padding_after(len(data))
 
 
 def _kind_of_change(before: BlobState | None, after: BlobState) -> RecordKind:

@@ -50,6 +50,7 @@ from ambry.storage.segment import (
     scan_readable,
     segment_path,
 )
+from ambry.storage.survey import is_needed
 
 _LOOK_RECORDS: Final = 256
 _MOVE_RECORDS: Final = 128
@@ -211,13 +212,6 @@ class Compaction:
                 entry = decode_entry(value) if value is not None else None
                 self._decide(source, record, key, entry)
 
-    def _is_needed(self, source: Segment, damage: Damage) -> bool:
-        """Whether the index points to what is damaged, or nobody can say: then its segment has to stay."""
-        if damage.header is None:
-            return True
-        value = self._host.index.get(blob_key(damage.key))
-        return value is not None and decode_entry(value).place == Place(source.number, damage.offset)
-
     def _keep_back(self, source: Segment, damage: Damage) -> None:
         self._work.damaged.add(source.number)
         self._on_damage(self._replica.partition, source.number, damage)
@@ -226,7 +220,7 @@ class Compaction:
         page: list[ScannedRecord] = []
         for found in scan_readable(source):
             if isinstance(found, Damage):
-                if self._is_needed(source, found):
+                if is_needed(self._host.index, source, found):
                     self._keep_back(source, found)
                 continue
             self._work.records_read += 1

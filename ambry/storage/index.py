@@ -10,7 +10,7 @@ The index is a cache of the logs: it can be deleted, and `rebuild` makes it anew
 `index_entry.py`; this module does not know.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 
@@ -44,6 +44,14 @@ class Index(Protocol):
     def close(self) -> None:
         """Flush and close. Closing twice is harmless."""
         ...
+
+
+def pages(index: Index, start: bytes, stop: bytes, size: int) -> Iterator[list[tuple[bytes, bytes]]]:
+    """All entries with start <= key < stop, ascending, in pages of `size` at most: a scan holds the interpreter."""
+    while page := index.scan(start, stop, size):
+        yield page
+        # The next possible key: nothing lies between it and the last one.
+        start = page[-1][0] + b"\x00"
 
 
 class IndexSource(Protocol):

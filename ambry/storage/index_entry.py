@@ -112,6 +112,13 @@ def repair_key(key: bytes) -> bytes:
     return b"q" + key[1:]
 
 
+def partition_range(prefix: bytes, partition: int) -> tuple[bytes, bytes]:
+    """(start, stop) of the keys that one partition has in a key space."""
+    start = prefix + partition.to_bytes(4, "big")
+    # No key has more bytes behind the partition than a blob's, which has 16.
+    return start, start + b"\xff" * 17
+
+
 def change_key(partition: int, lsn: int) -> bytes:
     """Index key of a change."""
     return b"c" + partition.to_bytes(4, "big") + lsn.to_bytes(8, "big")

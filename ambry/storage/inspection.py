@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 
 from ambry.config import StorageSettings
 from ambry.storage.compaction_plan import choose
-from ambry.storage.index_entry import decode_entry
+from ambry.storage.index import pages
+from ambry.storage.index_entry import decode_entry, partition_range
 from ambry.storage.segment import Damage, ScannedRecord, scan_readable
 from ambry.storage.store import DiskStore
 
@@ -121,8 +122,7 @@ def _record(partition: int, number: int, found: ScannedRecord) -> dict[str, obje
 
 
 def _entries(store: DiskStore, partition: int) -> Iterator[dict[str, object]]:
-    start, stop = b"b" + partition.to_bytes(4, "big"), b"b" + (partition + 1).to_bytes(5, "big")[1:]
-    while page := store.index.scan(start, stop, _ENTRIES_PER_PAGE):
+    for page in pages(store.index, *partition_range(b"b", partition), _ENTRIES_PER_PAGE):
         for key, value in page:
             entry = decode_entry(value)
             yield {
@@ -140,4 +140,3 @@ def _entries(store: DiskStore, partition: int) -> Iterator[dict[str, object]]:
                 "time_ms": entry.time_ms,
                 "root": f"{entry.root:016x}",
             }
-        start = page[-1][0] + b"\x00"

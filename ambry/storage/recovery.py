@@ -23,7 +23,7 @@ from ambry.config import StorageSettings
 from ambry.errors import DirectoryUnusable, DiskUnavailable
 from ambry.storage.accounts import CONTAINER_PREFIX, SEGMENT_PREFIX, Accounts
 from ambry.storage.disk import Disk
-from ambry.storage.index import Index, IndexSource
+from ambry.storage.index import Index, IndexSource, pages
 from ambry.storage.index_entry import (
     INDEX_VERSION,
     STATE_APPLIED,
@@ -269,13 +269,12 @@ class IndexUpdates:
 
 def load_accounts(index: Index) -> Accounts:
     """The totals that an index holds."""
-    rows: list[tuple[bytes, bytes]] = []
-    for prefix in (SEGMENT_PREFIX, CONTAINER_PREFIX):
-        start = prefix
-        while page := index.scan(start, prefix + b"\xff" * 16, _BATCH_RECORDS):
-            rows += page
-            start = page[-1][0] + b"\x00"
-    return Accounts(rows)
+    return Accounts(
+        row
+        for prefix in (SEGMENT_PREFIX, CONTAINER_PREFIX)
+        for page in pages(index, prefix, prefix + b"\xff" * 16, _BATCH_RECORDS)
+        for row in page
+    )
 
 
 def rebuild_index(

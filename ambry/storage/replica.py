@@ -8,7 +8,7 @@ import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from ambry.errors import CorruptRecord, DirectoryUnusable, DiskFull
+from ambry.errors import CorruptRecord, DirectoryUnusable, DiskFull, NoSuchReplica
 from ambry.limits import SEGMENT_PREALLOCATE_BYTES
 from ambry.storage.disk import Disk
 from ambry.storage.replica_meta import ReplicaMeta, read_replica_meta, replica_meta_path, write_replica_meta
@@ -187,6 +187,11 @@ def settle_ends(replica: Replica) -> None:
             segment.file.truncate(segment.end)
             replica.dirty.add(number)
     replica.sealed_size = sum(replica.segments[number].end for number in replica.sealed)
+
+
+def no_replica(blob_id: bytes) -> NoSuchReplica:
+    """The refusal of a blob whose partition has no replica on this disk."""
+    return NoSuchReplica("no replica of this partition here", partition=int.from_bytes(blob_id[12:16], "big"))
 
 
 def check_capacity(replica: Replica, size: int) -> None:

@@ -55,7 +55,7 @@ from ambry.storage.compaction_plan import Retention, SegmentFacts
 from ambry.storage.compactor import Compaction, CompactionReport, OnDamage
 from ambry.storage.disk import Buffer, Disk
 from ambry.storage.hot_records import HotRecords
-from ambry.storage.index import Index
+from ambry.storage.index import Index, pages
 from ambry.storage.index_entry import (
     ENTRY_SIZE as INDEX_ENTRY_SIZE,
 )
@@ -68,20 +68,21 @@ from ambry.storage.index_entry import (
     blob_key,
     change_key,
     decode_entry,
+    partition_range,
     unpack_entry,
 )
 from ambry.storage.journal import ALIGNMENT, ENTRY_SIZE, GROUP_BYTES_MAX, GROUP_HEADER_SIZE, Checkpoint, Journal
 from ambry.storage.record import check_body, decode_header, decode_meta, read_whole
-from ambry.storage.replica import Replica, create_replica
+from ambry.storage.replica import Replica, create_replica, no_replica
 from ambry.storage.segment import DATA_OFFSET, Damage, Segment
-from ambry.storage.survey import Survey, decode_survey, encode_survey, look_at, survey_key
+from ambry.storage.survey import SURVEY_PREFIX, Survey, decode_survey, encode_survey, look_at, survey_key
 
 QUARANTINE_FOLDER: Final = "quarantine"
 """Below the disk's folder: damaged records as they were found, <partition>-<segment>-<offset>.record."""
 
 _HOLE_BYTES_MAX: Final = GROUP_HEADER_SIZE + ALIGNMENT + ENTRY_SIZE + 256
 
-_SURVEYS_PER_PAGE: Final = 256
+_ROWS_PER_PAGE: Final = 256
 
 _MOVES_PER_READ_MAX: Final = 3
 """A read looks into the index again when compaction moved its blob meanwhile; one blob is not moved this often."""
@@ -133,16 +134,20 @@ class DiskStore:
         size_max = _group_size_max(requests)
         # A larger group would be taken for damage when the journal is read, or never find room.
         assert size_max <= min(GROUP_BYTES_MAX, self._journal.capacity)
+        keys = [b"b" + request.blob_id[ID_HEAD_SIZE:] for request in requests]
+        with self._room_in_journal(size_max):
+            return self._commit_group(lambda group: group.plan(requests, keys, self._index.get_many(keys)))
+
+    @contextlib.contextmanager
+    def _room_in_journal(self, size: int) -> Iterator[None]:
+        """Hold the lock of a usable store whose journal has room for a group of `size` bytes."""
         while True:
             with self._lock:
                 self.check_usable()
-                if self._journal.has_room(size_max):
-                    return self._commit_locked(requests)
+                if self._journal.has_room(size):
+                    yield
+                    return
             self.checkpoint()
-
-    def _commit_locked(self, requests: Sequence[Mutation]) -> list[Answer]:
-        keys = [b"b" + request.blob_id[ID_HEAD_SIZE:] for request in requests]
-        return self._commit_group(lambda group: group.plan(requests, keys, self._index.get_many(keys)))
 
     def _commit_group(self, plan: Callable[[CommitGroup], None]) -> list[Answer]:
         free_bytes = self._disk.free_bytes() - self._settings.reserve_bytes
@@ -167,7 +172,7 @@ class DiskStore:
                 group.publish()
         except BaseException as error:
             # Also for a bug: ends were moved for records that may not be there, so nothing may follow them.
-            self._fail(error if isinstance(error, AmbryError) else DiskUnavailable(f"commit failed: {error!r}"))
+            self._fail(error)
             raise
         return group.answers
 
@@ -192,13 +197,8 @@ class DiskStore:
 
     def _make_hole(self, key: bytes) -> bytes | None:
         salvaged: list[PutRequest] = []
-        while True:
-            with self._lock:
-                self.check_usable()
-                if self._journal.has_room(_HOLE_BYTES_MAX):
-                    blob_id = self._make_hole_locked(key, salvaged)
-                    break
-            self.checkpoint()
+        with self._room_in_journal(_HOLE_BYTES_MAX):
+            blob_id = self._make_hole_locked(key, salvaged)
         if salvaged and isinstance(self.commit(salvaged)[0], StateAnswer):
             return None
         return blob_id
@@ -238,13 +238,11 @@ class DiskStore:
 
     def _keys_within(self, partition: int, number: int, start: int, stop: int) -> Iterator[bytes]:
         """Keys of the blobs whose place is in a part of a segment; a look at every entry of the partition."""
-        at, end = b"b" + partition.to_bytes(4, "big"), b"b" + (partition + 1).to_bytes(5, "big")[1:]
-        while page := self._index.scan(at, end, _SURVEYS_PER_PAGE):
+        for page in pages(self._index, *partition_range(b"b", partition), _ROWS_PER_PAGE):
             for key, value in page:
                 entry = decode_entry(value)
                 if entry.segment == number and start <= entry.offset < stop:
                     yield key
-            at = page[-1][0] + b"\x00"
 
     def repair_queue(self, limit: int) -> list[bytes]:
         """Ids of blobs that wait for their bytes, of all partitions."""
@@ -258,7 +256,7 @@ class DiskStore:
         blob_id = request.blob_id
         replica = self._replicas.get(int.from_bytes(blob_id[12:16], "big"))
         if replica is None or len(blob_id) != BINARY_SIZE:
-            raise self._no_replica(blob_id)
+            raise no_replica(blob_id)
         is_certain, value = self._index.get_now(b"b" + blob_id[ID_HEAD_SIZE:])
         if not is_certain:
             return None
@@ -302,7 +300,7 @@ class DiskStore:
         """
         replica = self._replica(request.blob_id)
         for _ in range(_MOVES_PER_READ_MAX):
-            entry = _checked_entry(self._index.get(b"b" + request.blob_id[ID_HEAD_SIZE:]), request)
+            entry = _checked_entry(self._index.get(blob_key(request.blob_id)), request)
             segment = replica.segments.get(entry.segment)
             if segment is not None:
                 answer = _read(replica, segment, entry, request, segment.file.pread)
@@ -319,7 +317,7 @@ class DiskStore:
         end_lsn = replica.end_lsn
         limit = min(request.limit, CHANGES_PER_PAGE_MAX)
         start = change_key(request.partition, request.after_lsn + 1)
-        rows = self._index.scan(start, b"c" + (request.partition + 1).to_bytes(5, "big")[1:], limit)
+        rows = self._index.scan(start, partition_range(b"c", request.partition)[1], limit)
         partition = request.partition.to_bytes(4, "big")
         values = self._index.get_many([b"b" + partition + unique for _, unique in rows])
         entries = []
@@ -473,9 +471,7 @@ class DiskStore:
             except Exception as error:
                 if compaction.is_adopted:
                     with self._lock:
-                        self._fail(
-                            error if isinstance(error, AmbryError) else DiskUnavailable(f"compaction failed: {error!r}")
-                        )
+                        self._fail(error)
                 raise
             now_s = self._clock.monotonic()
             self._retired += [(now_s, segment) for segment in retired]
@@ -516,12 +512,11 @@ class DiskStore:
 
     def surveys(self, partition: int) -> dict[int, Survey]:
         """What was found last, by segment number."""
-        start, stop = survey_key(partition, 0), survey_key(partition + 1, 0)
-        found: dict[int, Survey] = {}
-        while page := self._index.scan(start, stop, _SURVEYS_PER_PAGE):
-            found |= {int.from_bytes(key[5:], "big"): decode_survey(value) for key, value in page}
-            start = page[-1][0] + b"\x00"
-        return found
+        return {
+            int.from_bytes(key[5:], "big"): decode_survey(value)
+            for page in pages(self._index, *partition_range(SURVEY_PREFIX, partition), _ROWS_PER_PAGE)
+            for key, value in page
+        }
 
     def close_retired(self, before_s: float) -> None:
         """Close the files of segments that were retired before a moment of the monotonic clock: no read has them."""
@@ -580,21 +575,17 @@ class DiskStore:
     def _replica(self, blob_id: bytes) -> Replica:
         replica = self._replicas.get(int.from_bytes(blob_id[12:16], "big"))
         if replica is None or len(blob_id) != BINARY_SIZE:
-            raise self._no_replica(blob_id)
+            raise no_replica(blob_id)
         return replica
-
-    @staticmethod
-    def _no_replica(blob_id: bytes) -> NoSuchReplica:
-        return NoSuchReplica("no replica of this partition here", partition=int.from_bytes(blob_id[12:16], "big"))
 
     def check_usable(self) -> None:
         """Raise DiskUnavailable when the store has failed."""
         if self._failure is not None:
             raise DiskUnavailable(f"the disk takes no more writes: {self._failure}")
 
-    def _fail(self, error: AmbryError) -> None:
+    def _fail(self, error: BaseException) -> None:
         if self._failure is None:
-            self._failure = error
+            self._failure = error if isinstance(error, AmbryError) else DiskUnavailable(f"a fault of ours: {error!r}")
 
 
 def _group_size_max(requests: Sequence[Mutation]) -> int:

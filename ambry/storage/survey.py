@@ -35,9 +35,12 @@ class Survey:
     damages: int
 
 
+SURVEY_PREFIX: Final = b"v"
+
+
 def survey_key(partition: int, segment: int) -> bytes:
     """Index key of the last survey of a segment."""
-    return b"v" + partition.to_bytes(4, "big") + segment.to_bytes(4, "big")
+    return SURVEY_PREFIX + partition.to_bytes(4, "big") + segment.to_bytes(4, "big")
 
 
 def encode_survey(survey: Survey) -> bytes:
@@ -82,7 +85,7 @@ def look_at(
     for found in scan_readable(segment):
         if isinstance(found, Damage):
             pace(found.size)
-            if _is_needed(index, segment, found):
+            if is_needed(index, segment, found):
                 kept += found.size
             damages += 1
             on_damage(found)
@@ -95,7 +98,8 @@ def look_at(
     return Survey(now_ms, kept, next_ms, damages)
 
 
-def _is_needed(index: Index, segment: Segment, damage: Damage) -> bool:
+def is_needed(index: Index, segment: Segment, damage: Damage) -> bool:
+    """Whether the index points to what is damaged, or nobody can say: then its segment has to stay."""
     if damage.header is None:
         return True
     value = index.get(blob_key(damage.key))

@@ -18,6 +18,36 @@ SECRET = "a secret of the tests, for this machine only"
 READY_SECONDS_MAX = 30.0
 
 
+def write_cluster(folder: Path, node_port: int, *disks: str) -> None:
+    """`cluster.toml` with one datanode, its disks of 8 GiB, and partitions 1 to 8."""
+    disk_tables = "".join(
+        f"""
+[[node.disk]]
+path = "{disk}"
+capacity_bytes = "8 GiB"
+"""
+        for disk in disks
+    )
+    (folder / "cluster.toml").write_text(f"""
+fingerprint = "test"
+version = 1
+[[datacentre]]
+number = 1
+name = "here"
+[[node]]
+name = "node"
+datacentre = "here"
+host = "127.0.0.1"
+port = {node_port}
+{disk_tables}
+[[partitions]]
+numbers = "1-8"
+capacity_bytes = "1 GiB"
+[[partitions.replica]]
+node = "node"
+""")
+
+
 class Ambry:
     """One `ambry` process. Log lines are JSON on standard error; `lines` has those that came so far."""
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.processes import ambry, ask, get, put
+from tests.cli.processes import ambry, ask, get, put, write_cluster
 from tests.transport import certificates
 
 
@@ -25,29 +25,7 @@ def free_port() -> int:
 
 def write_settings(folder: Path) -> tuple[Path, Path]:
     """Settings of a datanode with two disks and of a frontend."""
-    (folder / "cluster.toml").write_text(f"""
-fingerprint = "test"
-version = 1
-[[datacentre]]
-number = 1
-name = "here"
-[[node]]
-name = "node"
-datacentre = "here"
-host = "127.0.0.1"
-port = {free_port()}
-[[node.disk]]
-path = "disk-a"
-capacity_bytes = "4 GiB"
-[[node.disk]]
-path = "disk-b"
-capacity_bytes = "4 GiB"
-[[partitions]]
-numbers = "1-8"
-capacity_bytes = "1 GiB"
-[[partitions.replica]]
-node = "node"
-""")
+    write_cluster(folder, free_port(), "disk-a", "disk-b")
     datanode, frontend = folder / "datanode.toml", folder / "frontend.toml"
     datanode.write_text('cluster_map = "cluster.toml"\nnode = "node"\nadmin_port = 0\n')
     frontend.write_text('cluster_map = "cluster.toml"\ndatacentre = "here"\nport = 0\n')

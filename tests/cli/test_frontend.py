@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from ambry.transport.server import DatanodeServer
-from tests.cli.processes import SECRET, Ambry, ambry, ask, children_of, get, is_gone, put
+from tests.cli.processes import SECRET, Ambry, ambry, ask, children_of, get, is_gone, put, write_cluster
 from tests.memory_datanode import MemoryDatanode
 
 
@@ -43,26 +43,7 @@ def datanode_server() -> Iterator[int]:
 
 
 def write_settings(folder: Path, node_port: int, more: str = "") -> Path:
-    (folder / "cluster.toml").write_text(f"""
-fingerprint = "test"
-version = 1
-[[datacentre]]
-number = 1
-name = "here"
-[[node]]
-name = "node"
-datacentre = "here"
-host = "127.0.0.1"
-port = {node_port}
-[[node.disk]]
-path = "disk"
-capacity_bytes = "8 GiB"
-[[partitions]]
-numbers = "1-8"
-capacity_bytes = "1 GiB"
-[[partitions.replica]]
-node = "node"
-""")
+    write_cluster(folder, node_port, "disk")
     path = folder / "frontend.toml"
     path.write_text(f'cluster_map = "cluster.toml"\ndatacentre = "here"\nport = 0\n{more}')
     return path

@@ -45,8 +45,8 @@ MUTANTS: Final = (
     Mutant(
         "large body is not synced in its log",
         "ambry/storage/commit.py",
-        "            return\n        run.segment.file.sync()\n",
-        "            return\n",
+        "        if run.error is None:\n            run.segment.file.sync()\n",
+        "",
     ),
     Mutant(
         "checkpoint does not sync the logs",

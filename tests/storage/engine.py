@@ -23,6 +23,7 @@ from ambry.storage.accounts import recount
 from ambry.storage.commit import Answer, Mutation
 from ambry.storage.compaction_plan import choose
 from ambry.storage.compactor import CompactionReport
+from ambry.storage.index import pages
 from ambry.storage.index_entry import Entry, decode_entry
 from ambry.storage.journal import RING_AT
 from ambry.storage.recovery import RecoveryReport, open_store
@@ -375,10 +376,8 @@ class World:
     def check_accounts(self) -> None:
         """The totals that the store keeps are those that a count of all entries gives."""
         entries: list[tuple[int, Entry]] = []
-        start = b"b"
-        while page := self.store.index.scan(start, b"c", 50):
+        for page in pages(self.store.index, b"b", b"c", 50):
             entries += [(int.from_bytes(key[1:5], "big"), decode_entry(value)) for key, value in page]
-            start = page[-1][0] + b"\x00"
         assert self.store.accounts.snapshot() == recount(entries).snapshot()
 
     def check_read(self, request: GetRequest) -> None:
