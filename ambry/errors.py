@@ -99,6 +99,20 @@ class NoSuchPath(AmbryError):
     name = "no_such_path"
 
 
+class NameExists(AmbryError):
+    """The name is taken, and the request did not say that it may be replaced."""
+
+    code = 24
+    name = "name_exists"
+
+
+class BadName(BadRequest):
+    """Not a name: empty, too long, not UTF-8, with control characters, or with `.` or `..` as a part."""
+
+    code = 25
+    name = "bad_name"
+
+
 # --- certain outcomes ------------------------------------------------------------------------------------------
 
 
@@ -128,6 +142,27 @@ class BlobCollision(AmbryError):
 
     code = 33
     name = "blob_collision"
+
+
+class NameNotFound(AmbryError):
+    """The name store has nothing under this name, or not this version."""
+
+    code = 34
+    name = "name_not_found"
+
+
+class NameDeleted(AmbryError):
+    """The newest version of the name is a delete marker, or the version was removed."""
+
+    code = 35
+    name = "name_deleted"
+
+
+class NameExpired(AmbryError):
+    """The TTL of the name's newest version has passed."""
+
+    code = 36
+    name = "name_expired"
 
 
 # --- a replica, a disk or a peer cannot answer now: another one may --------------------------------------------
@@ -210,6 +245,14 @@ class ShuttingDown(AmbryError):
 
     code = 49
     name = "shutting_down"
+    retryable = True
+
+
+class NameStoreUnavailable(AmbryError):
+    """The name store is locked, full or out of reach. Facts: `is_certain`, whether surely nothing was changed."""
+
+    code = 52
+    name = "name_store_unavailable"
     retryable = True
 
 

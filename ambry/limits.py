@@ -246,6 +246,39 @@ UPDATE_CHUNKS_IN_FLIGHT_MAX: Final = 64
 RECLAIM_QUEUE_MAX: Final = 64 * KIB
 """Ids of failed puts that wait for their tombstone; what does not fit is left to the sweeper."""
 
+# --- names -----------------------------------------------------------------------------------------------------
+
+NAME_BYTES_MAX: Final = 1024
+"""A name, in bytes of UTF-8: as in S3."""
+
+NAME_QUEUE_JOBS_MAX: Final = 8 * KIB
+"""Changes that wait for the name store of one process; one more is Overloaded."""
+
+NAME_GROUP_JOBS_MAX: Final = 512
+"""Changes of one commit of an embedded name store: about 20 ms of work behind one sync."""
+
+NAME_READERS: Final = 4
+"""Threads of one process that read an embedded name store."""
+
+NAME_CONNECTIONS_MAX: Final = 16
+"""Connections of one process to a PostgreSQL server; it allows 100 by default."""
+
+NAME_LOCK_WAIT_MS: Final = 5_000
+"""How long a change waits for a name store that another process has locked, before it is refused."""
+
+NAME_STATEMENT_MS_MAX: Final = 10_000
+"""A statement that a PostgreSQL server has not answered by then is given up."""
+
+NAME_CONNECT_S: Final = 5
+"""How long it is tried to reach a PostgreSQL server."""
+
+NAME_CACHE_BYTES: Final = 16 * MIB
+"""Page cache of one connection to an embedded name store: the upper levels of its trees, for tens of millions of
+names."""
+
+NAME_MAPPED_BYTES: Final = 1 * GIB
+"""How much of an embedded name store is mapped: pages that the system has cached are read without being copied."""
+
 # --- processes -------------------------------------------------------------------------------------------------
 
 METRIC_SERIES_MAX: Final = 4096

@@ -63,6 +63,7 @@ CATCH_ALLS: Final[Mapping[str, str]] = {
     "ambry/datanode/disk_service.py:DiskService._read_batch": "so does every reader of a batch",
     "ambry/frontend/fast_lane.py:FastConnection.look_up": "a mistake in one request must not reach others of its turn",
     "ambry/frontend/fast_lane.py:FastConnection.begin_post": "so it must not here",
+    "ambry/names/sqlite.py:SqliteDatabase._write_one": "a job's caller gets what it raised; others of its group go on",
 }
 """Functions that catch Exception or BaseException, as path:function. Few: the borders where nothing may get through."""
 

@@ -56,6 +56,11 @@ STATUS: Final[dict[type[AmbryError], int]] = {
     errors.ProtocolError: 500,
     errors.HandshakeRefused: 503,
     errors.CannotStart: 500,
+    errors.NameExists: 409,
+    errors.NameNotFound: 404,
+    errors.NameDeleted: 410,
+    errors.NameExpired: 410,
+    errors.NameStoreUnavailable: 503,
 }
 """The one table. A class that is not in it has the status of its parent."""
 

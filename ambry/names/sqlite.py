@@ -1,0 +1,249 @@
+"""SQLite behind the door of sql.py: one thread that writes, a few that read. The default name store.
+
+The writer takes what has gathered in its queue, runs it job by job in one transaction, each in a savepoint of its own,
+and commits once: with `synchronous=FULL` that is one sync of the write-ahead log for the whole group, and while it
+runs the next group gathers. Only after it is anyone answered. Several processes (`ambry serve --workers`) share the
+file: `BEGIN IMMEDIATE` lets one write at a time, and readers are never in the way.
+
+This module knows SQLite; it does not know what is in the tables.
+"""
+
+import asyncio
+import contextlib
+import sqlite3
+import threading
+from collections import deque
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Final, cast
+
+from ambry.errors import NameStoreUnavailable, Overloaded
+from ambry.limits import (
+    NAME_CACHE_BYTES,
+    NAME_GROUP_JOBS_MAX,
+    NAME_LOCK_WAIT_MS,
+    NAME_MAPPED_BYTES,
+    NAME_QUEUE_JOBS_MAX,
+    NAME_READERS,
+)
+from ambry.logs import get_logger
+from ambry.names.sql import Answer, Dialect, Job, Row, Value
+
+_log = get_logger(__name__)
+
+_BUSY: Final = ("SQLITE_BUSY", "SQLITE_LOCKED")
+
+
+class SqliteSession:
+    """A transaction on one connection."""
+
+    __slots__ = ("_connection",)
+
+    dialect: Final = Dialect.SQLITE
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._connection = connection
+
+    def rows(self, sql: str, parameters: Sequence[Value] = ()) -> list[Row]:
+        """All rows of a query."""
+        return self._connection.execute(sql, parameters).fetchall()
+
+    def row(self, sql: str, parameters: Sequence[Value] = ()) -> Row | None:
+        """The first row of a query."""
+        found: Row | None = self._connection.execute(sql, parameters).fetchone()
+        return found
+
+    def execute(self, sql: str, parameters: Sequence[Value] = ()) -> int:
+        """Change something; how many rows that were."""
+        return self._connection.execute(sql, parameters).rowcount
+
+    def execute_many(self, sql: str, rows: Iterable[Sequence[Value]]) -> None:
+        """The same change for many rows of parameters."""
+        self._connection.executemany(sql, rows)
+
+    def lock(self, key: bytes) -> None:
+        """There is one writer at a time, and it has the lock already."""
+
+
+class _Request:
+    """A job that waits for the writer, and the future of whoever waits for it."""
+
+    __slots__ = ("future", "job", "loop", "outcome")
+
+    def __init__(self, job: Job[Any], loop: asyncio.AbstractEventLoop) -> None:
+        self.job = job
+        self.loop = loop
+        self.future: asyncio.Future[Any] = loop.create_future()
+        self.outcome: tuple[Any, BaseException | None] = (None, None)
+
+    def resolve(self) -> None:
+        """Answer; on the loop. Whoever has gone is not waiting any more."""
+        if self.future.done():
+            return
+        value, error = self.outcome
+        if error is None:
+            self.future.set_result(value)
+        else:
+            self.future.set_exception(error)
+
+
+class SqliteDatabase:
+    """A file with a current schema, opened. Make it with `open_database` of open.py."""
+
+    dialect: Final = Dialect.SQLITE
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._connections: list[sqlite3.Connection] = []
+        self._local = threading.local()
+        self._wake = threading.Condition()
+        self._queue: deque[_Request] = deque()
+        self._is_closing = False
+        self._writer_connection = self._connect()
+        self._readers = ThreadPoolExecutor(NAME_READERS, thread_name_prefix="names-read")
+        self._writer = threading.Thread(target=self._write_loop, name="names-write", daemon=True)
+        self._writer.start()
+
+    # --- reading -----------------------------------------------------------------------------------------------
+
+    async def read(self, job: Job[Answer]) -> Answer:
+        """Run a job that changes nothing, on one snapshot, on a thread for reading."""
+        if self._is_closing:
+            raise NameStoreUnavailable("the name store is closed", is_certain=True)
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._readers, self._read, job)
+
+    def _read(self, job: Job[Answer]) -> Answer:
+        connection: sqlite3.Connection | None = getattr(self._local, "connection", None)
+        try:
+            if connection is None:
+                connection = self._local.connection = self._connect()
+                connection.execute("PRAGMA query_only=ON")
+            connection.execute("BEGIN")
+            try:
+                return job(SqliteSession(connection))
+            finally:
+                # Nothing was changed; this gives up the snapshot.
+                connection.execute("ROLLBACK")
+        except sqlite3.Error as error:
+            raise _unavailable(error) from error
+
+    # --- writing -----------------------------------------------------------------------------------------------
+
+    async def write(self, job: Job[Answer]) -> Answer:
+        """Run a job in the next group."""
+        request = _Request(job, asyncio.get_running_loop())
+        with self._wake:
+            if self._is_closing:
+                raise NameStoreUnavailable("the name store is closed", is_certain=True)
+            if len(self._queue) >= NAME_QUEUE_JOBS_MAX:
+                raise Overloaded("too many changes wait for the name store", retry_after_s=1)
+            self._queue.append(request)
+            self._wake.notify()
+        return cast("Answer", await request.future)
+
+    def _write_loop(self) -> None:
+        while True:
+            with self._wake:
+                while not self._queue and not self._is_closing:
+                    self._wake.wait()
+                if not self._queue:
+                    return
+                group = [self._queue.popleft() for _ in range(min(len(self._queue), NAME_GROUP_JOBS_MAX))]
+            # A caller that has gone meanwhile wants nothing done.
+            group = [request for request in group if not request.future.cancelled()]
+            if group:
+                self._write_group(group)
+                _answer(group)
+
+    def _write_group(self, group: list[_Request]) -> None:
+        """Run and commit a group. Afterwards every request has its outcome, and nothing half-done is left."""
+        connection = self._writer_connection
+        session = SqliteSession(connection)
+        try:
+            connection.execute("BEGIN IMMEDIATE")
+            for request in group:
+                self._write_one(session, request)
+            connection.execute("COMMIT")
+        except sqlite3.Error as error:
+            # A commit that failed has not happened: the log's last frame is what makes it one.
+            _log.warning("changes of names failed", count=len(group), error=str(error))
+            refusal = _unavailable(error)
+            for request in group:
+                request.outcome = (None, refusal)
+            if connection.in_transaction:
+                with contextlib.suppress(sqlite3.Error):
+                    connection.execute("ROLLBACK")
+
+    def _write_one(self, session: SqliteSession, request: _Request) -> None:
+        """One job of a group in its savepoint. Raises sqlite3.Error when the whole group is lost."""
+        connection = self._writer_connection
+        connection.execute("SAVEPOINT job")
+        try:
+            request.outcome = (request.job(session), None)
+        except sqlite3.Error as error:
+            if not connection.in_transaction:
+                # Disk full, I/O error: SQLite has rolled the transaction back by itself.
+                raise
+            connection.execute("ROLLBACK TO job")
+            request.outcome = (None, _unavailable(error))
+        except Exception as error:  # noqa: BLE001 -- the caller of this job gets it; the others of the group go on
+            connection.execute("ROLLBACK TO job")
+            request.outcome = (None, error)
+        connection.execute("RELEASE job")
+
+    # --- connections -------------------------------------------------------------------------------------------
+
+    def _connect(self) -> sqlite3.Connection:
+        """A connection for one thread. Raises NameStoreUnavailable."""
+        try:
+            connection = sqlite3.connect(
+                self.path, timeout=NAME_LOCK_WAIT_MS / 1000, isolation_level=None, check_same_thread=False
+            )
+            # A commit is durable when it returns; the log is folded into the file in the writer's pauses.
+            connection.execute("PRAGMA journal_mode=WAL")
+            connection.execute("PRAGMA synchronous=FULL")
+            connection.execute(f"PRAGMA cache_size=-{NAME_CACHE_BYTES // 1024}")
+            connection.execute(f"PRAGMA mmap_size={NAME_MAPPED_BYTES}")
+            connection.execute("PRAGMA temp_store=MEMORY")
+        except sqlite3.Error as error:
+            raise _unavailable(error) from error
+        with self._wake:
+            self._connections.append(connection)
+        return connection
+
+    async def close(self) -> None:
+        """Finish the writes that were asked for, and close all connections."""
+        with self._wake:
+            self._is_closing = True
+            self._wake.notify()
+        await asyncio.get_running_loop().run_in_executor(None, self._close)
+
+    def _close(self) -> None:
+        self._writer.join()
+        self._readers.shutdown()
+        for connection in self._connections:
+            with contextlib.suppress(sqlite3.Error):
+                connection.close()
+
+
+def _answer(group: list[_Request]) -> None:
+    """Wake whoever waits, once for each loop."""
+    for loop in {request.loop for request in group}:
+        mine = [request for request in group if request.loop is loop]
+        # A loop that was closed has nobody waiting.
+        with contextlib.suppress(RuntimeError):
+            loop.call_soon_threadsafe(_resolve, mine)
+
+
+def _resolve(group: list[_Request]) -> None:
+    for request in group:
+        request.resolve()
+
+
+def _unavailable(error: sqlite3.Error) -> NameStoreUnavailable:
+    """What an error of SQLite means to a caller: try again, nothing was changed. The cause is for the log."""
+    name = getattr(error, "sqlite_errorname", "")
+    what = "is locked by another process" if name.startswith(_BUSY) else "cannot be used"
+    return NameStoreUnavailable(f"the name store {what}: {error}", is_certain=True)

@@ -1,0 +1,25 @@
+"""What tests of the name store can ask for: a database of each kind."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.names.postgres_server import fresh_database, postgres_server
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[str]:
+    """URL of a PostgreSQL server."""
+    with postgres_server() as url:
+        yield url
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """URL of a new name store: every test runs against both databases."""
+    if request.param == "sqlite":
+        yield f"sqlite:{tmp_path / 'names.sqlite'}"
+    else:
+        with fresh_database(request.getfixturevalue("postgres")) as url:
+            yield url

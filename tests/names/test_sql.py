@@ -1,0 +1,232 @@
+"""The contract of the door to SQL, for both databases: durable together, undone alone, refused when out of reach."""
+
+import asyncio
+import sqlite3
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from ambry.errors import CannotStart, NameExists, NameStoreUnavailable
+from ambry.names import schema
+from ambry.names.open import ensure_epoch, open_database
+from ambry.names.sql import Session
+from ambry.names.sqlite import SqliteDatabase
+from tests.names.postgres_server import fresh_database
+
+
+def add(name: str) -> "Insert":
+    return Insert(name)
+
+
+class Insert:
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __call__(self, session: Session) -> str:
+        session.execute("INSERT INTO store (key, value) VALUES (?, ?)", (self.name, "100 %"))
+        return self.name
+
+
+def names_of(session: Session) -> list[str]:
+    return [row[0] for row in session.rows("SELECT key FROM store ORDER BY key")]
+
+
+def test_what_was_written_is_there_after_opening_again(store_url: str) -> None:
+    async def run() -> list[str]:
+        database = open_database(store_url)
+        assert await database.write(add("one")) == "one"
+        await database.close()
+        database = open_database(store_url)
+        found = await database.read(names_of)
+        assert await database.read(lambda session: session.row("SELECT value FROM store")) == ("100 %",)
+        await database.close()
+        return found
+
+    assert asyncio.run(run()) == ["one"]
+
+
+def test_a_job_that_raises_leaves_nothing_and_others_of_its_group_go_on(store_url: str) -> None:
+    def break_off(session: Session) -> None:
+        session.execute("INSERT INTO store (key, value) VALUES (?, ?)", ("half", ""))
+        raise NameExists("taken")
+
+    def break_the_rules(session: Session) -> None:
+        session.execute("INSERT INTO store (key, value) VALUES (?, ?)", ("other half", ""))
+        session.execute("INSERT INTO store (key, value) VALUES (?, NULL)", ("null",))
+
+    async def run() -> tuple[list[object], list[str]]:
+        database = open_database(store_url)
+        outcomes = await asyncio.gather(
+            *(database.write(job) for job in (add("a"), break_off, add("b"), break_the_rules, add("c"))),
+            return_exceptions=True,
+        )
+        found = await database.read(names_of)
+        await database.close()
+        return list(outcomes), found
+
+    outcomes, found = asyncio.run(run())
+    assert found == ["a", "b", "c"]
+    assert [type(one) for one in outcomes] == [str, NameExists, str, NameStoreUnavailable, str]
+
+
+def test_a_lock_makes_check_and_change_one_step(store_url: str) -> None:
+    def create(session: Session) -> None:
+        session.lock(b"the name")
+        if session.row("SELECT 1 FROM store WHERE key = ?", ("it",)) is not None:
+            raise NameExists("taken")
+        session.execute("INSERT INTO store (key, value) VALUES (?, ?)", ("it", ""))
+
+    async def run() -> list[object]:
+        one, other = open_database(store_url), open_database(store_url)
+        outcomes = await asyncio.gather(
+            *((one, other)[turn % 2].write(create) for turn in range(40)), return_exceptions=True
+        )
+        await one.close()
+        await other.close()
+        return list(outcomes)
+
+    outcomes = asyncio.run(run())
+    assert outcomes.count(None) == 1
+    assert sum(isinstance(one, NameExists) for one in outcomes) == 39
+
+
+def test_a_write_that_was_cancelled_before_it_began_does_not_happen(store_url: str) -> None:
+    async def run() -> list[str]:
+        database = open_database(store_url)
+        gone = [asyncio.ensure_future(database.write(add(f"gone {number}"))) for number in range(50)]
+        await asyncio.sleep(0)
+        for one in gone:
+            one.cancel()
+        done = await asyncio.gather(*gone, return_exceptions=True)
+        assert all(isinstance(one, asyncio.CancelledError) for one in done)
+        await database.write(add("stays"))
+        found = await database.read(names_of)
+        await database.close()
+        return found
+
+    # The first ones may have begun; those behind them had not.
+    found = asyncio.run(run())
+    assert "stays" in found
+    assert len(found) < 51
+
+
+def test_a_closed_store_refuses_and_says_that_nothing_was_done(store_url: str) -> None:
+    async def run() -> None:
+        database = open_database(store_url)
+        await database.close()
+        for ask in (database.read(names_of), database.write(add("late"))):
+            with pytest.raises(NameStoreUnavailable) as caught:
+                await ask
+            assert caught.value.facts["is_certain"] is True
+
+    asyncio.run(run())
+
+
+def test_the_epoch_stays_until_the_store_was_restored(store_url: str) -> None:
+    async def run() -> list[str]:
+        database = open_database(store_url)
+        numbers = iter(("first", "second", "third"))
+        found = [(await ensure_epoch(database, lambda: next(numbers), 1)).number for _ in range(2)]
+        await database.write(lambda session: session.execute("INSERT INTO store (key, value) VALUES ('restored', '')"))
+        found += [(await ensure_epoch(database, lambda: next(numbers), 2)).number for _ in range(2)]
+        await database.close()
+        return found
+
+    assert asyncio.run(run()) == ["first", "first", "second", "second"]
+
+
+def test_the_version_that_the_code_knows_is_the_newest_migration() -> None:
+    versions = sorted(path.name.partition("_")[0] for path in (schema.FOLDER / "versions").glob("[0-9]*.py"))
+    assert versions[-1] == schema.HEAD
+
+
+def test_a_store_of_a_newer_version_is_refused(store_url: str) -> None:
+    async def run() -> None:
+        database = open_database(store_url)
+        await database.write(lambda session: session.execute("UPDATE alembic_version SET version_num = '9999'"))
+        await database.close()
+        with pytest.raises(CannotStart, match="9999"):
+            open_database(store_url)
+
+    asyncio.run(run())
+
+
+def test_a_locked_sqlite_file_is_refused_after_the_wait_and_works_again_afterwards(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ambry.names.sqlite.NAME_LOCK_WAIT_MS", 50)
+
+    async def run() -> list[str]:
+        path = tmp_path / "names.sqlite"
+        database = open_database(f"sqlite:{path}")
+        await database.write(add("before"))
+        with sqlite3.connect(path, isolation_level=None) as other:
+            other.execute("BEGIN IMMEDIATE")
+            with pytest.raises(NameStoreUnavailable, match="locked"):
+                await database.write(add("refused"))
+            # Readers do not wait for a writer.
+            assert await database.read(names_of) == ["before"]
+            other.execute("ROLLBACK")
+        other.close()
+        await database.write(add("later"))
+        found = await database.read(names_of)
+        await database.close()
+        return found
+
+    assert asyncio.run(run()) == ["before", "later"]
+
+
+def test_a_full_sqlite_store_refuses_and_leaves_nothing_half_done(tmp_path: Path) -> None:
+    async def run() -> None:
+        database = open_database(f"sqlite:{tmp_path / 'names.sqlite'}")
+        assert isinstance(database, SqliteDatabase)
+        await database.write(add("before"))
+        # The limit of the file stands for the limit of the disk: SQLite gives the same error and the same roll-back.
+        await database.write(lambda session: session.row("PRAGMA max_page_count=1"))
+
+        def fill(session: Session) -> None:
+            for number in range(10_000):
+                session.execute("INSERT INTO store (key, value) VALUES (?, ?)", (f"fill {number}", "x" * 500))
+
+        outcomes = await asyncio.gather(database.write(fill), database.write(add("too")), return_exceptions=True)
+        assert isinstance(outcomes[0], NameStoreUnavailable)
+        assert not [name for name in await database.read(names_of) if name.startswith("fill")]
+        await database.write(lambda session: session.row("PRAGMA max_page_count=100000"))
+        await database.write(add("later"))
+        assert {"before", "later"} <= set(await database.read(names_of))
+        await database.close()
+
+    asyncio.run(run())
+
+
+def test_a_file_that_is_no_database_is_refused_at_start(tmp_path: Path) -> None:
+    (tmp_path / "names.sqlite").write_bytes(b"this is something else" * 1000)
+    with pytest.raises(CannotStart, match=r"names\.sqlite"):
+        open_database(f"sqlite:{tmp_path / 'names.sqlite'}")
+    with pytest.raises(CannotStart, match="no such folder"):
+        open_database(f"sqlite:{tmp_path / 'no' / 'names.sqlite'}")
+
+
+def test_a_server_that_is_gone_is_refused_and_found_again(postgres: str) -> None:
+    async def run(url: str) -> None:
+        database = open_database(url)
+        await database.write(add("before"))
+        with psycopg.connect(postgres, autocommit=True) as admin:
+            admin.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname LIKE 'ambry_test_%'")
+        with pytest.raises(NameStoreUnavailable):
+            await database.write(add("refused"))
+        # Threads whose connection was broken make a new one.
+        for number in range(20):
+            try:
+                await database.write(add(f"later {number}"))
+            except NameStoreUnavailable as error:
+                assert error.facts["is_certain"] is True
+        found = await database.read(names_of)
+        assert "before" in found and "later 19" in found and "refused" not in found
+        await database.close()
+
+    with fresh_database(postgres) as url:
+        asyncio.run(run(url))
+    with pytest.raises(NameStoreUnavailable, match="out of reach"):
+        open_database("postgresql://ambry@/postgres?host=/nonexistent")
