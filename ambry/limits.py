@@ -228,6 +228,48 @@ HTTP_FIELDS_MAX: Final = 256
 PROPERTY_BYTES_MAX: Final = 1 * KIB
 """One property of a blob that is not user metadata: a content type, a file name, an owner."""
 
+HEDGE_MS_MIN: Final = 2
+"""A second replica is asked no earlier than this, however quick the first one was: most of it is our own loop."""
+
+HEDGE_MS_UNKNOWN: Final = 50
+"""When a second replica is asked while too little is known of the first."""
+
+HEDGE_MS_MAX: Final = 200
+"""A second replica of this datacentre is asked no later than this: p99 stays below 300 ms while a datanode dies."""
+
+HEDGE_REMOTE_MS_MAX: Final = 2_000
+"""The same for peers of other datacentres, whose round trip alone may take hundreds of milliseconds."""
+
+HEDGES_IN_A_ROW_MAX: Final = 256
+"""Second requests that may be sent at once beyond their share of the reads; more would double an overload."""
+
+HEDGE_SHARE: Final = 0.1
+"""Of all reads, how many may ask a second replica in the long run. At the p95 it is one in twenty."""
+
+READS_IN_FLIGHT_MAX: Final = 2
+"""Replicas that one read asks at a time."""
+
+READ_ABANDON_MS: Final = 1_000
+"""Two replicas that are silent for this long make room for a third, and get their turn again at the end."""
+
+PEER_FAILURES_MAX: Final = 2
+"""Requests in a row that failed before a peer is asked last; one may be an accident of one connection."""
+
+PEER_QUIET_MS: Final = 500
+"""A peer that has answered nothing for this long, while something waits for it, is asked last."""
+
+PEER_PROBE_MS_MIN: Final = 200
+"""A peer that is asked last gets one request as a probe after this time, which doubles while the probes fail."""
+
+PEER_PROBE_MS_MAX: Final = 5_000
+"""Longest time between two probes."""
+
+FULL_PARTITION_S: Final = 30
+"""A partition whose put found no space is passed over for this long."""
+
+REMOTE_PUTS_MAX: Final = 2
+"""Replicas of other datacentres that a put tries for a container that wants one of them before it is acknowledged."""
+
 UPLOAD_CHUNKS_IN_FLIGHT_MAX: Final = 2
 """Chunks of one upload that wait for their disks while the next one fills: enough that neither side stands still."""
 

@@ -270,11 +270,12 @@ class MemoryDatanode:
             raise BadRequest("a range that ends before it starts", field="start")
         found = self.blobs.get(request.blob_id)
         if found is None:
-            raise BlobNotFound("never stored here")
+            raise BlobNotFound("never stored here", incarnation=self.incarnation)
+        told = {"life": found.state.life, "expires_at_ms": found.state.expires_at_ms, "time_ms": found.time_ms}
         if found.state.is_deleted and not (request.include_deleted and found.has_body):
-            raise BlobDeleted("deleted")
+            raise BlobDeleted("deleted", **told)
         if found.put is None:
-            raise NotHere("the state is known and the bytes are not here")
+            raise NotHere("the state is known and the bytes are not here", **told)
         if found.is_damaged:
             raise CorruptRecord("the record does not have its checksum", segment=1, offset=0)
         put = found.put

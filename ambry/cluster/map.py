@@ -47,11 +47,15 @@ class Node:
 
 @dataclass(frozen=True, slots=True)
 class Replica:
-    """One copy of a partition: on which disk of which datanode, and in which state."""
+    """One copy of a partition: on which disk of which datanode, and in which state.
+
+    `incarnation` is the life of that copy which the map vouches for; None where the map does not say.
+    """
 
     node: str
     disk_path: str
     state: ReplicaState
+    incarnation: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True)

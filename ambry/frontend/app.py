@@ -161,6 +161,14 @@ def _watch_operations(metrics: Metrics, operations: Operations) -> None:
     metrics.watch_counter(
         "ambry_reclaimed", "Records of failed puts that were tombstoned.", lambda: reclaimer.tombstoned
     )
+    hedges = operations.peers.hedges
+    metrics.watch_counter("ambry_replica_reads", "Reads that several replicas could answer.", lambda: hedges.reads)
+    metrics.watch_counter(
+        "ambry_hedges", "Second replicas that were asked because the first was slow.", lambda: hedges.hedges
+    )
+    metrics.watch_counter("ambry_hedges_won", "Of these, those that answered first.", lambda: hedges.won)
+    metrics.watch_counter("ambry_hedges_refused", "Hedges that the budget did not allow.", lambda: hedges.refused)
+    metrics.watch_gauge("ambry_peers_suspect", "Datanodes that are asked last.", operations.count_suspects)
     metrics.watch_counter(
         "ambry_reclaim_dropped", "Records of failed puts left to the sweeper.", lambda: reclaimer.dropped
     )

@@ -13,9 +13,9 @@ from ambry.blob.blob_id import Kind, text_from_binary
 from ambry.blob.manifest import Entry, Manifest, decode_manifest, entries_in_range
 from ambry.blob.properties import Properties, decode_properties
 from ambry.blob.requests import Buffer, GetAnswer, GetRequest
-from ambry.blob.state import BlobState
+from ambry.blob.state import BOTTOM, BlobState, join
 from ambry.errors import BlobDeleted, BlobExpired, BlobNotFound, CorruptRecord
-from ambry.frontend import replicas
+from ambry.frontend import hedged, replicas
 from ambry.frontend.budget import TransferBudget
 from ambry.frontend.headers import GetOption
 from ambry.frontend.placement import Placement, kind_of
@@ -57,25 +57,40 @@ def check_state(state: BlobState, now_ms: int, option: GetOption) -> None:
 
 
 async def open_blob(
-    placement: Placement, blob_id: bytes, option: GetOption, *, now_ms: int, head_size: int
+    placement: Placement, blob_id: bytes, option: GetOption, *, now_ms: int, head_size: int, is_quorum: bool = False
 ) -> OpenBlob:
     """Find a blob to read from: the first `head_size` bytes of a simple one, the manifest of a composite one.
+
+    `is_quorum`: its state is joined from a quorum first, so that no change is missed that was acknowledged here or in
+    the originating datacentre.
 
     Raises BadBlobId, BlobNotFound (certain), BlobDeleted, BlobExpired, Unavailable, CorruptRecord.
     """
     stop = BODY_BYTES_MAX if kind_of(blob_id) is Kind.COMPOSITE else head_size
-    return await _open(placement, blob_id, option, now_ms=now_ms, stop=stop)
+    return await _open(placement, blob_id, option, now_ms=now_ms, stop=stop, is_quorum=is_quorum)
 
 
-async def stat_blob(placement: Placement, blob_id: bytes, option: GetOption, *, now_ms: int) -> OpenBlob:
+async def stat_blob(
+    placement: Placement, blob_id: bytes, option: GetOption, *, now_ms: int, is_quorum: bool = False
+) -> OpenBlob:
     """Find out what is known of a blob, and nothing of its bytes. Raises as open_blob."""
-    return await _open(placement, blob_id, option, now_ms=now_ms, stop=0)
+    return await _open(placement, blob_id, option, now_ms=now_ms, stop=0, is_quorum=is_quorum)
 
 
-async def _open(placement: Placement, blob_id: bytes, option: GetOption, *, now_ms: int, stop: int) -> OpenBlob:
+async def _open(
+    placement: Placement, blob_id: bytes, option: GetOption, *, now_ms: int, stop: int, is_quorum: bool
+) -> OpenBlob:
     kind = kind_of(blob_id)
-    answer = await read_record(placement, GetRequest(blob_id, 0, stop, include_deleted=option.includes_deleted))
-    check_state(answer.state, now_ms, option)
+    known = BOTTOM
+    includes_deleted = option.includes_deleted
+    if is_quorum:
+        known = await _quorum_state(placement, blob_id)
+        check_state(known, now_ms, option)
+        # Whoever gives the bytes may have missed an undelete.
+        includes_deleted = True
+    answer = await read_record(placement, GetRequest(blob_id, 0, stop, include_deleted=includes_deleted))
+    state = join(known, answer.state) if is_quorum else answer.state
+    check_state(state, now_ms, option)
     properties = decode_properties(answer.properties)
     if properties.frames is not None:
         raise CorruptRecord("a body in frames that this version does not read")
@@ -87,16 +102,23 @@ async def _open(placement: Placement, blob_id: bytes, option: GetOption, *, now_
             raise CorruptRecord("the size of a blob is not the size of its body")
     elif stop:
         manifest = await _decode_manifest(answer, properties.size)
-    return OpenBlob(blob_id, properties, answer.state, answer.created_ms, head, manifest, answer.root)
+    return OpenBlob(blob_id, properties, state, answer.created_ms, head, manifest, answer.root)
+
+
+async def _quorum_state(placement: Placement, blob_id: bytes) -> BlobState:
+    deadline = asyncio.get_running_loop().time() + REQUEST_DEADLINE_MS / 1000
+    found = await replicas.survey(placement.route_of(blob_id), blob_id, deadline, with_origin=True)
+    assert found.joined is not None
+    return found.joined
 
 
 async def read_record(placement: Placement, request: GetRequest) -> GetAnswer:
-    """One record's bytes, at once if they are at hand. Raises as replicas.read."""
+    """One record's bytes, at once if they are at hand. Raises as hedged.read."""
     route = placement.route_of(request.blob_id)
-    answer = replicas.read_now(route, request)
+    answer = hedged.read_now(route, request)
     if answer is None:
         deadline = asyncio.get_running_loop().time() + REQUEST_DEADLINE_MS / 1000
-        answer = await replicas.read(route, request, deadline)
+        answer = await hedged.read(route, request, deadline)
     return answer
 
 

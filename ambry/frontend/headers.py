@@ -37,6 +37,7 @@ _OURS: Final = frozenset({
     "x-ambry-ttl",
     "x-ambry-blob-size",
     "x-ambry-get-option",
+    "x-ambry-durability",
     "content-type",
     "content-encoding",
     "content-md5",
@@ -65,6 +66,17 @@ class GetOption(Enum):
         return self in {GetOption.DELETED, GetOption.ALL}
 
 
+class Durability(Enum):
+    """What has to be true before an upload is acknowledged: `x-ambry-durability`, or the rule of a container."""
+
+    SYNCED = "synced"
+    """A quorum of the replicas of this datacentre has the bytes on disk."""
+
+    SYNCED_REMOTE = "synced-remote"
+    """In addition one replica of another datacentre has."""
+
+
+_DURABILITIES: Final = {durability.value: durability for durability in Durability}
 _GET_OPTIONS: Final = {option.value.lower(): option for option in GetOption}
 
 
@@ -75,6 +87,7 @@ class PutHeaders:
     properties: Properties
     ttl_s: int | None = None
     digests: Mapping[str, bytes] = field(default_factory=dict)
+    durability: Durability = Durability.SYNCED
 
     def expires_at_ms(self, now_ms: int) -> int:
         """The moment of expiry of a blob that is put now."""
@@ -110,7 +123,28 @@ def parse_put_headers(lines: Iterable[tuple[str, str]]) -> PutHeaders:
         user_metadata=metadata,
     )
     ttl_text = ours.get("x-ambry-ttl")
-    return PutHeaders(properties, None if ttl_text is None else parse_ttl(ttl_text), _digests(ours))
+    ttl_s = None if ttl_text is None else parse_ttl(ttl_text)
+    return PutHeaders(properties, ttl_s, _digests(ours), parse_durability(ours.get("x-ambry-durability")))
+
+
+def parse_durability(value: str | None) -> Durability:
+    """The value of `x-ambry-durability`. Raises BadRequest."""
+    if value is None:
+        return Durability.SYNCED
+    durability = _DURABILITIES.get(value.lower())
+    if durability is None:
+        known = " or ".join(_DURABILITIES)
+        raise BadRequest(f"x-ambry-durability is {known}", field="x-ambry-durability")
+    return durability
+
+
+def parse_read(value: str | None) -> bool:
+    """Whether `x-ambry-read` asks for a quorum. Raises BadRequest."""
+    if value is None:
+        return False
+    if value.lower() != "quorum":
+        raise BadRequest("x-ambry-read is quorum, or not there", field="x-ambry-read")
+    return True
 
 
 def parse_ttl(value: str) -> int | None:

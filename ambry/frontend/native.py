@@ -33,7 +33,7 @@ from ambry.frontend.conditions import ByteRange, Multipart, Outcome
 from ambry.frontend.connection import BodyResponse, Connection, Services
 from ambry.frontend.digests import DigestCheck
 from ambry.frontend.get import OpenBlob
-from ambry.frontend.headers import GetOption, expiry, parse_get_option, parse_put_headers, required_ttl
+from ambry.frontend.headers import GetOption, expiry, parse_get_option, parse_put_headers, parse_read, required_ttl
 from ambry.frontend.put import PutPlan
 from ambry.limits import BLOB_BYTES_MAX, HTTP_HEADER_BYTES_MAX, KIB
 from ambry.logs import get_logger, request_scope
@@ -179,6 +179,7 @@ class NativeApi:
             sent.expires_at_ms(call.now_ms),
             size,
             DigestCheck(sent.digests) if sent.digests else None,
+            sent.durability,
         )
         blob_id = await self._services.operations.put(_Body(request, self._services), plan)
         now_ms = self._services.clock.now_ms()
@@ -196,7 +197,7 @@ class NativeApi:
         share = operations.budget.piece_bytes() if is_plain else 0
         await operations.budget.enter(share)
         try:
-            blob = await operations.open(blob_id, option, head_size=share)
+            blob = await operations.open(blob_id, option, head_size=share, is_quorum=_is_quorum(call))
             operations.budget.give(share - len(blob.head))
             share = len(blob.head)
             if not is_plain and _is_not_modified(call, blob):
@@ -211,7 +212,7 @@ class NativeApi:
     async def _head_blob(self, call: Call) -> web.StreamResponse:
         """HEAD: the headers of the GET with the same headers."""
         specs = conditions.parse_range(call.request.headers.get("Range"))
-        blob = await self._services.operations.stat(call.blob_id, _option(call))
+        blob = await self._services.operations.stat(call.blob_id, _option(call), is_quorum=_is_quorum(call))
         if _is_not_modified(call, blob):
             return _not_modified(call, blob)
         ranges = _ranges(call, blob, specs)
@@ -270,13 +271,13 @@ class NativeApi:
 
     async def _blob_info(self, call: Call) -> web.StreamResponse:
         """All that is known of a blob, as headers."""
-        blob = await self._services.operations.stat(call.blob_id, _option(call))
+        blob = await self._services.operations.stat(call.blob_id, _option(call), is_quorum=_is_quorum(call))
         headers = _blob_headers(call, blob, 0) + answers.described_headers(blob.properties)
         return BodyResponse(Answer(200, headers))
 
     async def _user_metadata(self, call: Call) -> web.StreamResponse:
         """The user metadata of a blob, as headers."""
-        blob = await self._services.operations.stat(call.blob_id, _option(call))
+        blob = await self._services.operations.stat(call.blob_id, _option(call), is_quorum=_is_quorum(call))
         answer = answers.empty_answer(200, call.now_ms, call.request_id)
         return BodyResponse(Answer(200, answer.headers + answers.user_metadata_headers(blob.properties)))
 
@@ -358,6 +359,10 @@ def _let_continue(request: BaseRequest) -> None:
         raise BadRequest("nothing but 100-continue can be expected", field="Expect")
     if not request.content.is_eof() and not request.content.total_bytes and request.transport is not None:
         request.transport.write(_CONTINUE)
+
+
+def _is_quorum(call: Call) -> bool:
+    return parse_read(call.request.headers.get("x-ambry-read"))
 
 
 def _option(call: Call) -> GetOption:

@@ -16,13 +16,13 @@ from ambry.blob.state import BlobState
 from ambry.clock import Clock
 from ambry.cluster.map import ClusterMap
 from ambry.errors import AmbryError
-from ambry.frontend import get, replicas, update
+from ambry.frontend import get, hedged, update
 from ambry.frontend.budget import TransferBudget
 from ambry.frontend.buffers import BufferPool
 from ambry.frontend.chance import Chance
 from ambry.frontend.get import OpenBlob, PieceReader
-from ambry.frontend.headers import GetOption
-from ambry.frontend.placement import Placement, Route
+from ambry.frontend.headers import Durability, GetOption
+from ambry.frontend.placement import Peers, Placement, Route
 from ambry.frontend.put import Cut, Means, PutPlan, SmallPut, Source, Upload
 from ambry.frontend.reclaim import Reclaimer
 from ambry.limits import BODY_BYTES_MAX, CHUNK_BYTES_MAX, REQUEST_DEADLINE_MS, TRANSFER_BYTES_MAX, TRANSFER_QUEUE_MAX
@@ -35,7 +35,7 @@ _SIMPLE: Final = bytes([VERSION, Kind.SIMPLE])
 class Operations:
     """The operations of one frontend process. Make it inside a running event loop."""
 
-    __slots__ = ("_datacentre", "_datanodes", "_means", "_placement", "budget", "chance", "clock", "reclaimer")
+    __slots__ = ("_datacentre", "_means", "_placement", "budget", "chance", "clock", "peers", "reclaimer")
 
     def __init__(
         self,
@@ -49,11 +49,11 @@ class Operations:
         cut: Cut | None = None,
     ) -> None:
         self._datacentre = datacentre
-        self._datanodes = datanodes
+        self.peers = Peers(datanodes)
         self.clock = clock
         self.chance = chance
         self.budget = budget or TransferBudget(TRANSFER_BYTES_MAX, TRANSFER_QUEUE_MAX)
-        self._placement = Placement(cluster_map, datacentre, datanodes, chance)
+        self._placement = Placement(cluster_map, datacentre, self.peers, chance)
         self.reclaimer = Reclaimer(self._placement, clock)
         self._means = Means(
             self._placement, self.budget, self.reclaimer, clock, chance, cut or Cut(), BufferPool(CHUNK_BYTES_MAX)
@@ -62,7 +62,7 @@ class Operations:
     def adopt(self, cluster_map: ClusterMap) -> None:
         """Use a newer cluster map for what begins from here on. Never an older one."""
         assert cluster_map.version >= self._placement.map_version
-        self._placement = Placement(cluster_map, self._datacentre, self._datanodes, self.chance)
+        self._placement = Placement(cluster_map, self._datacentre, self.peers, self.chance)
         self.reclaimer.adopt(self._placement)
         self._means = replace(self._means, placement=self._placement)
 
@@ -71,20 +71,33 @@ class Operations:
         """Whether the map has a partition that takes puts."""
         return bool(self._placement.writable)
 
+    def count_suspects(self) -> int:
+        """Datanodes that are asked last, since they failed or fell silent."""
+        now = asyncio.get_running_loop().time()
+        return sum(peer.is_suspect(now) for peer in self.peers.all)
+
     async def close(self, grace_s: float) -> None:
         """Finish what runs in the background, for `grace_s` at most. Datanodes are their owner's to close."""
         await self.reclaimer.close(grace_s)
 
     # --- small blobs, without a task ---------------------------------------------------------------------------
 
-    def put_small(self, body: Buffer, properties: bytes, created_ms: int, expires_at_ms: int) -> "asyncio.Future[str]":
+    def put_small(
+        self,
+        body: Buffer,
+        properties: bytes,
+        created_ms: int,
+        expires_at_ms: int,
+        *,
+        durability: Durability = Durability.SYNCED,
+    ) -> "asyncio.Future[str]":
         """Store a simple blob of at most CHUNK_BYTES_MAX, with its encoded properties. The future has its text id.
 
         `properties` says the body's size. Errors in the future: DiskFull, Overloaded, Unavailable. Cancelling it
         means that the client is gone.
         """
         assert len(body) <= CHUNK_BYTES_MAX
-        return SmallPut(self._means, body, properties, created_ms, expires_at_ms).outcome
+        return SmallPut(self._means, body, properties, created_ms, expires_at_ms, durability=durability).outcome
 
     def get_small_now(self, blob_id: bytes, size_max: int = BODY_BYTES_MAX) -> GetAnswer | None:
         """A simple blob's first `size_max` bytes if they can be had without waiting, else None.
@@ -93,18 +106,18 @@ class Operations:
         certain; None also for ids that are not of a simple blob.
         """
         route = self._route_of_simple(blob_id)
-        return replicas.read_now(route, GetRequest(blob_id, 0, size_max)) if route is not None else None
+        return hedged.read_now(route, GetRequest(blob_id, 0, size_max)) if route is not None else None
 
     def get_small(self, blob_id: bytes, size_max: int = BODY_BYTES_MAX) -> "asyncio.Future[GetAnswer] | None":
         """As `get_small_now`, for a caller that waits. None for ids that are not of a simple blob.
 
-        Errors in the future are to be read through `replicas.read_error`: certain ones, or Unavailable.
+        An error in the future may be that of a single replica, and proves nothing: ask again through `open`.
         """
         route = self._route_of_simple(blob_id)
         if route is None:
             return None
         deadline = asyncio.get_running_loop().time() + REQUEST_DEADLINE_MS / 1000
-        return replicas.read_soon(route, GetRequest(blob_id, 0, size_max), deadline)
+        return hedged.read_soon(route, GetRequest(blob_id, 0, size_max), deadline)
 
     def _route_of_simple(self, blob_id: bytes) -> Route | None:
         """None for ids of other kinds, and of partitions that the map does not have: aiohttp's way answers those."""
@@ -121,13 +134,17 @@ class Operations:
         """Store a body of any size and return its text id. Nothing is readable unless this returns."""
         return await Upload(self._means, source, plan).run()
 
-    async def open(self, blob_id: bytes, option: GetOption, *, head_size: int) -> OpenBlob:
+    async def open(self, blob_id: bytes, option: GetOption, *, head_size: int, is_quorum: bool = False) -> OpenBlob:
         """Find a blob; see get.open_blob."""
-        return await get.open_blob(self._placement, blob_id, option, now_ms=self.clock.now_ms(), head_size=head_size)
+        now_ms = self.clock.now_ms()
+        return await get.open_blob(
+            self._placement, blob_id, option, now_ms=now_ms, head_size=head_size, is_quorum=is_quorum
+        )
 
-    async def stat(self, blob_id: bytes, option: GetOption) -> OpenBlob:
+    async def stat(self, blob_id: bytes, option: GetOption, *, is_quorum: bool = False) -> OpenBlob:
         """What is known of a blob, without bytes; see get.stat_blob."""
-        return await get.stat_blob(self._placement, blob_id, option, now_ms=self.clock.now_ms())
+        now_ms = self.clock.now_ms()
+        return await get.stat_blob(self._placement, blob_id, option, now_ms=now_ms, is_quorum=is_quorum)
 
     def reader(self, blob: OpenBlob, start: int, stop: int) -> PieceReader:
         """A reader of bytes start:stop of an open blob."""

@@ -11,9 +11,12 @@ from dataclasses import dataclass
 from typing import Final
 
 from ambry.blob.blob_id import BINARY_SIZE, VERSION, BlobId, Kind, new_unique
-from ambry.cluster.map import ClusterMap, Partition, ReplicaState
+from ambry.cluster.map import ClusterMap, Partition, Replica, ReplicaState
+from ambry.cluster.quorum import UNCOUNTED, write_quorum
 from ambry.errors import BadBlobId, Unavailable
 from ambry.frontend.chance import Chance
+from ambry.frontend.health import HedgeBudget, Peer
+from ambry.limits import FULL_PARTITION_S
 from ambry.protocol.datanode import Datanode
 
 _KIND_AT: Final = 1
@@ -24,51 +27,93 @@ _WHERE_AT: Final = slice(2, 16)
 _KNOWN_MAX: Final = 4096
 """Routes that are found without taking an id apart; those of accounts and containers beyond are found as before."""
 
+_PICKS_MAX: Final = 4
+
 NO_ACCOUNT: Final = 0
 NO_CONTAINER: Final = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """The replicas of one partition, for blobs of one originating datacentre. None is a node out of reach.
+    """The replicas of one partition, for blobs of one originating datacentre.
 
-    `writers` of this datacentre, `counted` says which of them count. `readers` in the order of asking, `is_witness`
-    says whose "not found" counts; `witness_count` is N of the originating datacentre.
+    `writers` of this datacentre, `counted` says which of them count. `readers` in the order of asking: the first
+    `serving` of them are here and complete, `groups` says for which datacentre each counts, and `incarnations` whose
+    word that is. `witnesses` are the datacentres that must prove "not found", `here` is this one. `remote` are readers
+    to put to, for blobs that are to be in two datacentres before they are acknowledged.
     """
 
     partition: int
-    writers: tuple[Datanode | None, ...]
+    writers: tuple[Peer, ...]
     counted: tuple[bool, ...]
-    readers: tuple[Datanode | None, ...]
-    is_witness: tuple[bool, ...]
-    witness_count: int
+    readers: tuple[Peer, ...]
+    groups: tuple[int, ...]
+    incarnations: tuple[bytes | None, ...]
+    serving: int
+    here: int
+    witnesses: tuple[int, ...]
+    remote: tuple[Peer, ...]
+    hedges: HedgeBudget
+    only_writer: Datanode | None
+    """The datanode of the one replica there is, else None."""
+    only_reader: Datanode | None
+    """The datanode of the one replica there is, if its word is final; else None."""
 
     @property
-    def only_writer(self) -> Datanode | None:
-        """The datanode of the one replica there is, else None."""
-        return self.writers[0] if len(self.writers) == 1 and self.counted[0] else None
+    def is_origin_here(self) -> bool:
+        """Whether the replicas of this datacentre can prove that a blob does not exist."""
+        return self.witnesses == (self.here,)
+
+
+class Peers:
+    """Every datanode that routes lead to, with what its traffic has shown. Lives longer than a cluster map."""
+
+    __slots__ = ("_datanodes", "_known", "hedges")
+
+    def __init__(self, datanodes: Mapping[str, Datanode]) -> None:
+        self._datanodes = datanodes
+        self._known: dict[str, Peer] = {}
+        self.hedges = HedgeBudget()
+
+    def of(self, name: str, *, is_near: bool) -> Peer:
+        """The peer of this name. A datanode that was connected since is there from the next map on."""
+        datanode = self._datanodes.get(name)
+        found = self._known.get(name)
+        if found is None or found.is_near != is_near:
+            found = self._known[name] = Peer(name, datanode, is_near=is_near)
+        found.datanode = datanode
+        return found
 
     @property
-    def only_reader(self) -> Datanode | None:
-        """The datanode of the one replica there is, if its word is final; else None."""
-        return self.readers[0] if len(self.readers) == 1 and self.is_witness[0] else None
+    def all(self) -> Collection[Peer]:
+        """Those that some route has led to."""
+        return self._known.values()
 
 
 class Placement:
     """Routes under one cluster map, as seen from one datacentre."""
 
-    __slots__ = ("_chance", "_datacentre", "_datanodes", "_known", "_map", "_prefixes", "_routes", "writable")
+    __slots__ = (
+        "_chance",
+        "_datacentre",
+        "_full_until",
+        "_known",
+        "_map",
+        "_peers",
+        "_prefixes",
+        "_routes",
+        "writable",
+    )
 
-    def __init__(
-        self, cluster_map: ClusterMap, datacentre: int, datanodes: Mapping[str, Datanode], chance: Chance
-    ) -> None:
+    def __init__(self, cluster_map: ClusterMap, datacentre: int, peers: Peers, chance: Chance) -> None:
         self._map = cluster_map
         self._datacentre = datacentre
-        self._datanodes = datanodes
+        self._peers = peers
         self._chance = chance
         self._routes: dict[tuple[int, int], Route] = {}
         self._known: dict[bytes, Route] = {}
         self._prefixes: dict[tuple[int, Kind], bytes] = {}
+        self._full_until: dict[int, float] = {}
         self.writable = cluster_map.writable_partitions(datacentre)
 
     @property
@@ -103,24 +148,48 @@ class Placement:
             found = self._routes[(partition, origin)] = self._make_route(listed, origin)
         return found
 
-    def pick(self, avoid: Collection[int] = ()) -> int:
-        """A writable partition by chance, none of `avoid` if there is another. Raises Unavailable when none is."""
+    def pick(self, avoid: Collection[int] = (), now: float = 0.0) -> int:
+        """A writable partition by chance, none of `avoid` if there is another. Raises Unavailable when none is.
+
+        Partitions that were full lately, or whose peers are too suspect for a quorum, are passed over a few times.
+        """
         writable = self.writable
         if not writable:
             raise Unavailable("no partition is writable")
-        picked = writable[self._chance.below(len(writable))]
+        chance = self._chance
+        picked = writable[chance.below(len(writable))]
+        for _ in range(_PICKS_MAX):
+            if picked not in avoid and self._is_promising(picked, now):
+                return picked
+            picked = writable[chance.below(len(writable))]
         if picked in avoid:
             others = [partition for partition in writable if partition not in avoid]
             if others:
-                return others[self._chance.below(len(others))]
+                return others[chance.below(len(others))]
         return picked
 
-    def pick_group(self, size: int) -> tuple[int, ...]:
+    def pick_group(self, size: int, now: float = 0.0) -> tuple[int, ...]:
         """Up to `size` different writable partitions, by chance. Raises Unavailable when there is none."""
         group: list[int] = []
         while len(group) < min(size, len(self.writable)) or not group:
-            group.append(self.pick(group))
+            group.append(self.pick(group, now))
         return tuple(group)
+
+    def refused(self, partition: int, now: float) -> None:
+        """A put found no space there; others are tried first for a while."""
+        self._full_until[partition] = now + FULL_PARTITION_S
+
+    def _is_promising(self, partition: int, now: float) -> bool:
+        if self._full_until and self._full_until.get(partition, 0.0) > now:
+            return False
+        route = self._routes.get((partition, self._datacentre)) or self.route(partition, self._datacentre)
+        if route.only_writer is not None:
+            return True
+        ready = sum(
+            counts and peer.datanode is not None and not peer.is_suspect(now)
+            for peer, counts in zip(route.writers, route.counted, strict=True)
+        )
+        return ready >= write_quorum(sum(route.counted))
 
     def mint(self, kind: Kind, partition: int, now_ms: int) -> bytes:
         """A new binary blob id of this datacentre."""
@@ -131,27 +200,48 @@ class Placement:
         return prefix + new_unique(now_ms, self._chance.unique_10())
 
     def _make_route(self, listed: Partition, origin: int) -> Route:
-        local: list[tuple[Datanode | None, bool]] = []
-        readers: list[tuple[int, Datanode | None, bool]] = []
-        origins = {origin} if origin in self._map.datacentres else set(self._map.datacentres)
+        placed: dict[int, list[tuple[Replica, Peer]]] = {}
         for replica in listed.replicas:
             where = self._map.nodes[replica.node].datacentre
-            datanode = self._datanodes.get(replica.node)
-            serves = replica.state is ReplicaState.SERVING
-            if where == self._datacentre and replica.state is not ReplicaState.LEAVING:
-                local.append((datanode, serves))
+            peer = self._peers.of(replica.node, is_near=where == self._datacentre)
+            placed.setdefault(where, []).append((replica, peer))
+        # An origin that left the map, or holds the partition no longer, cannot prove anything: all others must.
+        witnesses = (origin,) if origin in placed else tuple(sorted(placed))
+        readers: list[tuple[int, Peer, int, bytes | None]] = []
+        for where, members in placed.items():
             distance = 0 if where == self._datacentre else 1 if where == origin else 2
-            # Within a distance, those that have everything come first.
-            readers.append((2 * distance + (not serves), datanode, serves and where in origins))
+            for replica, peer in members:
+                serves = replica.state is ReplicaState.SERVING
+                # Within a distance, those that have everything come first.
+                rank = 2 * distance + (not serves)
+                readers.append((rank, peer, where if serves else UNCOUNTED, replica.incarnation))
         readers.sort(key=lambda reader: reader[0])
+        # Where this datacentre holds no replica, changes go to the origin's; puts never come here.
+        at_home = self._datacentre if self._datacentre in placed else origin
+        writers = [one for one in placed.get(at_home, []) if one[0].state is not ReplicaState.LEAVING]
+        counted = tuple(replica.state is ReplicaState.SERVING for replica, _ in writers)
+        groups = tuple(group for _, _, group, _ in readers)
+        is_alone = len(readers) == 1 and groups[0] in witnesses
         return Route(
             partition=listed.number,
-            writers=tuple(datanode for datanode, _ in local),
-            counted=tuple(counts for _, counts in local),
-            readers=tuple(datanode for _, datanode, _ in readers),
-            is_witness=tuple(is_witness for _, _, is_witness in readers),
-            witness_count=sum(is_witness for _, _, is_witness in readers),
+            writers=tuple(peer for _, peer in writers),
+            counted=counted,
+            readers=tuple(peer for _, peer, _, _ in readers),
+            groups=groups,
+            incarnations=tuple(incarnation for _, _, _, incarnation in readers),
+            serving=sum(peer.is_near and group != UNCOUNTED for _, peer, group, _ in readers),
+            here=at_home,
+            witnesses=witnesses,
+            remote=tuple(peer for _, peer, group, _ in readers if group not in {at_home, UNCOUNTED}),
+            hedges=self._peers.hedges,
+            only_writer=writers[0][1].datanode if counted == (True,) else None,
+            only_reader=readers[0][1].datanode if is_alone else None,
         )
+
+
+def partition_of(blob_id: bytes) -> int:
+    """The partition in a binary id."""
+    return int.from_bytes(blob_id[_PARTITION_AT], "big")
 
 
 def kind_of(blob_id: bytes) -> Kind:

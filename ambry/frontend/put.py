@@ -19,13 +19,14 @@ from ambry.blob.manifest import Entry, encode_manifest
 from ambry.blob.properties import Properties, encode_properties
 from ambry.blob.requests import Buffer, PutRequest, StateAnswer
 from ambry.clock import Clock
-from ambry.errors import AmbryError, BadRequest, DeadlineExceeded, DiskFull, Overloaded, TooLarge
+from ambry.errors import AmbryError, BadRequest, BlobCollision, DeadlineExceeded, DiskFull, Overloaded, TooLarge
 from ambry.frontend import replicas
 from ambry.frontend.budget import TransferBudget
 from ambry.frontend.buffers import BufferPool
 from ambry.frontend.chance import Chance
 from ambry.frontend.digests import DigestCheck
-from ambry.frontend.placement import Placement
+from ambry.frontend.headers import Durability
+from ambry.frontend.placement import Placement, partition_of
 from ambry.frontend.reclaim import Reclaimer
 from ambry.limits import (
     BLOB_BYTES_MAX,
@@ -49,6 +50,8 @@ _BUSY_WAIT_S_MAX: Final = 0.16
 REFUSALS: Final = (DiskFull, Overloaded)
 """Errors of a put that surely stored nothing, so there is nothing to tombstone."""
 
+_NOT_OURS: Final = (*REFUSALS, BlobCollision)
+
 
 class Source(Protocol):
     """Where a body comes from."""
@@ -67,6 +70,7 @@ class PutPlan:
     expires_at_ms: int
     size: int | None = None
     check: DigestCheck | None = None
+    durability: Durability = Durability.SYNCED
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,15 +107,26 @@ class SmallPut:
         "_created_ms",
         "_deadline",
         "_expires_at_ms",
+        "_loop",
         "_means",
+        "_needs_remote",
         "_properties",
         "_root",
         "_vector",
         "outcome",
     )
 
-    def __init__(self, means: Means, body: Buffer, properties: bytes, created_ms: int, expires_at_ms: int) -> None:
-        loop = asyncio.get_running_loop()
+    def __init__(
+        self,
+        means: Means,
+        body: Buffer,
+        properties: bytes,
+        created_ms: int,
+        expires_at_ms: int,
+        *,
+        durability: Durability = Durability.SYNCED,
+    ) -> None:
+        self._loop = loop = asyncio.get_running_loop()
         self.outcome: asyncio.Future[str] = loop.create_future()
         self._means = means
         self._body = body
@@ -123,12 +138,13 @@ class SmallPut:
         self._deadline = loop.time() + REQUEST_DEADLINE_MS / 1000
         self._avoid: tuple[int, ...] = ()
         self._blob_id = b""
+        self._needs_remote = durability is Durability.SYNCED_REMOTE
         self._try()
 
     def _try(self) -> None:
         placement = self._means.placement
         try:
-            partition = placement.pick(self._avoid)
+            partition = placement.pick(self._avoid, self._loop.time())
             self._blob_id = placement.mint(Kind.SIMPLE, partition, self._created_ms)
             route = placement.route_of(self._blob_id)
         except AmbryError as error:
@@ -144,7 +160,8 @@ class SmallPut:
             self._vector,
             self._root,
         )
-        replicas.put(route, request, self._deadline).add_done_callback(self._answered)
+        future = replicas.put(route, request, self._deadline, needs_remote=self._needs_remote)
+        future.add_done_callback(self._answered)
 
     def _answered(self, future: "asyncio.Future[StateAnswer]") -> None:
         if future.cancelled():
@@ -157,7 +174,12 @@ class SmallPut:
             self.outcome.set_result(text_from_binary(self._blob_id))
         elif not isinstance(error, AmbryError):
             self.outcome.set_exception(error)
+        elif isinstance(error, BlobCollision):
+            # Somebody else's blob has this id: it is not ours to tombstone.
+            self.outcome.set_exception(error)
         else:
+            if isinstance(error, DiskFull):
+                self._means.placement.refused(self._avoid[-1], self._loop.time())
             if not isinstance(error, REFUSALS):
                 self._means.reclaimer.add([self._blob_id], self._expires_at_ms)
             if len(self._avoid) < _ATTEMPTS:
@@ -292,7 +314,12 @@ class Upload:
         digests = self._checked_digests()
         properties = replace(self._plan.properties, size=self._size, digests=digests)
         put = SmallPut(
-            self._means, chunk.body(), encode_properties(properties), self._plan.created_ms, self._plan.expires_at_ms
+            self._means,
+            chunk.body(),
+            encode_properties(properties),
+            self._plan.created_ms,
+            self._plan.expires_at_ms,
+            durability=self._plan.durability,
         )
         return await put.outcome
 
@@ -323,7 +350,7 @@ class Upload:
         placement = self._means.placement
         created_ms = self._plan.created_ms
         # The chunks of one blob stay in few partitions, so that losing one does not touch every large blob.
-        self._group = placement.pick_group(MANIFEST_CANDIDATES_MAX)
+        self._group = placement.pick_group(MANIFEST_CANDIDATES_MAX, asyncio.get_running_loop().time())
         self._manifest_ids = tuple(placement.mint(Kind.COMPOSITE, one, created_ms) for one in self._group)
         self._upload_id = self._means.chance.token(16)
         self._deadline_ms = created_ms + UPLOAD_DEADLINE_MS
@@ -386,7 +413,7 @@ class Upload:
                 return Entry(blob_id, size, root)
             if attempt == _ATTEMPTS:
                 raise error
-            partition = self._means.placement.pick([partition])
+            partition = self._means.placement.pick([partition], asyncio.get_running_loop().time())
         raise AssertionError("unreachable")
 
     async def _put_manifest(self) -> str:
@@ -425,7 +452,9 @@ class Upload:
         try:
             await self._put_patiently(request, deadline)
         except AmbryError as error:
-            if not isinstance(error, REFUSALS):
+            if isinstance(error, DiskFull):
+                self._means.placement.refused(partition_of(blob_id), asyncio.get_running_loop().time())
+            if not isinstance(error, _NOT_OURS):
                 self._means.reclaimer.add([blob_id], plan.expires_at_ms)
             if self._put_ids and self._put_ids[-1] == blob_id:
                 self._put_ids.pop()
@@ -436,9 +465,11 @@ class Upload:
         """Put a record; as long as the disks have too much to do, wait, and with it the client. Raises as a put."""
         loop = asyncio.get_running_loop()
         wait_s = _BUSY_WAIT_S_MIN
+        needs_remote = self._plan.durability is Durability.SYNCED_REMOTE
         while True:
             try:
-                await replicas.put(self._means.placement.route_of(request.blob_id), request, deadline)
+                route = self._means.placement.route_of(request.blob_id)
+                await replicas.put(route, request, deadline, needs_remote=needs_remote)
                 return
             except Overloaded:
                 if loop.time() + wait_s >= deadline:

@@ -1,27 +1,36 @@
-"""One record, a list of replicas and a quorum: the shell around quorum.py.
+"""One record, the replicas of a route and a quorum: the shells around cluster/quorum.py. Reads are in hedged.py.
 
 A single replica, the case of `ambry serve`, costs one future and no task. With more, puts and updates go to all at
-once and reads ask one after the other; the answer is given as soon as it is certain, and what comes later is only
-consumed. Errors of single replicas end here: callers see the few outcomes of quorum.py.
+once; the answer is given as soon as it is certain, and what comes later is only consumed. Suspect peers are left out
+of a put as long as the others make a quorum: what they miss comes to them by replication. Errors of single replicas
+end here: callers see the few outcomes of quorum.py.
 """
 
 import asyncio
+from asyncio import CancelledError
+from collections import deque
+from functools import partial
 from typing import Generic, TypeVar
 
+from ambry.blob.checksums import checksum_vector, root_of
 from ambry.blob.requests import Change, GetAnswer, GetRequest, PutRequest, StateAnswer, UpdateRequest
 from ambry.blob.state import BlobState
-from ambry.errors import AmbryError
-from ambry.frontend.placement import Route
-from ambry.frontend.quorum import (
+from ambry.cluster.quorum import (
     Convergence,
     Reply,
     StateSurvey,
     Verdict,
     error_of,
     put_verdict,
-    read_verdict,
     reply_of,
+    told_state,
+    write_quorum,
 )
+from ambry.errors import AmbryError, BlobNotFound, CorruptRecord, Unavailable
+from ambry.frontend.health import Peer
+from ambry.frontend.hedged import read
+from ambry.frontend.placement import Route
+from ambry.limits import BODY_BYTES_MAX, REMOTE_PUTS_MAX
 from ambry.logs import get_logger
 
 _log = get_logger(__name__)
@@ -32,32 +41,44 @@ _Answer = TypeVar("_Answer")
 class _Answers(Generic[_Answer]):
     """Requests under way, one for each replica; their answers come in any order."""
 
-    __slots__ = ("_asked",)
+    __slots__ = ("_asked", "_loop")
 
     def __init__(self) -> None:
-        self._asked: dict[asyncio.Future[_Answer], int] = {}
+        self._asked: dict[asyncio.Future[_Answer], tuple[int, Peer]] = {}
+        self._loop = asyncio.get_running_loop()
 
-    def expect(self, replica: int, future: "asyncio.Future[_Answer]") -> None:
+    @property
+    def are_due(self) -> bool:
+        """Whether some are still to come."""
+        return bool(self._asked)
+
+    def expect(self, replica: int, peer: Peer, future: "asyncio.Future[_Answer]") -> None:
         """Wait for this answer as well."""
-        self._asked[future] = replica
+        peer.asked(self._loop.time())
+        self._asked[future] = (replica, peer)
 
     async def next(self) -> list[tuple[int, _Answer | AmbryError]]:
-        """The answers that are there, at least one."""
+        """The answers that are there, at least one, in the order of asking."""
         done, _ = await asyncio.wait(self._asked, return_when=asyncio.FIRST_COMPLETED)
-        return [(self._asked.pop(future), self._answer_of(future)) for future in done]
+        ordered = [future for future in self._asked if future in done]
+        return [(self._asked[future][0], self._answer_of(self._asked.pop(future)[1], future)) for future in ordered]
 
     def leave(self) -> None:
-        """What still comes is of no interest, but its errors count as seen."""
-        for future in self._asked:
-            future.add_done_callback(self._answer_of)
+        """What still comes is of no interest, but what it says of the peer is."""
+        for future, (_, peer) in self._asked.items():
+            future.add_done_callback(partial(self._answer_of, peer))
         self._asked.clear()
 
-    @staticmethod
-    def _answer_of(future: "asyncio.Future[_Answer]") -> _Answer | AmbryError:
+    def _answer_of(self, peer: Peer, future: "asyncio.Future[_Answer]") -> _Answer | AmbryError:
         try:
-            return future.result()
+            answer: _Answer | AmbryError = future.result()
         except AmbryError as error:
-            return error
+            answer = error
+        peer.ended(self._loop.time(), answer if isinstance(answer, AmbryError) else None)
+        return answer
+
+
+# --- put -------------------------------------------------------------------------------------------------------
 
 
 def put_error(error: AmbryError) -> AmbryError:
@@ -65,160 +86,274 @@ def put_error(error: AmbryError) -> AmbryError:
     return error_of(put_verdict([reply_of(error)]), "put")
 
 
-def put(route: Route, request: PutRequest, deadline: float) -> "asyncio.Future[StateAnswer]":
-    """Put a record to the writers of a route. An error is to be read through `put_error`."""
+def put(
+    route: Route, request: PutRequest, deadline: float, *, needs_remote: bool = False
+) -> "asyncio.Future[StateAnswer]":
+    """Put a record to the writers of a route, and to one remote replica if asked. Read errors through `put_error`."""
     only = route.only_writer
-    if only is not None:
+    if only is not None and not needs_remote:
         return only.put(request, deadline)
-    return asyncio.create_task(_put_to_all(route, request, deadline), name="put to replicas")
+    return _PutToAll(route, request, deadline, needs_remote=needs_remote).outcome
 
 
-async def _put_to_all(route: Route, request: PutRequest, deadline: float) -> StateAnswer:
-    replies = [Reply.PENDING] * len(route.writers)
-    answers = _Answers[StateAnswer]()
-    for replica, datanode in enumerate(route.writers):
-        if datanode is None:
-            replies[replica] = Reply.FAILED
-        else:
-            answers.expect(replica, datanode.put(request, deadline))
-    newest: StateAnswer | None = None
-    try:
-        while True:
-            verdict = put_verdict([reply for reply, counts in zip(replies, route.counted, strict=True) if counts])
-            if verdict is Verdict.DONE:
-                assert newest is not None
-                return newest
-            if verdict is not Verdict.WAIT:
-                raise error_of(verdict, "put")
-            for replica, answer in await answers.next():
-                if isinstance(answer, AmbryError):
-                    _log.debug("put failed on a replica", partition=route.partition, error=str(answer))
-                    replies[replica] = reply_of(answer)
-                else:
-                    replies[replica] = Reply.DONE
-                    newest = answer
-    finally:
-        answers.leave()
+class _PutToAll:
+    """One put under way to several replicas: futures and callbacks only."""
+
+    __slots__ = (
+        "_deadline",
+        "_held_back",
+        "_loop",
+        "_newest",
+        "_remote",
+        "_remote_left",
+        "_remote_queue",
+        "_replies",
+        "_request",
+        "_route",
+        "outcome",
+    )
+
+    def __init__(self, route: Route, request: PutRequest, deadline: float, *, needs_remote: bool) -> None:
+        self._loop = loop = asyncio.get_running_loop()
+        self.outcome: asyncio.Future[StateAnswer] = loop.create_future()
+        self._route = route
+        self._request = request
+        self._deadline = deadline
+        self._newest: StateAnswer | None = None
+        self._replies = [Reply.FAILED if peer.datanode is None else Reply.PENDING for peer in route.writers]
+        self._held_back = self._to_hold_back(loop.time())
+        self._remote = Reply.PENDING if needs_remote else Reply.DONE
+        self._remote_left = REMOTE_PUTS_MAX
+        self._remote_queue = deque(_by_health(route.remote, loop.time()) if needs_remote else ())
+        for replica, reply in enumerate(self._replies):
+            if reply is Reply.PENDING and replica not in self._held_back:
+                self._ask(replica)
+        if needs_remote:
+            self._ask_remote()
+        self._judge()
+
+    def _to_hold_back(self, now: float) -> list[int]:
+        """Suspect writers, unless the rest of those that count cannot make a quorum."""
+        route = self._route
+        suspects = [
+            replica
+            for replica, peer in enumerate(route.writers)
+            if self._replies[replica] is Reply.PENDING and peer.is_suspect(now)
+        ]
+        if not suspects:
+            return []
+        ready = sum(
+            counts and self._replies[replica] is Reply.PENDING and replica not in suspects
+            for replica, counts in enumerate(route.counted)
+        )
+        return suspects if ready >= write_quorum(sum(route.counted)) else []
+
+    def _ask(self, replica: int) -> None:
+        peer = self._route.writers[replica]
+        assert peer.datanode is not None
+        peer.asked(self._loop.time())
+        peer.datanode.put(self._request, self._deadline).add_done_callback(partial(self._answered, replica, peer))
+
+    def _ask_remote(self) -> None:
+        while self._remote_queue and self._remote_left:
+            peer = self._remote_queue.popleft()
+            if peer.datanode is not None:
+                self._remote_left -= 1
+                peer.asked(self._loop.time())
+                future = peer.datanode.put(self._request, self._deadline)
+                future.add_done_callback(partial(self._answered_remotely, peer))
+                return
+        self._remote = Reply.FAILED
+
+    def _answered(self, replica: int, peer: Peer, future: "asyncio.Future[StateAnswer]") -> None:
+        self._replies[replica] = self._reply(peer, future)
+        self._judge()
+
+    def _answered_remotely(self, peer: Peer, future: "asyncio.Future[StateAnswer]") -> None:
+        self._remote = self._reply(peer, future)
+        if self._remote is not Reply.DONE and not self.outcome.done():
+            self._remote = Reply.PENDING
+            self._ask_remote()
+        self._judge()
+
+    def _reply(self, peer: Peer, future: "asyncio.Future[StateAnswer]") -> Reply:
+        error = CancelledError() if future.cancelled() else future.exception()
+        peer.ended(self._loop.time(), error if isinstance(error, AmbryError) else None)
+        if isinstance(error, AmbryError):
+            _log.debug("put failed on a replica", partition=self._route.partition, node=peer.name, error=str(error))
+            return reply_of(error)
+        if error is not None:
+            # A fault of ours: whoever waits gets it.
+            if not self.outcome.done():
+                self.outcome.set_exception(error)
+            return Reply.FAILED
+        answer = self._newest = future.result()
+        # A tombstone that came first keeps the body out: that replica does not have the blob.
+        return Reply.DONE if answer.has_body else Reply.FAILED
+
+    def _judge(self) -> None:
+        """Answer, wait, or ask those that were held back."""
+        while not self.outcome.done():
+            verdict = put_verdict(
+                [reply for reply, counts in zip(self._replies, self._route.counted, strict=True) if counts]
+            )
+            if verdict is Verdict.DONE and self._remote is Reply.FAILED:
+                verdict = Verdict.UNAVAILABLE
+            if verdict is Verdict.DONE and self._remote is Reply.DONE:
+                assert self._newest is not None
+                self.outcome.set_result(self._newest)
+            elif verdict in {Verdict.DONE, Verdict.WAIT}:
+                done = self._replies.count(Reply.DONE)
+                waiting = self._replies.count(Reply.PENDING) - len(self._held_back)
+                if self._held_back and done + waiting < write_quorum(sum(self._route.counted)):
+                    held_back, self._held_back = self._held_back, []
+                    for replica in held_back:
+                        self._ask(replica)
+                return
+            else:
+                self.outcome.set_exception(error_of(verdict, "put"))
 
 
-def read_now(route: Route, request: GetRequest) -> GetAnswer | None:
-    """The answer of the first replica if it has it at hand. Raises only what is certain: deleted, or not found."""
-    first = route.readers[0] if route.readers else None
-    if first is None:
-        return None
-    try:
-        return first.get_now(request)
-    except AmbryError as error:
-        verdict = _read_verdict(route, [reply_of(error), *[Reply.PENDING] * (len(route.readers) - 1)])
-        if verdict in {Verdict.DELETED, Verdict.NOT_FOUND}:
-            raise error_of(verdict, "get") from error
-        return None
+def _by_health(peers: tuple[Peer, ...], now: float) -> list[Peer]:
+    return sorted(peers, key=lambda peer: peer.is_suspect(now))
 
 
-async def read(route: Route, request: GetRequest, deadline: float) -> GetAnswer:
-    """Read from the first replica that has the bytes. Raises BlobDeleted, BlobNotFound (certain) or Unavailable."""
-    loop = asyncio.get_running_loop()
-    replies = [Reply.PENDING] * len(route.readers)
-    for replica, datanode in enumerate(route.readers):
-        if datanode is None:
-            replies[replica] = Reply.FAILED
-        else:
-            # Each replica gets its share of what time is left, so that a silent one does not use up all of it.
-            now = loop.time()
-            try:
-                return await datanode.get(request, now + (deadline - now) / (len(replies) - replica))
-            except AmbryError as error:
-                _log.debug("get failed on a replica", partition=route.partition, error=str(error))
-                replies[replica] = reply_of(error)
-        verdict = _read_verdict(route, replies)
-        if verdict is not Verdict.WAIT:
-            raise error_of(verdict, "get")
-    raise error_of(Verdict.UNAVAILABLE, "get")
+# --- state -----------------------------------------------------------------------------------------------------
 
 
-def read_soon(route: Route, request: GetRequest, deadline: float) -> "asyncio.Future[GetAnswer]":
-    """`read` as a future. With one replica there is no task, and an error is to be read through `read_error`."""
-    only = route.only_reader
-    if only is not None:
-        return only.get(request, deadline)
-    return asyncio.create_task(read(route, request, deadline), name="read from replicas")
+async def survey(route: Route, blob_id: bytes, deadline: float, *, with_origin: bool = False) -> StateSurvey:
+    """The state of an id, joined from enough replicas to have met every change that was acknowledged here.
 
-
-def read_error(error: AmbryError) -> AmbryError:
-    """What the failed read of a single replica means. An error that went through a quorum stays as it is."""
-    return error_of(read_verdict([reply_of(error)], is_witness=[True], counted=1), "get")
-
-
-def _read_verdict(route: Route, replies: list[Reply]) -> Verdict:
-    return read_verdict(replies, is_witness=route.is_witness, counted=route.witness_count)
-
-
-async def survey(route: Route, blob_id: bytes, deadline: float) -> tuple[BlobState, GetAnswer]:
-    """The state of an id, joined from enough replicas to be certain, and one answer of theirs without a body.
-
-    Raises BlobNotFound (certain), BlobDeleted when a replica keeps only the tombstone, or Unavailable.
+    `with_origin`: also every change that was acknowledged in the originating datacentre. Raises BlobNotFound
+    (certain) or Unavailable; otherwise `joined` of what is returned holds the state.
     """
-    core = StateSurvey(route.is_witness)
+    required = {route.here, *route.witnesses} if with_origin else {route.here}
+    core = StateSurvey(route.groups, required, route.witnesses)
     answers = _Answers[GetAnswer]()
     request = GetRequest(blob_id, 0, 0, include_deleted=True)
-    for replica, datanode in enumerate(route.readers):
-        if datanode is None:
-            core.failed(replica, Reply.FAILED)
-        else:
-            answers.expect(replica, datanode.get(request, deadline))
-    newest: GetAnswer | None = None
     try:
-        while (verdict := core.verdict()) is Verdict.WAIT:
-            for replica, answer in await answers.next():
-                if isinstance(answer, AmbryError):
-                    core.failed(replica, reply_of(answer))
+        while True:
+            for replica in core.to_ask():
+                peer = route.readers[replica]
+                if peer.datanode is None:
+                    core.failed(replica, Reply.FAILED)
                 else:
-                    core.answered(replica, answer.state)
-                    newest = answer
+                    answers.expect(replica, peer, peer.datanode.get(request, deadline))
+            verdict = core.verdict()
+            if verdict is Verdict.DONE:
+                return core
+            if verdict is not Verdict.WAIT:
+                raise error_of(verdict, "state")
+            if not answers.are_due:
+                continue
+            for replica, answer in await answers.next():
+                _take_state(core, replica, answer, route.incarnations[replica])
     finally:
         answers.leave()
-    if verdict is not Verdict.DONE:
-        raise error_of(verdict, "state")
-    assert core.joined is not None
-    assert newest is not None
-    return core.joined, newest
+
+
+def _take_state(core: StateSurvey, replica: int, answer: GetAnswer | AmbryError, incarnation: bytes | None) -> None:
+    if not isinstance(answer, AmbryError):
+        core.answered(replica, answer.state)
+        return
+    told = told_state(answer)
+    if told is not None:
+        core.answered(replica, told, has_body=False)
+    else:
+        core.failed(replica, reply_of(answer, incarnation))
 
 
 async def converge(
-    route: Route, blob_id: bytes, change: Change, target: BlobState | None, *, time_ms: int, deadline: float
+    route: Route,
+    blob_id: bytes,
+    change: Change,
+    target: BlobState | None,
+    *,
+    time_ms: int,
+    deadline: float,
+    floor: BlobState | None = None,
 ) -> BlobState:
     """Bring the writers of a route to one state: `target` by JOIN, or what `change` makes of their states.
 
-    Done when W of them have it durably. Raises BlobNotFound (certain), Overloaded or Unavailable.
+    `floor` is joined in: what other datacentres are known to have of a blob that may not be here yet.
+
+    Done when W of them have it durably, and the bytes too if it is a live state: where too few have them, they are
+    fetched from whoever does. Raises BlobNotFound (certain), Overloaded or Unavailable.
     """
     assert (change is Change.JOIN) == (target is not None)
-    core = Convergence(route.counted, target)
+    core = Convergence(route.counted, target, floor)
     answers = _Answers[StateAnswer]()
     first = UpdateRequest(blob_id, change, target or BlobState(0, 0), time_ms)
-    for replica, datanode in enumerate(route.writers):
-        if datanode is None:
+    for replica, peer in enumerate(route.writers):
+        if peer.datanode is None:
             core.failed(replica, Reply.FAILED)
         else:
-            answers.expect(replica, datanode.update(first, deadline))
+            answers.expect(replica, peer, peer.datanode.update(first, deadline))
     try:
-        while True:
-            for replica in core.behind():
-                datanode = route.writers[replica]
-                assert datanode is not None
-                assert core.joined is not None
-                answers.expect(
-                    replica, datanode.update(UpdateRequest(blob_id, Change.JOIN, core.joined, time_ms), deadline)
-                )
-            verdict = core.verdict()
-            if verdict is Verdict.DONE:
-                assert core.joined is not None
-                return core.joined
-            if verdict is not Verdict.WAIT:
-                raise error_of(verdict, change.name.lower())
+        while (verdict := _tell_join(core, answers, route, blob_id, time_ms, deadline)) is Verdict.WAIT:
             for replica, answer in await answers.next():
                 if isinstance(answer, AmbryError):
                     core.failed(replica, reply_of(answer))
                 else:
-                    core.answered(replica, answer.state)
+                    core.answered(replica, answer.state, has_body=answer.has_body)
     finally:
         answers.leave()
+    if verdict is Verdict.NOT_FOUND and not route.is_origin_here:
+        # That this datacentre has never seen the blob proves nothing of one that was put elsewhere.
+        verdict = Verdict.UNAVAILABLE
+    if verdict is not Verdict.DONE:
+        raise error_of(verdict, change.name.lower())
+    assert core.joined is not None
+    missing = core.without_body()
+    if missing:
+        await repair(route, blob_id, core, missing, deadline)
+    return core.joined
+
+
+def _tell_join(
+    core: Convergence, answers: _Answers[StateAnswer], route: Route, blob_id: bytes, time_ms: int, deadline: float
+) -> Verdict:
+    """Send the joined state to each replica below it; the verdict after that."""
+    for replica in core.behind():
+        peer = route.writers[replica]
+        assert peer.datanode is not None
+        assert core.joined is not None
+        request = UpdateRequest(blob_id, Change.JOIN, core.joined, time_ms)
+        answers.expect(replica, peer, peer.datanode.update(request, deadline))
+    return core.verdict()
+
+
+# --- on-demand repair ------------------------------------------------------------------------------------------
+
+
+async def repair(route: Route, blob_id: bytes, core: Convergence, missing: list[int], deadline: float) -> None:
+    """Give the bytes of a live blob to writers that reached its state without them. Raises Unavailable if too few can.
+
+    The bytes travel as they were stored; that they are the ones of the record's root is checked before they leave.
+    """
+    assert core.joined is not None
+    try:
+        found = await read(route, GetRequest(blob_id, 0, BODY_BYTES_MAX, include_deleted=True), deadline)
+    except BlobNotFound as error:
+        raise Unavailable("the blob lives, and none of its replicas has its bytes") from error
+    vector = checksum_vector(found.body)
+    if len(found.body) != found.body_size or root_of(vector, found.body_size) != found.root:
+        raise CorruptRecord("a replica gave bytes that do not have their root")
+    request = PutRequest(
+        blob_id, found.created_ms, core.joined.expires_at_ms, found.properties, found.body, vector, found.root
+    )
+    answers = _Answers[StateAnswer]()
+    for replica in missing:
+        peer = route.writers[replica]
+        if peer.datanode is not None:
+            answers.expect(replica, peer, peer.datanode.put(request, deadline))
+    try:
+        while core.without_body() and answers.are_due:
+            for replica, answer in await answers.next():
+                if not isinstance(answer, AmbryError):
+                    core.answered(replica, answer.state, has_body=answer.has_body)
+    finally:
+        answers.leave()
+    if core.without_body():
+        raise Unavailable("too few replicas have the bytes of the blob")
+    _log.info("a blob was given to replicas that lacked it", partition=route.partition, replicas=len(missing))

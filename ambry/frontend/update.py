@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator
 from ambry.blob.blob_id import Kind
 from ambry.blob.manifest import Entry, Manifest
 from ambry.blob.requests import Change
-from ambry.blob.state import BlobState, extended, undeleted
+from ambry.blob.state import BlobState, deleted, extended, undeleted
 from ambry.clock import Clock
 from ambry.errors import BlobDeleted, BlobExpired, BlobNotFound, NotAllowed, Unavailable
 from ambry.frontend import replicas
@@ -26,11 +26,14 @@ async def delete(placement: Placement, clock: Clock, blob_id: bytes) -> BlobStat
     """Delete a blob; deleting it again changes nothing. Raises BlobNotFound (certain), BlobExpired, Unavailable."""
     kind_of(blob_id)
     # What cannot be read, because it is damaged or only its tombstone is left, can be deleted all the same.
-    with contextlib.suppress(BlobDeleted, Unavailable):
-        state, _ = await replicas.survey(placement.route_of(blob_id), blob_id, _deadline())
+    floor = None
+    with contextlib.suppress(Unavailable):
+        state, _ = await _survey(placement, blob_id)
         if state.is_expired(clock.now_ms()):
             raise BlobExpired("the blob has expired")
-    return await _converge(placement, clock, blob_id, Change.DELETE, None)
+        floor = deleted(state)
+    # DELETE, not JOIN of the floor: a replica may know of an undelete that nobody else has seen.
+    return await _converge(placement, clock, blob_id, Change.DELETE, None, floor)
 
 
 async def extend(placement: Placement, clock: Clock, blob_id: bytes, expires_at_ms: int) -> BlobState:
@@ -39,7 +42,7 @@ async def extend(placement: Placement, clock: Clock, blob_id: bytes, expires_at_
     NotAllowed: it already lives longer, and a TTL is never shortened.
     """
     kind = kind_of(blob_id)
-    state, _ = await replicas.survey(placement.route_of(blob_id), blob_id, _deadline())
+    state, _ = await _survey(placement, blob_id)
     if state.is_deleted:
         raise BlobDeleted("the blob was deleted")
     if state.is_expired(clock.now_ms()):
@@ -54,10 +57,9 @@ async def extend(placement: Placement, clock: Clock, blob_id: bytes, expires_at_
 async def undelete(placement: Placement, clock: Clock, blob_id: bytes) -> BlobState:
     """Bring a deleted blob back. Raises BlobNotFound when its bytes are gone, BlobExpired, NotAllowed if it lives."""
     kind_of(blob_id)
-    try:
-        state, _ = await replicas.survey(placement.route_of(blob_id), blob_id, _deadline())
-    except BlobDeleted as error:
-        raise BlobNotFound("the blob was deleted for good") from error
+    state, bytes_are_here = await _survey(placement, blob_id)
+    if state.is_deleted and bytes_are_here is False:
+        raise BlobNotFound("the blob was deleted for good")
     if state.is_expired(clock.now_ms()):
         raise BlobExpired("the blob has expired")
     if not state.is_deleted:
@@ -96,11 +98,24 @@ async def _owned_entries(placement: Placement, manifest: Manifest) -> AsyncItera
         yield entry
 
 
+async def _survey(placement: Placement, blob_id: bytes) -> tuple[BlobState, bool | None]:
+    """The state of a blob, and whether a replica has its bytes: None when those that were asked cannot tell."""
+    found = await replicas.survey(placement.route_of(blob_id), blob_id, _deadline())
+    assert found.joined is not None
+    return found.joined, True if found.has_body else False if found.is_complete else None
+
+
 async def _converge(
-    placement: Placement, clock: Clock, blob_id: bytes, change: Change, target: BlobState | None
+    placement: Placement,
+    clock: Clock,
+    blob_id: bytes,
+    change: Change,
+    target: BlobState | None,
+    floor: BlobState | None = None,
 ) -> BlobState:
+    route = placement.route_of(blob_id)
     return await replicas.converge(
-        placement.route_of(blob_id), blob_id, change, target, time_ms=clock.now_ms(), deadline=_deadline()
+        route, blob_id, change, target, time_ms=clock.now_ms(), deadline=_deadline(), floor=floor
     )
 
 

@@ -288,7 +288,7 @@ class DiskStore:
                 answer = GetAnswer(state, time_ms, properties, body_size, root, 0, body.toreadonly())
                 self._hot.add(blob_id, value, answer)
                 return answer
-        entry = _checked_entry(value, request)
+        entry = _checked_entry(value, request, replica)
         segment = replica.segments.get(entry.segment)
         # Without its segment: compaction moved the blob since the look into the index. `get` looks again.
         return _read(replica, segment, entry, request, segment.file.pread_now) if segment is not None else None
@@ -300,7 +300,7 @@ class DiskStore:
         """
         replica = self._replica(request.blob_id)
         for _ in range(_MOVES_PER_READ_MAX):
-            entry = _checked_entry(self._index.get(blob_key(request.blob_id)), request)
+            entry = _checked_entry(self._index.get(blob_key(request.blob_id)), request, replica)
             segment = replica.segments.get(entry.segment)
             if segment is not None:
                 answer = _read(replica, segment, entry, request, segment.file.pread)
@@ -599,19 +599,23 @@ def _group_size_max(requests: Sequence[Mutation]) -> int:
     return size
 
 
-def _checked_entry(value: bytes | None, request: GetRequest) -> Entry:
-    """The entry of a blob that may be read here."""
+def _checked_entry(value: bytes | None, request: GetRequest, replica: Replica) -> Entry:
+    """The entry of a blob that may be read here. Refusals tell whose word it is, or the state: a quorum needs both."""
     if value is None:
-        raise BlobNotFound("no such blob")
+        raise BlobNotFound("no such blob", incarnation=replica.incarnation)
     entry = decode_entry(value)
     if entry.id_head != request.blob_id[:ID_HEAD_SIZE]:
         # The unique part exists under another account, container or kind: for this id that is no blob.
-        raise BlobNotFound("no such blob")
-    if entry.life & 1 and not request.include_deleted:
-        raise BlobDeleted("the blob was deleted")
+        raise BlobNotFound("no such blob", incarnation=replica.incarnation)
+    if entry.life & 1 and not (request.include_deleted and entry.has_body):
+        raise BlobDeleted("the blob was deleted", **_told(entry))
     if not entry.has_body:
-        raise NotHere("the replica has no bytes of this blob")
+        raise NotHere("the replica has no bytes of this blob", **_told(entry))
     return entry
+
+
+def _told(entry: Entry) -> dict[str, int]:
+    return {"life": entry.life, "expires_at_ms": entry.expires_at_ms, "time_ms": entry.time_ms}
 
 
 def _read(

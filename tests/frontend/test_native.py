@@ -459,7 +459,7 @@ def test_too_much_user_metadata_is_431() -> None:
         (NoSuchReplica("x"), 503),
         (NotHere("x"), 503),
         (CorruptRecord("x"), 503),
-        (BlobCollision("x"), 503),
+        (BlobCollision("x"), 500),
         (ProtocolError("x"), 503),
     ],
 )

@@ -7,9 +7,11 @@ import pytest
 
 from ambry.blob.blob_id import Kind, parse_binary
 from ambry.cluster.map import ClusterMap, Datacentre, Disk, Node, Partition, Replica, ReplicaState
+from ambry.cluster.quorum import UNCOUNTED
 from ambry.errors import BadBlobId, Unavailable
 from ambry.frontend.chance import Chance
-from ambry.frontend.placement import Placement, kind_of
+from ambry.frontend.health import Peer
+from ambry.frontend.placement import Peers, Placement, kind_of
 from ambry.frontend.request_id import RequestIds
 from ambry.limits import GIB
 from tests.frontend.serving import DATACENTRE, OTHER_DATACENTRE, FixedChance, make_map, make_nodes
@@ -36,11 +38,11 @@ def two_datacentres(**states: ReplicaState) -> ClusterMap:
 
 def placement_of(cluster_map: ClusterMap, missing: str = "") -> tuple[Placement, dict[str, MemoryDatanode]]:
     nodes = {name: MemoryDatanode(name) for name in cluster_map.nodes if name != missing}
-    return Placement(cluster_map, DATACENTRE, nodes, FixedChance()), nodes
+    return Placement(cluster_map, DATACENTRE, Peers(nodes), FixedChance()), nodes
 
 
-def names(datanodes: tuple[object, ...]) -> list[str | None]:
-    return [datanode.name if isinstance(datanode, MemoryDatanode) else None for datanode in datanodes]
+def names(peers: tuple[Peer, ...]) -> list[str | None]:
+    return [peer.name if peer.datanode is not None else None for peer in peers]
 
 
 def test_a_put_goes_to_local_replicas_and_joining_ones_do_not_count() -> None:
@@ -56,18 +58,18 @@ def test_reads_ask_here_first_then_the_origin_and_only_its_serving_replicas_are_
     placement, _ = placement_of(cluster_map)
     here = placement.route(1, DATACENTRE)
     assert names(here.readers) == ["a2", "a1", "b1", "b2"]
-    assert here.is_witness == (True, False, False, False)
-    assert here.witness_count == 1
+    assert here.groups == (DATACENTRE, UNCOUNTED, OTHER_DATACENTRE, UNCOUNTED)
+    assert here.witnesses == (DATACENTRE,) and here.is_origin_here
     there = placement.route(1, OTHER_DATACENTRE)
     assert names(there.readers) == ["a2", "a1", "b1", "b2"]
-    assert there.is_witness == (False, False, True, False)
+    assert there.witnesses == (OTHER_DATACENTRE,) and not there.is_origin_here
 
 
-def test_an_origin_that_left_the_map_makes_every_serving_replica_a_witness() -> None:
+def test_an_origin_that_left_the_map_makes_every_datacentre_a_witness() -> None:
     placement, _ = placement_of(two_datacentres(b1=SERVING, a1=SERVING))
     route = placement.route(1, 99)
-    assert route.is_witness == (True, True)
-    assert route.witness_count == 2
+    assert route.groups == (DATACENTRE, OTHER_DATACENTRE)
+    assert route.witnesses == (DATACENTRE, OTHER_DATACENTRE) and not route.is_origin_here
 
 
 def test_a_node_out_of_reach_keeps_its_place() -> None:
@@ -75,7 +77,7 @@ def test_a_node_out_of_reach_keeps_its_place() -> None:
     route = placement.route(1, DATACENTRE)
     assert names(route.writers) == ["a1", None, "a3"]
     assert route.counted == (True, True, True)
-    assert route.witness_count == 3
+    assert route.groups == (DATACENTRE,) * 3
 
 
 def test_one_replica_is_one_answer() -> None:
@@ -91,7 +93,7 @@ def test_a_partition_that_the_map_does_not_list_is_not_a_proof_of_anything() -> 
 
 
 def test_picks_are_spread_and_avoid_what_failed() -> None:
-    placement = Placement(make_map(partitions=4), DATACENTRE, make_nodes(), FixedChance())
+    placement = Placement(make_map(partitions=4), DATACENTRE, Peers(make_nodes()), FixedChance())
     counts = Counter(placement.pick() for _ in range(4000))
     assert set(counts) == {1, 2, 3, 4} and min(counts.values()) > 800
     assert {placement.pick([1, 2, 3]) for _ in range(50)} == {4}
@@ -104,10 +106,10 @@ def test_picks_are_spread_and_avoid_what_failed() -> None:
 def test_sealed_partitions_take_no_puts() -> None:
     cluster_map = make_map(partitions=2)
     sealed = {number: replace(one, is_sealed=number == 1) for number, one in cluster_map.partitions.items()}
-    placement = Placement(replace(cluster_map, partitions=sealed), DATACENTRE, make_nodes(), FixedChance())
+    placement = Placement(replace(cluster_map, partitions=sealed), DATACENTRE, Peers(make_nodes()), FixedChance())
     assert {placement.pick() for _ in range(20)} == {2}
     none = {number: replace(one, is_sealed=True) for number, one in cluster_map.partitions.items()}
-    placement = Placement(replace(cluster_map, partitions=none), DATACENTRE, make_nodes(), FixedChance())
+    placement = Placement(replace(cluster_map, partitions=none), DATACENTRE, Peers(make_nodes()), FixedChance())
     with pytest.raises(Unavailable):
         placement.pick()
     with pytest.raises(Unavailable):
@@ -115,7 +117,7 @@ def test_sealed_partitions_take_no_puts() -> None:
 
 
 def test_ids_say_where_they_are() -> None:
-    placement = Placement(make_map(), DATACENTRE, make_nodes(), FixedChance())
+    placement = Placement(make_map(), DATACENTRE, Peers(make_nodes()), FixedChance())
     for kind in Kind:
         parsed = parse_binary(placement.mint(kind, 3, 1_700_000_000_000))
         assert (parsed.kind, parsed.datacentre, parsed.partition) == (kind, DATACENTRE, 3)
@@ -124,7 +126,7 @@ def test_ids_say_where_they_are() -> None:
 
 
 def test_chunks_cannot_be_asked_for() -> None:
-    placement = Placement(make_map(), DATACENTRE, make_nodes(), FixedChance())
+    placement = Placement(make_map(), DATACENTRE, Peers(make_nodes()), FixedChance())
     assert kind_of(placement.mint(Kind.SIMPLE, 1, 1)) is Kind.SIMPLE
     assert kind_of(placement.mint(Kind.COMPOSITE, 1, 1)) is Kind.COMPOSITE
     with pytest.raises(BadBlobId):

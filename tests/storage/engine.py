@@ -136,7 +136,7 @@ class Model:
         blob = self.blobs.get(request.blob_id[12:])
         if blob is None or blob.identity != request.blob_id:
             return BlobNotFound
-        if blob.state.is_deleted and not request.include_deleted:
+        if blob.state.is_deleted and not (request.include_deleted and blob.put is not None):
             return BlobDeleted
         if blob.put is None:
             return NotHere

@@ -14,7 +14,6 @@ from ambry.errors import (
     BlobNotFound,
     DiskFull,
     DiskUnavailable,
-    NotHere,
     ShuttingDown,
 )
 from ambry.storage.commit import Mutation
@@ -89,7 +88,7 @@ def test_the_bytes_of_deleted_blobs_go_after_their_retention_and_their_tombstone
         buried_count += report.blobs_buried
     assert buried_count > 0
     assert len([one for one in world.store.segment_facts(1) if one.dead_bytes]) == 0
-    buried = [n for n in range(16) if _is(world, n, NotHere)]
+    buried = [n for n in range(16) if _is(world, n, BlobDeleted)]
     assert len(buried) >= 10
     assert size_before - world.store.replicas[0].log_size >= 0.9 * garbage - 200 * len(buried)
     _forget_bodies(world, *buried)
@@ -165,7 +164,7 @@ def test_a_blob_that_is_undeleted_while_it_is_compacted_keeps_its_bytes() -> Non
     numbers = tuple(one.number for one in world.store.segment_facts(1))
     report = world.store.compact(1, numbers, pace=_after_look(world, undelete_once), on_damage=lambda *_: None)
     assert report.kept_back == (1,)
-    assert answer_of(lambda: _read(world, 1)) is NotHere
+    assert answer_of(lambda: _read(world, 1)) is BlobDeleted
     _forget_bodies(world, 1)
     world.check()
     world.crash()

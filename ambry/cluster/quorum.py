@@ -3,14 +3,18 @@
 With N replicas that count and W = N // 2 + 1: a write is done when W have it durably; "not found" is certain when
 N - W + 1 witnesses say so, since any N - W + 1 replicas meet every acknowledged write (guarantee G3). Replicas that
 are joining get every write and count for nothing. Whatever is not certain is Unavailable, never a guess.
+
+Replicas count in groups, one for each datacentre: `groups[i]` is the one that replica i counts for, or UNCOUNTED.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from enum import Enum, auto
+from typing import Final
 
 from ambry.blob.state import BlobState, join
 from ambry.errors import (
     AmbryError,
+    BlobCollision,
     BlobDeleted,
     BlobExpired,
     BlobNotFound,
@@ -19,6 +23,9 @@ from ambry.errors import (
     Overloaded,
     Unavailable,
 )
+
+UNCOUNTED: Final = -1
+"""The group of replicas whose word is welcome and proves nothing."""
 
 
 class Reply(Enum):
@@ -31,6 +38,7 @@ class Reply(Enum):
     NOT_HERE = auto()
     FULL = auto()
     BUSY = auto()
+    COLLISION = auto()
     FAILED = auto()
 
 
@@ -43,14 +51,16 @@ class Verdict(Enum):
     NOT_FOUND = auto()
     FULL = auto()
     BUSY = auto()
+    COLLISION = auto()
     UNAVAILABLE = auto()
 
 
-def reply_of(error: AmbryError) -> Reply:
-    """How a replica's error counts."""
+def reply_of(error: AmbryError, incarnation: bytes | None = None) -> Reply:
+    """How a replica's error counts. `incarnation` is what the map names: another one has not seen what this one had."""
     match error:
         case BlobNotFound():
-            return Reply.NOT_FOUND
+            told = error.facts.get("incarnation")
+            return Reply.FAILED if incarnation is not None and told not in {None, incarnation} else Reply.NOT_FOUND
         case BlobDeleted() | BlobExpired():
             return Reply.DELETED
         case NotHere():
@@ -59,8 +69,18 @@ def reply_of(error: AmbryError) -> Reply:
             return Reply.FULL
         case Overloaded():
             return Reply.BUSY
+        case BlobCollision():
+            return Reply.COLLISION
         case _:
             return Reply.FAILED
+
+
+def told_state(error: AmbryError) -> BlobState | None:
+    """The state that a replica told with a refusal to give bytes, if it did."""
+    life, expires_at_ms = error.facts.get("life"), error.facts.get("expires_at_ms")
+    if isinstance(error, BlobDeleted | NotHere) and isinstance(life, int) and isinstance(expires_at_ms, int):
+        return BlobState(life, expires_at_ms)
+    return None
 
 
 def error_of(verdict: Verdict, what: str) -> AmbryError:
@@ -74,6 +94,8 @@ def error_of(verdict: Verdict, what: str) -> AmbryError:
             return DiskFull(f"{what}: no space")
         case Verdict.BUSY:
             return Overloaded(f"{what}: too much waits for the disk", retry_after_s=1)
+        case Verdict.COLLISION:
+            return BlobCollision("another blob is stored under this id")
         case _:
             assert verdict is Verdict.UNAVAILABLE
             return Unavailable(f"{what}: too few replicas answered")
@@ -94,6 +116,8 @@ def put_verdict(replies: Sequence[Reply]) -> Verdict:
     required = write_quorum(len(replies))
     if not replies:
         return Verdict.UNAVAILABLE
+    if Reply.COLLISION in replies:
+        return Verdict.COLLISION
     done = replies.count(Reply.DONE)
     if done >= required:
         return Verdict.DONE
@@ -106,55 +130,100 @@ def put_verdict(replies: Sequence[Reply]) -> Verdict:
     return Verdict.BUSY if refused <= {Reply.FULL, Reply.BUSY} else Verdict.UNAVAILABLE
 
 
-def read_verdict(replies: Sequence[Reply], *, is_witness: Sequence[bool], counted: int) -> Verdict:
+def read_verdict(replies: Sequence[Reply], *, groups: Sequence[int], witnesses: Collection[int]) -> Verdict:
     """Of every replica that may be asked, in the order of asking: which answer is certain?
 
-    `counted` is N: replicas of the originating datacentre that serve, those out of reach included.
+    `witnesses` are the groups that must prove "not found", each with its own quorum: the originating datacentre, or
+    every remaining one when that has left the map. Replicas of a group count in its N whether they answer or not.
     """
     if Reply.DONE in replies:
         return Verdict.DONE
     if Reply.DELETED in replies:
         return Verdict.DELETED
-    witnesses = sum(reply is Reply.NOT_FOUND and one for reply, one in zip(replies, is_witness, strict=True))
     # A replica that knows of the blob and lacks its bytes outweighs any number that do not know it.
-    if counted and witnesses >= witness_quorum(counted) and Reply.NOT_HERE not in replies:
+    if Reply.NOT_HERE not in replies and _all_deny(replies, groups, witnesses):
         return Verdict.NOT_FOUND
-    return Verdict.WAIT if Reply.PENDING in replies else Verdict.UNAVAILABLE
+    if Reply.PENDING in replies:
+        return Verdict.WAIT
+    return Verdict.BUSY if Reply.BUSY in replies else Verdict.UNAVAILABLE
+
+
+def _all_deny(replies: Sequence[Reply], groups: Sequence[int], witnesses: Collection[int]) -> bool:
+    """Whether in each of the groups a witness quorum says "not found"; a group without replicas proves nothing."""
+    for group in witnesses:
+        members = [reply for reply, one in zip(replies, groups, strict=True) if one == group]
+        if not members or members.count(Reply.NOT_FOUND) < witness_quorum(len(members)):
+            return False
+    return bool(witnesses)
 
 
 class StateSurvey:
-    """Reads the state of an id from enough replicas to have met every acknowledged change."""
+    """Reads the state of an id from enough replicas to have met every acknowledged change of some datacentres.
 
-    __slots__ = ("_counted", "_replies", "joined")
+    `required` are the groups whose acknowledged changes must be seen. An id that these do not know may still exist
+    elsewhere: then `witnesses`, the groups of `read_verdict`, decide. `to_ask` says who is to be asked, in two rounds:
+    the required groups first, everybody else only if these know nothing.
+    """
 
-    def __init__(self, counted: Sequence[bool]) -> None:
-        self._counted = tuple(counted)
-        self._replies = [Reply.PENDING] * len(counted)
+    __slots__ = ("_asked", "_groups", "_replies", "_required", "_witnesses", "has_body", "joined")
+
+    def __init__(self, groups: Sequence[int], required: Collection[int], witnesses: Collection[int]) -> None:
+        self._groups = tuple(groups)
+        self._required = frozenset(required) & frozenset(groups)
+        self._witnesses = frozenset(witnesses)
+        self._replies = [Reply.PENDING] * len(groups)
+        self._asked: set[int] = set()
         self.joined: BlobState | None = None
+        self.has_body = False
 
-    def answered(self, replica: int, state: BlobState) -> None:
+    def to_ask(self) -> list[int]:
+        """Replicas to be asked now; whoever is named here must answer or fail. Empty while answers are to come."""
+        if self.verdict() is not Verdict.WAIT or any(self._replies[one] is Reply.PENDING for one in self._asked):
+            return []
+        everybody = set(range(len(self._groups))) - self._asked
+        first = {one for one in everybody if self._groups[one] in self._required}
+        found = sorted(first or everybody)
+        self._asked.update(found)
+        return found
+
+    def answered(self, replica: int, state: BlobState, *, has_body: bool = True) -> None:
         """A replica told its state."""
         self._replies[replica] = Reply.DONE
+        self.has_body |= has_body
         self.joined = state if self.joined is None else join(self.joined, state)
 
     def failed(self, replica: int, reply: Reply) -> None:
-        """A replica told no state. DELETED: it keeps the tombstone and no bytes."""
-        self._replies[replica] = reply
+        """A replica told no state."""
+        self._replies[replica] = Reply.FAILED if reply is Reply.DELETED else reply
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every replica that counts anywhere has told what it knows."""
+        told = {Reply.DONE, Reply.NOT_FOUND}
+        return all(
+            reply in told for reply, group in zip(self._replies, self._groups, strict=True) if group != UNCOUNTED
+        )
 
     def verdict(self) -> Verdict:
-        """DONE: `joined` is certain."""
-        counts = [reply for reply, one in zip(self._replies, self._counted, strict=True) if one]
-        if not counts:
-            return Verdict.UNAVAILABLE
-        if Reply.DELETED in self._replies:
-            return Verdict.DELETED
-        known = counts.count(Reply.DONE) + counts.count(Reply.NOT_FOUND)
-        if known >= witness_quorum(len(counts)):
-            if self.joined is not None:
-                return Verdict.DONE
-            if Reply.NOT_HERE not in self._replies:
-                return Verdict.NOT_FOUND
-        return Verdict.WAIT if Reply.PENDING in self._replies else Verdict.UNAVAILABLE
+        """DONE: `joined` holds every change that the required groups acknowledged. NOT_FOUND: certain as for a read."""
+        if self.joined is not None and all(self._is_known(group) for group in self._required):
+            return Verdict.DONE
+        if (
+            self.joined is None
+            and Reply.NOT_HERE not in self._replies
+            and all(self._is_known(group) for group in self._required)
+            and _all_deny(self._replies, self._groups, self._witnesses)
+        ):
+            return Verdict.NOT_FOUND
+        is_open = Reply.PENDING in self._replies and all(self._is_known(one, or_pending=True) for one in self._required)
+        return Verdict.WAIT if is_open else Verdict.UNAVAILABLE
+
+    def _is_known(self, group: int, *, or_pending: bool = False) -> bool:
+        members = [reply for reply, one in zip(self._replies, self._groups, strict=True) if one == group]
+        known = members.count(Reply.DONE) + members.count(Reply.NOT_FOUND)
+        if or_pending:
+            known += members.count(Reply.PENDING)
+        return known >= witness_quorum(len(members))
 
 
 class Convergence:
@@ -164,21 +233,26 @@ class Convergence:
     another one has is not lost: they are told the state, and the tombstone waits for the put.
     """
 
-    __slots__ = ("_counted", "_is_asked", "_replies", "_states", "_was_told", "joined")
+    __slots__ = ("_counted", "_has_body", "_is_asked", "_replies", "_states", "_was_told", "joined")
 
-    def __init__(self, counted: Sequence[bool], target: BlobState | None = None) -> None:
+    def __init__(
+        self, counted: Sequence[bool], target: BlobState | None = None, floor: BlobState | None = None
+    ) -> None:
+        """`target`: what everybody is told first. `floor`: what is known already, and nobody here may know."""
         self._counted = tuple(counted)
         self._replies = [Reply.PENDING] * len(counted)
         self._states: list[BlobState | None] = [None] * len(counted)
+        self._has_body = [False] * len(counted)
         self._is_asked = [True] * len(counted)
         # Being told a state needs no put, so whoever was told and still does not know the blob has failed.
         self._was_told = [target is not None] * len(counted)
-        self.joined = target
+        self.joined = target or floor
 
-    def answered(self, replica: int, state: BlobState) -> None:
+    def answered(self, replica: int, state: BlobState, *, has_body: bool = True) -> None:
         """A replica has durably reached `state`."""
         self._replies[replica] = Reply.DONE
         self._states[replica] = state
+        self._has_body[replica] = has_body
         self._is_asked[replica] = False
         self.joined = state if self.joined is None else join(self.joined, state)
 
@@ -206,6 +280,16 @@ class Convergence:
             self._is_asked[replica] = self._was_told[replica] = True
             self._replies[replica] = Reply.PENDING
         return found
+
+    def without_body(self) -> list[int]:
+        """Replicas that have to get the bytes before W of those that count hold them; none when W do, or it is dead."""
+        if self.joined is None or self.joined.is_deleted:
+            return []
+        reached = [replica for replica, reply in enumerate(self._replies) if reply is Reply.DONE]
+        with_body = sum(self._has_body[replica] and self._counted[replica] for replica in reached)
+        if with_body >= write_quorum(sum(self._counted)):
+            return []
+        return [replica for replica in reached if not self._has_body[replica]]
 
     def verdict(self) -> Verdict:
         """DONE: W replicas that count have reached `joined`. Ask `behind` first."""

@@ -1,12 +1,28 @@
 """Every combination of replies of up to five replicas, and every order of answers of up to three."""
 
+from collections.abc import Sequence
 from itertools import permutations, product
 
 import pytest
 
 from ambry.blob.state import BlobState
+from ambry.cluster.quorum import (
+    UNCOUNTED,
+    Convergence,
+    Reply,
+    StateSurvey,
+    Verdict,
+    error_of,
+    put_verdict,
+    read_verdict,
+    reply_of,
+    told_state,
+    witness_quorum,
+    write_quorum,
+)
 from ambry.errors import (
     AmbryError,
+    BlobCollision,
     BlobDeleted,
     BlobExpired,
     BlobNotFound,
@@ -18,18 +34,6 @@ from ambry.errors import (
     NotHere,
     Overloaded,
     Unavailable,
-)
-from ambry.frontend.quorum import (
-    Convergence,
-    Reply,
-    StateSurvey,
-    Verdict,
-    error_of,
-    put_verdict,
-    read_verdict,
-    reply_of,
-    witness_quorum,
-    write_quorum,
 )
 
 PUT_REPLIES = (Reply.PENDING, Reply.DONE, Reply.FULL, Reply.BUSY, Reply.FAILED)
@@ -64,7 +68,7 @@ def test_put_with_no_replica_that_counts_is_never_done() -> None:
 @pytest.mark.parametrize("counted", range(1, 6))
 def test_not_found_needs_its_witnesses(counted: int) -> None:
     for replies in product(READ_REPLIES, repeat=counted):
-        verdict = read_verdict(replies, is_witness=[True] * counted, counted=counted)
+        verdict = read_verdict(replies, groups=[1] * counted, witnesses=[1])
         not_found = replies.count(Reply.NOT_FOUND)
         if Reply.DONE in replies:
             assert verdict is Verdict.DONE
@@ -84,33 +88,73 @@ def test_not_found_never_contradicts_an_acknowledged_put(counted: int) -> None:
             continue
         honest = [(Reply.DONE, Reply.FAILED, Reply.PENDING) if one else READ_REPLIES for one in has_it]
         for replies in product(*honest):
-            assert read_verdict(replies, is_witness=[True] * counted, counted=counted) is not Verdict.NOT_FOUND
+            assert read_verdict(replies, groups=[1] * counted, witnesses=[1]) is not Verdict.NOT_FOUND
 
 
 def test_joining_replicas_are_no_witnesses() -> None:
     replies = [Reply.NOT_FOUND, Reply.NOT_FOUND, Reply.FAILED]
-    assert read_verdict(replies, is_witness=[True, False, True], counted=2) is Verdict.NOT_FOUND
-    assert read_verdict(replies, is_witness=[True, False, True], counted=3) is Verdict.UNAVAILABLE
-    assert read_verdict([Reply.NOT_FOUND], is_witness=[False], counted=0) is Verdict.UNAVAILABLE
+    assert read_verdict(replies, groups=[1, UNCOUNTED, 1], witnesses=[1]) is Verdict.NOT_FOUND
+    assert read_verdict([*replies, Reply.FAILED], groups=[1, UNCOUNTED, 1, 1], witnesses=[1]) is Verdict.UNAVAILABLE
+    assert read_verdict([Reply.NOT_FOUND], groups=[UNCOUNTED], witnesses=[1]) is Verdict.UNAVAILABLE
+    assert read_verdict([Reply.NOT_FOUND], groups=[1], witnesses=[]) is Verdict.UNAVAILABLE
+
+
+def test_replicas_of_another_datacentre_are_no_witnesses() -> None:
+    groups = [1, 1, 1, 2, 2, 2]
+    here = [Reply.NOT_FOUND] * 3
+    assert read_verdict([*here, *[Reply.FAILED] * 3], groups=groups, witnesses=[2]) is Verdict.UNAVAILABLE
+    there = [Reply.NOT_FOUND, Reply.NOT_FOUND, Reply.FAILED]
+    assert read_verdict([*[Reply.FAILED] * 3, *there], groups=groups, witnesses=[2]) is Verdict.NOT_FOUND
+
+
+def test_without_the_origin_every_datacentre_must_deny() -> None:
+    """What was acknowledged there may have reached any of the others, and only a part of its replicas."""
+    groups = [1, 1, 1, 2, 2, 2]
+    for replies in product((Reply.NOT_FOUND, Reply.FAILED), repeat=6):
+        certain = replies[:3].count(Reply.NOT_FOUND) >= 2 and replies[3:].count(Reply.NOT_FOUND) >= 2
+        verdict = read_verdict(replies, groups=groups, witnesses=[1, 2])
+        assert (verdict is Verdict.NOT_FOUND) == certain
+
+
+def test_a_busy_replica_is_told_unless_something_certain_is_known() -> None:
+    """The precedence of answers: the bytes, deleted or expired, too busy, unavailable; not found only when proved."""
+    order = [Reply.DONE, Reply.DELETED, Reply.BUSY, Reply.FAILED]
+    verdicts = [Verdict.DONE, Verdict.DELETED, Verdict.BUSY, Verdict.UNAVAILABLE]
+    for replies in product([*order, Reply.NOT_FOUND], repeat=3):
+        verdict = read_verdict(replies, groups=[1, 1, 1], witnesses=[1])
+        first = min((order.index(reply) for reply in replies if reply in order), default=3)
+        if first > 1 and replies.count(Reply.NOT_FOUND) >= 2:
+            assert verdict is Verdict.NOT_FOUND
+        else:
+            assert verdict is verdicts[first]
+
+
+def test_a_collision_ends_a_put_whatever_else_is_known() -> None:
+    for others in product(PUT_REPLIES, repeat=2):
+        assert put_verdict([Reply.COLLISION, *others]) is Verdict.COLLISION
+
+
+def test_a_witness_with_another_incarnation_than_the_map_names_proves_nothing() -> None:
+    assert reply_of(BlobNotFound("x", incarnation=b"new"), b"old") is Reply.FAILED
+    assert reply_of(BlobNotFound("x", incarnation=b"old"), b"old") is Reply.NOT_FOUND
+    assert reply_of(BlobNotFound("x", incarnation=b"new"), None) is Reply.NOT_FOUND
+
+
+def test_refusals_tell_the_state() -> None:
+    assert told_state(NotHere("x", life=2, expires_at_ms=9)) == BlobState(2, 9)
+    assert told_state(BlobDeleted("x", life=1, expires_at_ms=9)) == BlobState(1, 9)
+    assert told_state(BlobDeleted("x")) is None
+    assert told_state(BlobNotFound("x", life=1, expires_at_ms=9)) is None
 
 
 @pytest.mark.parametrize("counted", range(1, 4))
 def test_a_survey_is_certain_only_with_a_witness_quorum(counted: int) -> None:
-    replies = (Reply.NOT_FOUND, Reply.NOT_HERE, Reply.DELETED, Reply.FAILED, BlobState(0, 5), BlobState(2, 7))
+    replies = (Reply.NOT_FOUND, Reply.NOT_HERE, Reply.FAILED, BlobState(0, 5), BlobState(2, 7))
     for answers in product(replies, repeat=counted):
         for order in permutations(range(counted)):
-            survey = StateSurvey([True] * counted)
-            seen: list[object] = []
-            for replica in order:
-                if survey.verdict() is not Verdict.WAIT:
-                    break
-                answer = answers[replica]
-                seen.append(answer)
-                if isinstance(answer, BlobState):
-                    survey.answered(replica, answer)
-                else:
-                    assert isinstance(answer, Reply)
-                    survey.failed(replica, answer)
+            survey = StateSurvey([1] * counted, [1], [1])
+            assert survey.to_ask() == list(range(counted))
+            seen = tell(survey, answers, order)
             verdict = survey.verdict()
             known = [one for one in seen if isinstance(one, BlobState) or one is Reply.NOT_FOUND]
             states = [one for one in seen if isinstance(one, BlobState)]
@@ -120,8 +164,73 @@ def test_a_survey_is_certain_only_with_a_witness_quorum(counted: int) -> None:
                 assert survey.joined == BlobState(max(s.life for s in states), max(s.expires_at_ms for s in states))
             if verdict is Verdict.NOT_FOUND:
                 assert len(known) >= witness_quorum(counted) and not states and Reply.NOT_HERE not in seen
-            if verdict is Verdict.DELETED:
-                assert Reply.DELETED in seen
+
+
+def tell(survey: StateSurvey, answers: Sequence[object], order: Sequence[int]) -> list[object]:
+    seen: list[object] = []
+    for replica in order:
+        if survey.verdict() is not Verdict.WAIT:
+            break
+        answer = answers[replica]
+        seen.append(answer)
+        if isinstance(answer, BlobState):
+            survey.answered(replica, answer)
+        else:
+            assert isinstance(answer, Reply)
+            survey.failed(replica, answer)
+    return seen
+
+
+def test_a_survey_asks_elsewhere_only_for_what_is_not_known_here() -> None:
+    groups = [1, 1, 1, 2, 2, 2]
+    survey = StateSurvey(groups, [1], [2])
+    assert survey.to_ask() == [0, 1, 2]
+    assert survey.to_ask() == []
+    survey.answered(0, BlobState(0, 5))
+    assert survey.verdict() is Verdict.WAIT
+    survey.failed(1, Reply.NOT_FOUND)
+    assert survey.verdict() is Verdict.DONE
+    survey = StateSurvey(groups, [1], [2])
+    survey.to_ask()
+    for replica in range(3):
+        survey.failed(replica, Reply.NOT_FOUND)
+    assert survey.to_ask() == [3, 4, 5]
+    survey.failed(3, Reply.NOT_FOUND)
+    survey.failed(4, Reply.NOT_FOUND)
+    assert survey.verdict() is Verdict.NOT_FOUND
+
+
+def test_a_survey_of_two_datacentres_needs_a_quorum_of_each() -> None:
+    groups = [1, 1, 1, 2, 2, 2]
+    replies = (BlobState(0, 5), BlobState(1, 5), Reply.NOT_FOUND, Reply.FAILED)
+    for answers in product(replies, repeat=6):
+        survey = StateSurvey(groups, [1, 2], [1])
+        assert survey.to_ask() == list(range(6))
+        tell(survey, answers, range(6))
+        if survey.verdict() is Verdict.DONE:
+            for part in (answers[:3], answers[3:]):
+                assert sum(one is not Reply.FAILED for one in part) >= 2
+
+
+def test_a_survey_gives_up_when_a_datacentre_can_no_longer_be_known() -> None:
+    survey = StateSurvey([1, 1, 1, 2, 2, 2], [1], [2])
+    survey.to_ask()
+    survey.failed(0, Reply.FAILED)
+    survey.failed(1, Reply.FAILED)
+    assert survey.verdict() is Verdict.UNAVAILABLE
+
+
+def test_bytes_are_wanted_where_too_few_replicas_that_live_have_them() -> None:
+    for bodies in product((True, False), repeat=3):
+        core = Convergence([True] * 3, BlobState(2, 10))
+        for replica, has_body in enumerate(bodies):
+            core.answered(replica, BlobState(2, 10), has_body=has_body)
+        expected = [replica for replica, has_body in enumerate(bodies) if not has_body] if sum(bodies) < 2 else []
+        assert core.without_body() == expected
+        core = Convergence([True] * 3, BlobState(1, 10))
+        for replica, has_body in enumerate(bodies):
+            core.answered(replica, BlobState(1, 10), has_body=has_body)
+        assert core.without_body() == []
 
 
 class Replica:
@@ -235,6 +344,7 @@ def test_joining_replicas_are_told_and_do_not_count() -> None:
         (DeadlineExceeded("x"), Reply.FAILED),
         (NoSuchReplica("x"), Reply.FAILED),
         (Unavailable("x"), Reply.FAILED),
+        (BlobCollision("x"), Reply.COLLISION),
         (AmbryError("x"), Reply.FAILED),
     ],
 )
@@ -257,5 +367,5 @@ def test_errors_go_through_a_quorum_of_one_unchanged(verdict: Verdict, error: ty
     assert type(raised) is error
     reply = reply_of(raised)
     put = put_verdict([reply])
-    read = read_verdict([reply], is_witness=[True], counted=1)
+    read = read_verdict([reply], groups=[1], witnesses=[1])
     assert verdict in {put, read}
