@@ -256,6 +256,52 @@ class NameStoreUnavailable(AmbryError):
     retryable = True
 
 
+class QuotaExceeded(AmbryError):
+    """A container has used up its requests or bytes per second, or its space. Facts: `retry_after_s`."""
+
+    code = 53
+    name = "quota_exceeded"
+    retryable = True
+
+
+# --- who may do what -------------------------------------------------------------------------------------------
+
+
+class Unauthenticated(AmbryError):
+    """No credentials where some are needed, or credentials that are wrong, expired or altered."""
+
+    code = 80
+    name = "unauthenticated"
+
+
+class Forbidden(AmbryError):
+    """The caller may not do this, or not with this account or container."""
+
+    code = 81
+    name = "forbidden"
+
+
+class VersionConflict(AmbryError):
+    """The account or container was changed since it was read, or the name is taken. Read again, then change."""
+
+    code = 83
+    name = "version_conflict"
+
+
+class UnknownContainer(BadRequest):
+    """No account or container of that name."""
+
+    code = 84
+    name = "unknown_container"
+
+
+class NoSuchAccount(AmbryError):
+    """No account, container or key of that name, where one is asked for itself."""
+
+    code = 85
+    name = "no_such_account"
+
+
 # --- between processes -----------------------------------------------------------------------------------------
 
 

@@ -321,6 +321,44 @@ names."""
 NAME_MAPPED_BYTES: Final = 1 * GIB
 """How much of an embedded name store is mapped: pages that the system has cached are read without being copied."""
 
+# --- access ----------------------------------------------------------------------------------------------------
+
+ACCOUNT_NUMBER_MAX: Final = 2**32 - 2
+"""Numbers of accounts and containers have 32 bits in a blob id; the last one stands for none."""
+
+CONTAINER_LIST_ITEMS_MAX: Final = 1000
+"""Containers of one change, media types of one policy."""
+
+KEY_GRANTS_MAX: Final = 100
+"""Containers that one access key lists; more are better granted by account."""
+
+POLICY_TEXT_BYTES_MAX: Final = 1 * KIB
+"""One text of a policy or of a key: an origin, a description."""
+
+QUOTA_MAX: Final = 2**62
+"""Largest number of a quota."""
+
+ERASURE_DAYS_MAX: Final = 3650
+"""Longest time that a container can leave for erasing what was deleted."""
+
+SIGNATURE_SKEW_MS: Final = 15 * 60_000
+"""A signed request is good for this long before and after its date: what clocks of clients are wrong."""
+
+SIGNED_URL_TTL_S_DEFAULT: Final = 300
+"""Life of a signed URL that nobody gave another one, as in Ambry."""
+
+SIGNED_URL_TTL_S_MAX: Final = 7 * 86_400
+"""Longest life of a signed URL, as in S3. Longer access is a key's."""
+
+SIGNED_QUERY_PARAMETERS_MAX: Final = 16
+"""Parameters of a signed URL."""
+
+BEARER_TOKEN_CHARACTERS_MAX: Final = 256
+"""A longer token is none of ours, and not worth its hash."""
+
+CALLER_CONTAINERS_KEPT_MAX: Final = 4096
+"""Containers in which one caller's rights are kept ready; those of others are worked out anew."""
+
 # --- processes -------------------------------------------------------------------------------------------------
 
 METRIC_SERIES_MAX: Final = 4096

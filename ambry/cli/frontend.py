@@ -13,6 +13,7 @@ from typing import Final
 
 import click
 
+from ambry.access.keys import masters_from
 from ambry.cli.listen import check_free, refuse_beyond_loopback
 from ambry.cli.processes import Stop, Workers, configure_logs, parent_gone, run
 from ambry.cli.tls import node_client_context
@@ -22,6 +23,7 @@ from ambry.cluster.map import ClusterMap
 from ambry.cluster.static_map import load_static_map
 from ambry.config import FrontendSettings, LogFormat, LogLevel, LogSettings, load, load_secret
 from ambry.errors import BadConfiguration
+from ambry.frontend.access import Access
 from ambry.frontend.app import Frontend
 from ambry.logs import get_logger
 from ambry.metrics import Metrics
@@ -161,14 +163,16 @@ async def start_http(
 ) -> int:
     """Listen, together with the workers, until `stack` unwinds. Returns the port."""
     settings = job.settings
+    clock = SystemClock()
     server = Frontend(
         cluster_map=job.cluster_map,
         datacentre=job.datacentre,
         datanodes=datanodes,
-        clock=SystemClock(),
+        clock=clock,
         metrics=metrics,
         settings=settings,
         node=own_name,
+        access=Access(clock, masters=masters_from(job.secret)),
     )
     grace_s = settings.shutdown_grace_ms / 1000
 

@@ -24,6 +24,9 @@ from ambry.frontend.headers import ENCODED_USER_METADATA, USER_METADATA
 Headers: TypeAlias = list[tuple[str, str]]
 
 SERVER: Final = "ambry"
+CHALLENGE: Final = 'Bearer realm="ambry"'
+"""How to authenticate, for whoever sent nothing that is good; docs/security.md has the other ways."""
+
 CACHE_SECONDS_MAX: Final = 365 * 86_400
 """As in Ambry. A blob never changes; one that is deleted may live on in caches, which whoever needs it can forbid."""
 
@@ -53,6 +56,11 @@ STATUS: Final[dict[type[AmbryError], int]] = {
     errors.Unavailable: 503,
     errors.ConnectionLost: 503,
     errors.ShuttingDown: 503,
+    errors.Unauthenticated: 401,
+    errors.Forbidden: 403,
+    errors.QuotaExceeded: 429,
+    errors.VersionConflict: 409,
+    errors.NoSuchAccount: 404,
     errors.ProtocolError: 500,
     errors.HandshakeRefused: 503,
     errors.CannotStart: 500,
@@ -73,10 +81,10 @@ PUBLIC_MESSAGE: Final = {
 
 REASONS: Final = {
     200: "OK", 201: "Created", 202: "Accepted", 206: "Partial Content", 304: "Not Modified", 400: "Bad Request",
-    404: "Not Found", 405: "Method Not Allowed", 408: "Request Timeout", 409: "Conflict", 410: "Gone",
-    412: "Precondition Failed", 413: "Content Too Large", 416: "Range Not Satisfiable",
-    431: "Request Header Fields Too Large", 500: "Internal Server Error", 503: "Service Unavailable",
-    507: "Insufficient Storage",
+    401: "Unauthorized", 403: "Forbidden", 404: "Not Found", 405: "Method Not Allowed", 408: "Request Timeout",
+    409: "Conflict", 410: "Gone", 412: "Precondition Failed", 413: "Content Too Large", 416: "Range Not Satisfiable",
+    429: "Too Many Requests", 431: "Request Header Fields Too Large", 500: "Internal Server Error",
+    503: "Service Unavailable", 507: "Insufficient Storage",
 }  # fmt: skip
 """Reason phrases of every status that is answered."""
 
@@ -126,7 +134,9 @@ def error_answer(error: AmbryError, now_ms: int, request_id: str) -> Answer:
         headers.append(("Allow", str(error.facts["allow"])))
     if isinstance(error, errors.RangeNotSatisfiable) and "size" in error.facts:
         headers.append(("Content-Range", f"bytes */{error.facts['size']}"))
-    if status == 503:
+    if status == 401:
+        headers.append(("WWW-Authenticate", CHALLENGE))
+    if status in {429, 503}:
         headers.append(("Retry-After", str(error.facts.get("retry_after_s", 1))))
     return Answer(status, headers, body)
 

@@ -15,6 +15,7 @@ from ambry.clock import Clock
 from ambry.cluster.map import ClusterMap
 from ambry.config import FrontendSettings
 from ambry.errors import CannotStart
+from ambry.frontend.access import Access
 from ambry.frontend.chance import Chance
 from ambry.frontend.connection import Connection, HttpServer, Services
 from ambry.frontend.fast_lane import FastConnection
@@ -52,13 +53,15 @@ class Frontend:
         metrics: Metrics,
         settings: FrontendSettings,
         node: str,
+        access: Access | None = None,
         connection_class: type[Connection] = FastConnection,
     ) -> None:
+        """Without `access` nobody is asked who he is, and there is the default account only."""
         chance = Chance()
         self.operations = Operations(
             cluster_map=cluster_map, datacentre=datacentre, datanodes=datanodes, clock=clock, chance=chance
         )
-        self.services = Services(self.operations, metrics, RequestIds(chance), clock, node)
+        self.services = Services(self.operations, metrics, RequestIds(chance), clock, node, access or Access(clock))
         self._tls = _tls_context(settings)
         self._connection_class = connection_class
         self._server: HttpServer | None = None

@@ -18,6 +18,7 @@ from multidict import CIMultiDict
 
 from ambry.clock import Clock
 from ambry.errors import AmbryError, BadRequest, HeadersTooLarge, Overloaded
+from ambry.frontend.access import Access
 from ambry.frontend.answers import REASONS, Answer, error_answer, status_of
 from ambry.frontend.operations import Operations
 from ambry.frontend.request_id import RequestIds
@@ -43,6 +44,7 @@ class Services:
     request_ids: RequestIds
     clock: Clock
     node: str
+    access: Access
     is_stopping: bool = False
 
 

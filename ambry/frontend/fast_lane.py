@@ -23,12 +23,14 @@ from time import monotonic
 from typing import Any, Final
 from weakref import WeakKeyDictionary
 
+from ambry.access.snapshot import NEVER, Caller
 from ambry.blob.blob_id import binary_from_text
 from ambry.blob.requests import GetAnswer
 from ambry.errors import AmbryError
 from ambry.frontend.connection import Connection, HttpServer
 from ambry.frontend.lane_answers import LaneAnswers
-from ambry.frontend.lane_heads import PostHead, harmless_lines, message_size, post_head
+from ambry.frontend.lane_heads import PostHead, authorization_of, harmless_lines, message_size, post_head
+from ambry.frontend.placement import OWNER_AT
 from ambry.limits import LANE_BODY_BYTES_MAX, LANE_HELD_BYTES_MAX
 from ambry.logs import get_logger
 from ambry.metrics import RequestMetrics
@@ -130,6 +132,8 @@ class FastConnection(Connection):
     """One client connection with the lane in front of aiohttp's parser."""
 
     __slots__ = (
+        "_authorization",
+        "_caller",
         "_created_ms",
         "_foreign_left",
         "_get_rest",
@@ -154,6 +158,9 @@ class FastConnection(Connection):
         """Bytes still to come of a message that is aiohttp's."""
         self._get_rest: bytes | None = None
         """What followed the path in the last GET of the lane. Clients repeat themselves to the byte."""
+        self._authorization: str | None = None
+        self._caller: Caller | None = None
+        """Who sent the last GET of the lane, by its credentials."""
         self._post_head: PostHead | None = None
         """The head of the last POST of the lane."""
         self._request: bytes | None = None
@@ -178,7 +185,12 @@ class FastConnection(Connection):
                 self._get(data)
                 return
             head = self._post_head
-            if head is not None and len(data) == head.end and data.startswith(head.bytes):
+            if (
+                head is not None
+                and len(data) == head.end
+                and data.startswith(head.bytes)
+                and self.services.access.admits(head)
+            ):
                 self._post(data, head)
                 return
         if data:
@@ -215,8 +227,11 @@ class FastConnection(Connection):
             if end < _GET_PATH_END + 4:
                 return 0
             if rest != self._get_rest:
-                if harmless_lines(data[:end]) is None:
+                lines = harmless_lines(data[:end])
+                if lines is None:
                     return 0
+                self._authorization = authorization_of(lines)
+                self._caller = self.services.access.lane_caller(self._authorization)
                 self._get_rest = rest
             self._get(data[:end])
             return end
@@ -230,7 +245,7 @@ class FastConnection(Connection):
                 if head is None:
                     return 0
                 self._post_head = head
-            if len(data) >= head.end:
+            if len(data) >= head.end and self.services.access.admits(head):
                 self._post(data[: head.end], head)
                 return head.end
         return 0
@@ -324,6 +339,9 @@ class FastConnection(Connection):
         operations = self.services.operations
         try:
             blob_id = binary_from_text(data[_ID])
+            if not self._may_read(blob_id[OWNER_AT]):
+                self._give_back()
+                return None
             answer = operations.get_small_now(blob_id, LANE_BODY_BYTES_MAX)
             if answer is not None:
                 return answer
@@ -335,6 +353,14 @@ class FastConnection(Connection):
         else:
             future.add_done_callback(self._got)
         return None
+
+    def _may_read(self, owner: bytes) -> bool:
+        """Whether whoever sent the last GET may read this container, and gets answers without anything special."""
+        access = self.services.access
+        caller = self._caller
+        if caller is None or caller.snapshot is not access.snapshot or caller.expires_ms != NEVER:
+            caller = self._caller = access.lane_caller(self._authorization)
+        return caller is not None and caller.reads_plainly(owner)
 
     def _got(self, future: "asyncio.Future[GetAnswer]") -> None:
         if future.cancelled() or future.exception() is not None:
@@ -391,7 +417,7 @@ class FastConnection(Connection):
         body = memoryview(data)[head.size :]
         try:
             future = services.operations.put_small(
-                body, head.properties, created_ms, head.headers.expires_at_ms(created_ms)
+                body, head.properties, created_ms, head.headers.expires_at_ms(created_ms), head.owner
             )
         except Exception as error:  # noqa: BLE001 -- others wait in this turn; this one gets its 500
             future = self._loop.create_future()

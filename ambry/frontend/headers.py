@@ -12,6 +12,7 @@ from enum import Enum
 from typing import Final
 from urllib.parse import unquote_to_bytes
 
+from ambry.access.accounts import Durability
 from ambry.blob.properties import DEFAULT_CONTENT_TYPE, Properties
 from ambry.blob.state import NEVER
 from ambry.errors import BadRequest, HeadersTooLarge, TooLarge
@@ -64,16 +65,6 @@ class GetOption(Enum):
     def includes_deleted(self) -> bool:
         """A deleted blob is answered as long as its bytes are there."""
         return self in {GetOption.DELETED, GetOption.ALL}
-
-
-class Durability(Enum):
-    """What has to be true before an upload is acknowledged: `x-ambry-durability`, or the rule of a container."""
-
-    SYNCED = "synced"
-    """A quorum of the replicas of this datacentre has the bytes on disk."""
-
-    SYNCED_REMOTE = "synced-remote"
-    """In addition one replica of another datacentre has."""
 
 
 _DURABILITIES: Final = {durability.value: durability for durability in Durability}

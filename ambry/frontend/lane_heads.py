@@ -5,10 +5,13 @@ parser might see something else, the answer is None, and aiohttp's parser decide
 """
 
 import re
+from collections.abc import Mapping
 from typing import Final
 
+from ambry.access.snapshot import Caller
 from ambry.blob.properties import Properties, encode_properties
 from ambry.errors import AmbryError
+from ambry.frontend.access import sent_owner
 from ambry.frontend.headers import PutHeaders, parse_put_headers
 from ambry.limits import LANE_BODY_BYTES_MAX, LANE_HEAD_BYTES_MAX
 
@@ -19,13 +22,15 @@ _HEAD: Final = re.compile(
 
 _HARMLESS: Final = frozenset(
     (b"host", b"user-agent", b"accept", b"accept-encoding", b"accept-language", b"connection", b"referer", b"origin",
-     b"cache-control", b"pragma", b"dnt", b"traceparent", b"tracestate")
+     b"cache-control", b"pragma", b"dnt", b"traceparent", b"tracestate", b"authorization")
 )  # fmt: skip
-"""Headers that change no answer. Connection only if it says keep-alive, which HTTP/1.1 does anyway."""
+"""Headers that change no answer, for someone whom the lane knows. Connection only if it says keep-alive, which HTTP/1.1
+does anyway."""
 
 _OF_POST: Final = frozenset(
     (b"content-length", b"content-type", b"x-ambry-service-id", b"x-ambry-owner-id", b"x-ambry-content-type",
-     b"x-ambry-content-encoding", b"x-ambry-filename", b"x-ambry-ttl")
+     b"x-ambry-content-encoding", b"x-ambry-filename", b"x-ambry-ttl", b"x-ambry-target-account-name",
+     b"x-ambry-target-container-name")
 )  # fmt: skip
 """Headers that the lane hands to `parse_put_headers`, as aiohttp's way does. Digests and user metadata are not here."""
 
@@ -76,11 +81,20 @@ def message_size(data: bytes) -> int | None:
 
 
 class PostHead:
-    """What the head of a POST says, read once and for all requests that begin with the same bytes."""
+    """What the head of a POST says, read once and for all requests that begin with the same bytes.
 
-    __slots__ = ("bytes", "end", "headers", "properties", "size")
+    `caller` and `owner` are whose the blob will be, under one snapshot of accounts and keys.
+    """
 
-    def __init__(self, head: bytes, length: int, headers: PutHeaders) -> None:
+    __slots__ = ("authorization", "bytes", "caller", "end", "headers", "named", "owner", "properties", "size")
+
+    def __init__(
+        self, head: bytes, length: int, headers: PutHeaders, authorization: str | None, named: tuple[str, str] | None
+    ) -> None:
+        self.authorization = authorization
+        self.named = named
+        self.caller: Caller | None = None
+        self.owner = b""
         self.bytes = head
         self.size = len(head)
         self.end = len(head) + length
@@ -106,9 +120,17 @@ def post_head(head: bytes) -> PostHead | None:
     length = lines.pop(b"content-length", b"")
     if not _LENGTH.fullmatch(length) or int(length) > LANE_BODY_BYTES_MAX:
         return None
+    texts = {name.decode("ascii"): value.decode("ascii") for name, value in lines.items()}
     try:
-        headers = parse_put_headers((name.decode("ascii"), value.decode("ascii")) for name, value in lines.items())
+        named = sent_owner(lambda name: [texts[name]] if name in texts else [])
+        headers = parse_put_headers(texts.items())
     except AmbryError:
         # aiohttp's way gives the same error; the lane need not know how to say it.
         return None
-    return PostHead(head, int(length), headers)
+    return PostHead(head, int(length), headers, texts.get("authorization"), named)
+
+
+def authorization_of(lines: Mapping[bytes, bytes]) -> str | None:
+    """The credentials among header lines."""
+    value = lines.get(b"authorization")
+    return None if value is None else value.decode("ascii")

@@ -6,7 +6,7 @@ has to be broken so that no client takes half a body for a whole one.
 """
 
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, TypeAlias
 
 from aiohttp import web
@@ -15,6 +15,10 @@ from aiohttp.web_protocol import RequestPayloadError
 from aiohttp.web_request import BaseRequest
 from multidict import CIMultiDict
 
+from ambry.access.accounts import DEFAULT_CONTAINER, Container, Durability
+from ambry.access.keys import Right
+from ambry.access.signatures import CONTENT_SHA256
+from ambry.access.snapshot import Caller
 from ambry.blob.blob_id import binary_from_text
 from ambry.blob.requests import Buffer
 from ambry.errors import (
@@ -28,13 +32,17 @@ from ambry.errors import (
     TooLarge,
 )
 from ambry.frontend import answers, conditions
+from ambry.frontend.access import admit_upload, check_owner, check_secure_path, sent_owner
 from ambry.frontend.answers import REASONS, Answer, Headers
 from ambry.frontend.conditions import ByteRange, Multipart, Outcome
 from ambry.frontend.connection import BodyResponse, Connection, Services
 from ambry.frontend.digests import DigestCheck
 from ambry.frontend.get import OpenBlob
 from ambry.frontend.headers import GetOption, expiry, parse_get_option, parse_put_headers, parse_read, required_ttl
+from ambry.frontend.placement import OWNER_AT
+from ambry.frontend.policy import check_ttl, preflight_headers, with_policy
 from ambry.frontend.put import PutPlan
+from ambry.frontend.signed_url import container_of_path, parse_url_wish
 from ambry.limits import BLOB_BYTES_MAX, HTTP_HEADER_BYTES_MAX, KIB
 from ambry.logs import get_logger, request_scope
 from ambry.metrics import CONTENT_TYPE as METRICS_TYPE
@@ -61,6 +69,11 @@ class Call:
     request_id: str
     now_ms: int
     subject: str
+    caller: Caller
+    is_secure: bool = False
+    """Whether it came through the operator's secure path."""
+    container: Container = DEFAULT_CONTAINER
+    """Of the blob in the path; the caller has the right that the operation needs."""
 
     @property
     def blob_id(self) -> bytes:
@@ -72,36 +85,54 @@ class Call:
 
 
 Operation: TypeAlias = Callable[[Call], Awaitable[web.StreamResponse]]
-Methods: TypeAlias = Mapping[str, tuple[str, Operation]]
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """An operation, its name in the metrics, and what may call it.
+
+    `right` is asked for in the container of the blob in the path, before the operation runs. None: the operation asks
+    itself, or is for everybody.
+    """
+
+    label: str
+    operation: Operation
+    right: Right | None = None
+
+
+Methods: TypeAlias = Mapping[str, Route]
 
 
 class NativeApi:
     """The operations of the native API by path and method. `handle` is aiohttp's handler."""
 
-    __slots__ = ("_blob", "_fixed", "_of_blob", "_services")
+    __slots__ = ("_blob", "_fixed", "_of_blob", "_preflight_route", "_services")
 
     def __init__(self, services: Services) -> None:
         self._services = services
-        put = ("put_blob", self._put_blob)
-        health = ("health_check", self._health_check)
-        metrics = ("metrics", self._metrics)
-        blob_info = ("blob_info", self._blob_info)
-        user_metadata = ("user_metadata", self._user_metadata)
+        put = Route("put_blob", self._put_blob)
+        health = Route("health_check", self._health_check)
+        metrics = Route("metrics", self._metrics)
+        blob_info = Route("blob_info", self._blob_info, Right.READ)
+        user_metadata = Route("user_metadata", self._user_metadata, Right.READ)
+        signed_url = Route("signed_url", self._signed_url)
+        self._preflight_route = Route("preflight", self._preflight)
         self._fixed: dict[str, Methods] = {
             "/": {"POST": put, "PUT": put},
             "/healthCheck": {"GET": health, "HEAD": health},
             "/metrics": {"GET": metrics, "HEAD": metrics},
+            "/signedUrl": {"GET": signed_url},
         }
         self._blob: Methods = {
-            "GET": ("get_blob", self._get_blob),
-            "HEAD": ("head_blob", self._head_blob),
-            "DELETE": ("delete_blob", self._delete_blob),
+            "GET": Route("get_blob", self._get_blob, Right.READ),
+            "HEAD": Route("head_blob", self._head_blob, Right.READ),
+            "DELETE": Route("delete_blob", self._delete_blob, Right.DELETE),
         }
         self._of_blob: dict[str, Methods] = {
             "BlobInfo": {"GET": blob_info, "HEAD": blob_info},
             "UserMetadata": {"GET": user_metadata, "HEAD": user_metadata},
-            "ttl": {"PUT": ("update_ttl", self._update_ttl)},
-            "undelete": {"PUT": ("undelete_blob", self._undelete_blob)},
+            "ttl": {"PUT": Route("update_ttl", self._update_ttl, Right.WRITE)},
+            "undelete": {"PUT": Route("undelete_blob", self._undelete_blob, Right.DELETE)},
         }
 
     async def handle(self, request: BaseRequest) -> web.StreamResponse:
@@ -116,8 +147,11 @@ class NativeApi:
         try:
             with request_scope(request_id):
                 try:
-                    label, operation, subject = self._find(request)
-                    response = await operation(Call(request, request_id, services.clock.now_ms(), subject))
+                    path, is_secure = services.access.without_prefix(request.rel_url.raw_path)
+                    route, subject = self._find(request, path)
+                    label = route.label
+                    call = self._call(request, request_id, subject, is_secure=is_secure)
+                    response = await route.operation(_admitted(call, route))
                 except AmbryError as error:
                     response = self._failed(request, error, request_id)
             if services.is_stopping:
@@ -131,12 +165,22 @@ class NativeApi:
             requests.in_flight -= 1
             requests.observe(label, status, services.clock.monotonic() - started)
 
-    def _find(self, request: BaseRequest) -> tuple[str, Operation, str]:
+    def _call(self, request: BaseRequest, request_id: str, subject: str, *, is_secure: bool) -> Call:
+        """The request, and who it comes from. Raises Unauthenticated."""
+        services = self._services
+        url, headers = request.rel_url, request.headers
+        caller = services.access.caller(
+            request.method, url.raw_path, url.raw_query_string, headers.getall("Authorization", []), headers.items
+        )
+        return Call(request, request_id, services.clock.now_ms(), subject, caller, is_secure)
+
+    def _find(self, request: BaseRequest, path: str) -> tuple[Route, str]:
         """The operation behind a path and a method. Raises NoSuchPath, MethodNotAllowed, HeadersTooLarge."""
         if sum(len(name) + len(value) + 4 for name, value in request.raw_headers) > HTTP_HEADER_BYTES_MAX:
             raise HeadersTooLarge(f"headers have {HTTP_HEADER_BYTES_MAX} bytes at most")
-        path = request.rel_url.raw_path
         subject = ""
+        if request.method == "OPTIONS":
+            return self._preflight_route, path
         methods = self._fixed.get(path)
         if methods is None:
             subject, slash, rest = path[1:].partition("/")
@@ -146,7 +190,7 @@ class NativeApi:
         found = methods.get(request.method)
         if found is None:
             raise MethodNotAllowed("the path does not know this method", allow=", ".join(methods))
-        return (*found, subject)
+        return found, subject
 
     def _failed(self, request: BaseRequest, error: AmbryError, request_id: str) -> web.StreamResponse:
         answer = answers.error_answer(error, self._services.clock.now_ms(), request_id)
@@ -168,22 +212,41 @@ class NativeApi:
 
     async def _put_blob(self, call: Call) -> web.StreamResponse:
         request = call.request
-        sent = parse_put_headers(request.headers.items())
-        size = _body_size(request)
-        if size is not None and size > BLOB_BYTES_MAX:
-            raise TooLarge(f"a blob has {BLOB_BYTES_MAX} bytes at most")
+        container = admit_upload(call.caller, _sent_owner(request))
+        check_secure_path(container, is_secure=call.is_secure)
+        plan, size_max, warnings = self._put_plan(call, container)
+        if plan.size is not None and plan.size > size_max:
+            raise TooLarge(f"a blob has {size_max} bytes at most here")
         _let_continue(request)
-        plan = PutPlan(
-            sent.properties,
-            call.now_ms,
-            sent.expires_at_ms(call.now_ms),
-            size,
-            DigestCheck(sent.digests) if sent.digests else None,
-            sent.durability,
-        )
-        blob_id = await self._services.operations.put(_Body(request, self._services), plan)
+        blob_id = await self._services.operations.put(_Body(request, self._services, size_max), plan)
         now_ms = self._services.clock.now_ms()
-        return BodyResponse(answers.created_answer(blob_id, call.now_ms, now_ms, call.request_id))
+        answer = answers.created_answer(blob_id, call.now_ms, now_ms, call.request_id)
+        return BodyResponse(Answer(answer.status, answer.headers + warnings))
+
+    def _put_plan(self, call: Call, container: Container) -> tuple[PutPlan, int, Headers]:
+        """What is known of an upload, how large it may be, and what its container finds wrong with it.
+
+        Raises BadRequest where the container insists.
+        """
+        request = call.request
+        sent = parse_put_headers(request.headers.items())
+        digests = dict(sent.digests)
+        if call.caller.body_sha256 is not None:
+            signed = bytes.fromhex(call.caller.body_sha256)
+            if digests.setdefault("sha-256", signed) != signed:
+                raise BadRequest("two sha-256 digests that differ", field=CONTENT_SHA256)
+        expires_at_ms = sent.expires_at_ms(call.now_ms)
+        warnings = check_ttl(container.policy, expires_at_ms, call.now_ms)
+        url = call.caller.url
+        size_max = BLOB_BYTES_MAX if url is None or url.size_max is None else min(url.size_max, BLOB_BYTES_MAX)
+        check = DigestCheck(digests) if digests else None
+        durability = max(
+            sent.durability, container.policy.durability, key=lambda each: each is Durability.SYNCED_REMOTE
+        )
+        plan = PutPlan(
+            sent.properties, call.now_ms, expires_at_ms, _body_size(request), check, durability, container.owner
+        )
+        return plan, size_max, warnings
 
     # --- get ---------------------------------------------------------------------------------------------------
 
@@ -243,7 +306,8 @@ class NativeApi:
         size = ranges[0].size if multipart is None else multipart.size
         multipart_type = None if multipart is None else multipart.content_type
         common = _blob_headers(call, blob, size)
-        return answers.partial_headers(common, blob.properties, ranges, multipart_type), multipart
+        headers = answers.partial_headers(common, blob.properties, ranges, multipart_type)
+        return with_policy(headers, call.container.policy), multipart
 
     async def _send_ranges(self, call: Call, blob: OpenBlob, ranges: tuple[ByteRange, ...]) -> web.StreamResponse:
         headers, multipart = self._partial(call, blob, ranges)
@@ -273,7 +337,7 @@ class NativeApi:
         """All that is known of a blob, as headers."""
         blob = await self._services.operations.stat(call.blob_id, _option(call), is_quorum=_is_quorum(call))
         headers = _blob_headers(call, blob, 0) + answers.described_headers(blob.properties)
-        return BodyResponse(Answer(200, headers))
+        return BodyResponse(Answer(200, with_policy(headers, call.container.policy)))
 
     async def _user_metadata(self, call: Call) -> web.StreamResponse:
         """The user metadata of a blob, as headers."""
@@ -289,9 +353,11 @@ class NativeApi:
 
     async def _update_ttl(self, call: Call) -> web.StreamResponse:
         """The TTL counts from now; -1 is for ever."""
-        ttl_s = required_ttl(call.request.headers.items())
-        await self._services.operations.extend(call.blob_id, expiry(ttl_s, call.now_ms))
-        return self._empty(200, call)
+        expires_at_ms = expiry(required_ttl(call.request.headers.items()), call.now_ms)
+        warnings = check_ttl(call.container.policy, expires_at_ms, call.now_ms)
+        await self._services.operations.extend(call.blob_id, expires_at_ms)
+        answer = answers.empty_answer(200, self._services.clock.now_ms(), call.request_id)
+        return BodyResponse(Answer(200, answer.headers + warnings))
 
     async def _undelete_blob(self, call: Call) -> web.StreamResponse:
         await self._services.operations.undelete(call.blob_id)
@@ -299,6 +365,34 @@ class NativeApi:
 
     def _empty(self, status: int, call: Call) -> web.StreamResponse:
         return BodyResponse(answers.empty_answer(status, self._services.clock.now_ms(), call.request_id))
+
+    # --- access ------------------------------------------------------------------------------------------------
+
+    async def _signed_url(self, call: Call) -> web.StreamResponse:
+        """A URL that its holder may use once and again until it expires, in `x-ambry-signed-url`."""
+        caller = call.caller
+        wish = parse_url_wish(call.request.headers, call.now_ms)
+        if wish.url.method == "POST":
+            named = None if wish.url.account_name is None else (wish.url.account_name, str(wish.url.container_name))
+            admit_upload(caller, named)
+        elif wish.blob_id is not None:
+            caller.admit(wish.blob_id[OWNER_AT], Right.READ)
+        else:
+            caller.admit_named(*wish.named, Right.READ if wish.url.method == "GET" else Right.WRITE)
+        signed = self._services.access.sign_url(caller, wish.url)
+        answer = answers.empty_answer(200, self._services.clock.now_ms(), call.request_id)
+        host = call.request.headers.get("Host", "")
+        headers = [*answer.headers, ("x-ambry-signed-url", f"{call.request.scheme}://{host}{signed}")]
+        return BodyResponse(Answer(200, [*headers, ("Cache-Control", "no-store")]))
+
+    async def _preflight(self, call: Call) -> web.StreamResponse:
+        """OPTIONS of any path: what pages of other sites may do with the container behind it."""
+        snapshot = self._services.access.snapshot
+        container = container_of_path(snapshot, call.subject)
+        answer = answers.empty_answer(200, self._services.clock.now_ms(), call.request_id)
+        wanted = call.request.headers.get("Access-Control-Request-Headers")
+        policy = None if container is None else container.policy
+        return BodyResponse(Answer(200, answer.headers + preflight_headers(policy, wanted)))
 
     # --- the process itself ------------------------------------------------------------------------------------
 
@@ -309,8 +403,22 @@ class NativeApi:
         return BodyResponse(answers.text_answer(status, body, "text/plain", call.now_ms, call.request_id))
 
     async def _metrics(self, call: Call) -> web.StreamResponse:
+        call.caller.admit_over(None, Right.READ)
         body = self._services.metrics.render()
         return BodyResponse(answers.text_answer(200, body, METRICS_TYPE, call.now_ms, call.request_id))
+
+
+def _admitted(call: Call, route: Route) -> Call:
+    """The call of someone who has the right to what it is about.
+
+    Raises Forbidden, BadBlobId, PreconditionFailed, BadRequest.
+    """
+    if route.right is None:
+        return call
+    container = call.caller.admit(call.blob_id[OWNER_AT], route.right)
+    check_owner(container, _sent_owner(call.request))
+    check_secure_path(container, is_secure=call.is_secure)
+    return replace(call, container=container)
 
 
 # --- requests --------------------------------------------------------------------------------------------------
@@ -319,16 +427,19 @@ class NativeApi:
 class _Body:
     """The body of a request as the source of an upload."""
 
-    __slots__ = ("_connection", "_content", "_requests")
+    __slots__ = ("_connection", "_content", "_left", "_requests")
 
-    def __init__(self, request: BaseRequest, services: Services) -> None:
+    def __init__(self, request: BaseRequest, services: Services, size_max: int) -> None:
         assert isinstance(request.protocol, Connection)
         self._connection = request.protocol
         self._content = request.content
         self._requests = services.metrics.requests
+        self._left = size_max
 
     async def read(self) -> bytes:
-        """What has arrived, or the next to arrive. Raises BadRequest for broken framing, ConnectionError for no more.
+        """What has arrived, or the next to arrive.
+
+        Raises BadRequest for broken framing, TooLarge for more than is allowed, ConnectionError for no more.
 
         Only while this waits does silence count as the client's: if the disks are slow, nobody reads.
         """
@@ -340,6 +451,9 @@ class _Body:
         finally:
             self._connection.is_awaiting_body = False
         self._requests.bytes_in += len(piece)
+        self._left -= len(piece)
+        if self._left < 0:
+            raise TooLarge("more bytes than are allowed here")
         return piece
 
 
@@ -348,6 +462,10 @@ def _body_size(request: BaseRequest) -> int | None:
     if request.headers.get("Transfer-Encoding") is not None:
         return None
     return request.content_length or 0
+
+
+def _sent_owner(request: BaseRequest) -> tuple[str, str] | None:
+    return sent_owner(lambda name: list(request.headers.getall(name, ())))
 
 
 def _let_continue(request: BaseRequest) -> None:
@@ -400,11 +518,12 @@ def _blob_headers(call: Call, blob: OpenBlob, content_length: int) -> Headers:
 
 
 def _whole_headers(call: Call, blob: OpenBlob) -> Headers:
-    return _blob_headers(call, blob, blob.size) + answers.property_headers(blob.properties)
+    headers = _blob_headers(call, blob, blob.size) + answers.property_headers(blob.properties)
+    return with_policy(headers, call.container.policy)
 
 
 def _not_modified(call: Call, blob: OpenBlob) -> web.StreamResponse:
     """304, with the headers of the 200 that caches want."""
     kept = {"Date", "Server", "x-ambry-request-id", "ETag", "Last-Modified", "Cache-Control"}
     headers = [line for line in _blob_headers(call, blob, 0) if line[0] in kept]
-    return BodyResponse(Answer(304, headers))
+    return BodyResponse(Answer(304, with_policy(headers, call.container.policy)))

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Final
 
+from ambry.access.accounts import Durability
 from ambry.blob.blob_id import VERSION, Kind
 from ambry.blob.requests import Buffer, GetAnswer, GetRequest
 from ambry.blob.state import BlobState
@@ -21,8 +22,8 @@ from ambry.frontend.budget import TransferBudget
 from ambry.frontend.buffers import BufferPool
 from ambry.frontend.chance import Chance
 from ambry.frontend.get import OpenBlob, PieceReader
-from ambry.frontend.headers import Durability, GetOption
-from ambry.frontend.placement import Peers, Placement, Route
+from ambry.frontend.headers import GetOption
+from ambry.frontend.placement import DEFAULT_OWNER, Peers, Placement, Route
 from ambry.frontend.put import Cut, Means, PutPlan, SmallPut, Source, Upload
 from ambry.frontend.reclaim import Reclaimer
 from ambry.limits import BODY_BYTES_MAX, CHUNK_BYTES_MAX, REQUEST_DEADLINE_MS, TRANSFER_BYTES_MAX, TRANSFER_QUEUE_MAX
@@ -88,6 +89,7 @@ class Operations:
         properties: bytes,
         created_ms: int,
         expires_at_ms: int,
+        owner: bytes = DEFAULT_OWNER,
         *,
         durability: Durability = Durability.SYNCED,
     ) -> "asyncio.Future[str]":
@@ -97,7 +99,8 @@ class Operations:
         means that the client is gone.
         """
         assert len(body) <= CHUNK_BYTES_MAX
-        return SmallPut(self._means, body, properties, created_ms, expires_at_ms, durability=durability).outcome
+        put = SmallPut(self._means, body, properties, created_ms, expires_at_ms, owner, durability=durability)
+        return put.outcome
 
     def get_small_now(self, blob_id: bytes, size_max: int = BODY_BYTES_MAX) -> GetAnswer | None:
         """A simple blob's first `size_max` bytes if they can be had without waiting, else None.

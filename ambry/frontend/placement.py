@@ -29,8 +29,11 @@ _KNOWN_MAX: Final = 4096
 
 _PICKS_MAX: Final = 4
 
-NO_ACCOUNT: Final = 0
-NO_CONTAINER: Final = 0
+OWNER_AT: Final = slice(4, 12)
+"""Where a binary id has its account and its container."""
+
+DEFAULT_OWNER: Final = bytes(8)
+"""The default container of the default account."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +115,7 @@ class Placement:
         self._chance = chance
         self._routes: dict[tuple[int, int], Route] = {}
         self._known: dict[bytes, Route] = {}
-        self._prefixes: dict[tuple[int, Kind], bytes] = {}
+        self._prefixes: dict[tuple[int, Kind, bytes], bytes] = {}
         self._full_until: dict[int, float] = {}
         self.writable = cluster_map.writable_partitions(datacentre)
 
@@ -191,12 +194,15 @@ class Placement:
         )
         return ready >= write_quorum(sum(route.counted))
 
-    def mint(self, kind: Kind, partition: int, now_ms: int) -> bytes:
-        """A new binary blob id of this datacentre."""
-        prefix = self._prefixes.get((partition, kind))
+    def mint(self, kind: Kind, partition: int, now_ms: int, owner: bytes = DEFAULT_OWNER) -> bytes:
+        """A new binary blob id of this datacentre, in the container of these eight bytes."""
+        prefix = self._prefixes.get((partition, kind, owner))
         if prefix is None:
-            blank = BlobId(kind, self._datacentre, NO_ACCOUNT, NO_CONTAINER, partition, bytes(16))
-            prefix = self._prefixes[(partition, kind)] = blank.binary()[: _PARTITION_AT.stop]
+            account, container = int.from_bytes(owner[:4], "big"), int.from_bytes(owner[4:], "big")
+            blank = BlobId(kind, self._datacentre, account, container, partition, bytes(16))
+            prefix = blank.binary()[: _PARTITION_AT.stop]
+            if len(self._prefixes) < _KNOWN_MAX:
+                self._prefixes[(partition, kind, owner)] = prefix
         return prefix + new_unique(now_ms, self._chance.unique_10())
 
     def _make_route(self, listed: Partition, origin: int) -> Route:

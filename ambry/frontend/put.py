@@ -13,6 +13,7 @@ import asyncio
 from dataclasses import dataclass, replace
 from typing import Final, Protocol
 
+from ambry.access.accounts import Durability
 from ambry.blob.blob_id import Kind, text_from_binary
 from ambry.blob.checksums import checksum_vector, root_of
 from ambry.blob.manifest import Entry, encode_manifest
@@ -25,8 +26,7 @@ from ambry.frontend.budget import TransferBudget
 from ambry.frontend.buffers import BufferPool
 from ambry.frontend.chance import Chance
 from ambry.frontend.digests import DigestCheck
-from ambry.frontend.headers import Durability
-from ambry.frontend.placement import Placement, partition_of
+from ambry.frontend.placement import DEFAULT_OWNER, Placement, partition_of
 from ambry.frontend.reclaim import Reclaimer
 from ambry.limits import (
     BLOB_BYTES_MAX,
@@ -71,6 +71,8 @@ class PutPlan:
     size: int | None = None
     check: DigestCheck | None = None
     durability: Durability = Durability.SYNCED
+    owner: bytes = DEFAULT_OWNER
+    """Account and container, as in the id."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +112,7 @@ class SmallPut:
         "_loop",
         "_means",
         "_needs_remote",
+        "_owner",
         "_properties",
         "_root",
         "_vector",
@@ -123,6 +126,7 @@ class SmallPut:
         properties: bytes,
         created_ms: int,
         expires_at_ms: int,
+        owner: bytes = DEFAULT_OWNER,
         *,
         durability: Durability = Durability.SYNCED,
     ) -> None:
@@ -133,6 +137,7 @@ class SmallPut:
         self._properties = properties
         self._created_ms = created_ms
         self._expires_at_ms = expires_at_ms
+        self._owner = owner
         self._vector = checksum_vector(body)
         self._root = root_of(self._vector, len(body))
         self._deadline = loop.time() + REQUEST_DEADLINE_MS / 1000
@@ -145,7 +150,7 @@ class SmallPut:
         placement = self._means.placement
         try:
             partition = placement.pick(self._avoid, self._loop.time())
-            self._blob_id = placement.mint(Kind.SIMPLE, partition, self._created_ms)
+            self._blob_id = placement.mint(Kind.SIMPLE, partition, self._created_ms, self._owner)
             route = placement.route_of(self._blob_id)
         except AmbryError as error:
             self.outcome.set_exception(error)
@@ -319,6 +324,7 @@ class Upload:
             encode_properties(properties),
             self._plan.created_ms,
             self._plan.expires_at_ms,
+            self._plan.owner,
             durability=self._plan.durability,
         )
         return await put.outcome
@@ -348,10 +354,10 @@ class Upload:
 
     def _reserve(self) -> None:
         placement = self._means.placement
-        created_ms = self._plan.created_ms
+        created_ms, owner = self._plan.created_ms, self._plan.owner
         # The chunks of one blob stay in few partitions, so that losing one does not touch every large blob.
         self._group = placement.pick_group(MANIFEST_CANDIDATES_MAX, asyncio.get_running_loop().time())
-        self._manifest_ids = tuple(placement.mint(Kind.COMPOSITE, one, created_ms) for one in self._group)
+        self._manifest_ids = tuple(placement.mint(Kind.COMPOSITE, one, created_ms, owner) for one in self._group)
         self._upload_id = self._means.chance.token(16)
         self._deadline_ms = created_ms + UPLOAD_DEADLINE_MS
 
@@ -407,7 +413,7 @@ class Upload:
         encoded = encode_properties(properties)
         partition = self._group[self._next_in_group]
         for attempt in range(1, _ATTEMPTS + 1):
-            blob_id = self._means.placement.mint(Kind.CHUNK, partition, self._plan.created_ms)
+            blob_id = self._means.placement.mint(Kind.CHUNK, partition, self._plan.created_ms, self._plan.owner)
             error = await self._try_put(blob_id, encoded, body, vector, root)
             if error is None:
                 return Entry(blob_id, size, root)

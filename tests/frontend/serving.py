@@ -3,7 +3,7 @@
 import asyncio
 import json
 import random
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -12,6 +12,7 @@ from pathlib import Path
 from ambry.clock import ManualClock
 from ambry.cluster.map import ClusterMap, Datacentre, Disk, Node, Partition, Replica, ReplicaState
 from ambry.config import FrontendSettings
+from ambry.frontend.access import Access
 from ambry.frontend.app import Frontend
 from ambry.frontend.budget import TransferBudget
 from ambry.frontend.chance import Chance
@@ -139,6 +140,7 @@ async def serving(
     cut: Cut | None = None,
     budget: TransferBudget | None = None,
     connection_class: type[Connection] | None = None,
+    access: Callable[[ManualClock], Access] | None = None,
 ) -> AsyncIterator[Serving]:
     """A frontend on a port of the system's choice. Afterwards every byte of its budget must have come back."""
     datanodes = make_nodes(nodes)
@@ -152,6 +154,7 @@ async def serving(
         metrics=metrics,
         settings=FrontendSettings(cluster_map=Path("map.toml"), datacentre="here"),
         node="frontend-1",
+        access=access(clock) if access is not None else None,
         connection_class=connection_class or default_connection.get(),
     )
     if cut is not None or budget is not None:

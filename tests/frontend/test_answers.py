@@ -37,7 +37,8 @@ def test_every_error_has_an_answer(error: type[AmbryError]) -> None:
     assert headers["x-ambry-request-id"] == "id-1"
     assert headers["Content-Type"] == "application/json"
     assert headers["X-Content-Type-Options"] == "nosniff"
-    assert ("Retry-After" in headers) == (answer.status == 503)
+    assert ("Retry-After" in headers) == (answer.status in {429, 503})
+    assert ("WWW-Authenticate" in headers) == (answer.status == 401)
 
 
 @pytest.mark.parametrize(

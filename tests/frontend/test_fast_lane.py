@@ -8,7 +8,7 @@ import asyncio
 import re
 from collections import defaultdict
 from collections.abc import Callable, Coroutine, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,21 +16,24 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from ambry.access.accounts import DEFAULT_CONTAINER, ContainerPolicy
 from ambry.blob.blob_id import Kind, text_from_binary
 from ambry.blob.checksums import checksum_vector, root_of
 from ambry.blob.properties import Properties, encode_properties
 from ambry.blob.requests import PutRequest
 from ambry.blob.state import NEVER, BlobState
-from ambry.clock import ManualClock
+from ambry.clock import Clock, ManualClock
 from ambry.cluster.map import ClusterMap, Datacentre, Disk, Node, Partition, Replica, ReplicaState
 from ambry.config import FrontendSettings
 from ambry.errors import DiskFull, Overloaded
+from ambry.frontend.access import Access
 from ambry.frontend.app import Frontend
 from ambry.frontend.connection import Connection
 from ambry.frontend.fast_lane import FastConnection
 from ambry.frontend.lane_heads import PostHead, harmless_lines, message_size, post_head
 from ambry.limits import LANE_BODY_BYTES_MAX, LANE_HELD_BYTES_MAX
 from ambry.metrics import Metrics
+from tests.frontend.tenants import CLOSED, DATA, FANCY, KEYS, MASTERS, OURS, THEIRS, tenants
 from tests.memory_datanode import MemoryDatanode
 
 NOW_MS: Final = 1_700_000_000_000
@@ -179,7 +182,20 @@ def segments_of(connection: Connection) -> list[bytes]:
     return found
 
 
-async def connect(connection_class: type[Connection]) -> Client:
+def open_access(clock: Clock) -> Access:
+    """Nobody is asked who he is; whoever shows credentials is judged by them."""
+    return tenants(clock, is_open=True)
+
+
+def closed_access(clock: Clock) -> Access:
+    """Everybody may read the default container; for the rest a key is needed."""
+    access = Access(clock, masters=MASTERS, is_open=False)
+    public = replace(DEFAULT_CONTAINER, policy=ContainerPolicy(anonymous_read=True))
+    access.adopt(replace(DATA, containers=(public, *DATA.containers[1:])))
+    return access
+
+
+async def connect(connection_class: type[Connection], access: Callable[[Clock], Access] = open_access) -> Client:
     """A fresh frontend of one kind, with the blobs of this module."""
     datanode = MemoryDatanode()
     for request, state in BLOBS.values():
@@ -187,14 +203,16 @@ async def connect(connection_class: type[Connection]) -> Client:
         if state is not None:
             datanode.blobs[request.blob_id].state = state
     metrics = Metrics()
+    clock = ManualClock(NOW_MS)
     frontend = Frontend(
         cluster_map=_MAP,
         datacentre=1,
         datanodes={"node": datanode},
-        clock=ManualClock(NOW_MS),
+        clock=clock,
         metrics=metrics,
         settings=FrontendSettings(cluster_map=Path("unused"), datacentre="here"),
         node="test",
+        access=access(clock),
         connection_class=connection_class,
     )
     connection = frontend.make_server()()
@@ -222,8 +240,10 @@ def run(scenario: Callable[[], Coroutine[Any, Any, None]]) -> None:
 # --- blobs to ask for --------------------------------------------------------------------------------------------
 
 
-def _blob(number: int, body: bytes, expires_at_ms: int = NEVER, **properties: Any) -> PutRequest:
-    text = bytes([1, Kind.SIMPLE, 0, 1]) + bytes(8) + PARTITION.to_bytes(4, "big") + number.to_bytes(16, "big")
+def _blob(
+    number: int, body: bytes, expires_at_ms: int = NEVER, owner: bytes = bytes(8), **properties: Any
+) -> PutRequest:
+    text = bytes([1, Kind.SIMPLE, 0, 1]) + owner + PARTITION.to_bytes(4, "big") + number.to_bytes(16, "big")
     vector = checksum_vector(body)
     encoded = encode_properties(Properties(size=len(body), **properties))
     return PutRequest(text, NOW_MS - 86_400_000, expires_at_ms, encoded, body, vector, root_of(vector, len(body)))
@@ -245,6 +265,11 @@ BLOBS: Final[dict[str, tuple[PutRequest, BlobState | None]]] = {
     "expired": (_blob(8, b"gone", expires_at_ms=NOW_MS), None),
     "deleted": (_blob(9, b"gone, too"), BlobState(1, NEVER)),
     "undeleted": (_blob(10, b"back"), BlobState(2, NEVER)),
+    "ours": (_blob(11, b"of a tenant", owner=OURS.owner), None),
+    "fancy": (_blob(12, b"with a policy", owner=FANCY.owner, content_type="text/plain"), None),
+    "theirs": (_blob(13, b"of another tenant", owner=THEIRS.owner), None),
+    "closed": (_blob(14, b"of a container that is closed", owner=CLOSED.owner), None),
+    "of nobody": (_blob(15, b"of a container that is not known", owner=b"\1" * 8), None),
 }
 NAMES: Final = [*BLOBS, "never put"]
 
@@ -265,9 +290,14 @@ HARMLESS_LINES: Final = [
     "Connection: keep-alive",
     "CONNECTION: Keep-Alive",
     "Cache-Control: no-cache",
+    *(f"Authorization: Bearer {KEYS[name].token}" for name in ("operator", "admin of ours", "reader", "writer")),
 ]
 OTHER_LINES: Final = [
     "Connection: close",
+    f"Authorization: Bearer {KEYS['expired'].token}",
+    "Authorization: Bearer nonsense",
+    "Authorization: Basic eDp5",
+    "x-ambry-target-account-name: ours",
     "Range: bytes=0-3",
     "Range: bytes=0-1,3-4",
     "Range: bytes=x",
@@ -297,6 +327,11 @@ OTHER_LINES: Final = [
     "",
 ]
 POST_LINES: Final = [
+    *(
+        f"x-ambry-target-account-name: {container.account_name}\r\nx-ambry-target-container-name: {container.name}"
+        for container in (OURS, FANCY, THEIRS, CLOSED)
+    ),
+    "x-ambry-target-account-name: nobody\r\nx-ambry-target-container-name: nothing",
     "Content-Type: text/plain",
     "Content-Type: text/plain; charset=utf-8",
     "content-type: nonsense",
@@ -388,11 +423,17 @@ def conversations(draw: st.DrawFn) -> list[bytes]:
     return [whole[a:b] for a, b in zip([0, *cuts], [*cuts, len(whole)], strict=True) if a < b]
 
 
-def check_alike(pieces: list[bytes], *, is_warm: bool = True, is_alone: bool = False) -> None:
+def check_alike(
+    pieces: list[bytes],
+    *,
+    is_warm: bool = True,
+    is_alone: bool = False,
+    access: Callable[[Clock], Access] = open_access,
+) -> None:
     """Send the same to both, and compare everything that a client, a datanode or an operator could see."""
 
     async def scenario() -> None:
-        fast, plain = await connect(TappedConnection), await connect(Connection)
+        fast, plain = await connect(TappedConnection, access), await connect(Connection, access)
         fast.datanode.is_warm = plain.datanode.is_warm = is_warm
         if not is_alone:
             # Another client: then requests wait for their turn.
@@ -423,16 +464,52 @@ PLAIN_POST: Final = head_of("POST / HTTP/1.1", ["Host: x", "Content-Length: 3"])
 
 
 @settings(max_examples=200, deadline=None)
-@given(conversations(), st.booleans(), st.booleans())
-@example([PLAIN_GET + PLAIN_POST + PLAIN_GET + RANGE_GET + PLAIN_GET + CLOSING_GET + PLAIN_GET], True, True)
-@example([PLAIN_GET + PLAIN_POST + PLAIN_GET + RANGE_GET + PLAIN_GET + CLOSING_GET + PLAIN_GET], True, False)
-@example([PLAIN_POST[:49], PLAIN_POST[49:], PLAIN_GET, PLAIN_GET], True, False)
+@given(conversations(), st.booleans(), st.booleans(), st.sampled_from([open_access, closed_access]))
 @example(
-    [head_of("POST / HTTP/1.1", ["Host: x", "Content-Length: 3", "Transfer-Encoding: chunked"]) + PLAIN_GET], True, True
+    [PLAIN_GET + PLAIN_POST + PLAIN_GET + RANGE_GET + PLAIN_GET + CLOSING_GET + PLAIN_GET], True, True, open_access
 )
-@example([head_of("POST / HTTP/1.1", ["Host: x", "Content-Length: 3"], end="\n") + PLAIN_GET + PLAIN_GET], True, True)
-def test_no_client_can_tell_the_lane_from_aiohttp(pieces: list[bytes], is_warm: bool, is_alone: bool) -> None:
-    check_alike(pieces, is_warm=is_warm, is_alone=is_alone)
+@example(
+    [PLAIN_GET + PLAIN_POST + PLAIN_GET + RANGE_GET + PLAIN_GET + CLOSING_GET + PLAIN_GET], True, False, open_access
+)
+@example([PLAIN_POST[:49], PLAIN_POST[49:], PLAIN_GET, PLAIN_GET], True, False, open_access)
+@example(
+    [head_of("POST / HTTP/1.1", ["Host: x", "Content-Length: 3", "Transfer-Encoding: chunked"]) + PLAIN_GET],
+    True,
+    True,
+    open_access,
+)
+@example(
+    [head_of("POST / HTTP/1.1", ["Host: x", "Content-Length: 3"], end="\n") + PLAIN_GET + PLAIN_GET],
+    True,
+    True,
+    open_access,
+)
+def test_no_client_can_tell_the_lane_from_aiohttp(
+    pieces: list[bytes], is_warm: bool, is_alone: bool, access: Callable[[Clock], Access]
+) -> None:
+    check_alike(pieces, is_warm=is_warm, is_alone=is_alone, access=access)
+
+
+@pytest.mark.parametrize("access", [open_access, closed_access])
+@pytest.mark.parametrize("who", [None, *KEYS])
+@pytest.mark.parametrize("name", ["plain", "ours", "fancy", "theirs", "closed", "of nobody", "never put"])
+def test_each_key_gets_the_same_answer_for_each_container(
+    name: str, who: str | None, access: Callable[[Clock], Access]
+) -> None:
+    lines = ["Host: x"] + ([] if who is None else [f"Authorization: Bearer {KEYS[who].token}"])
+    check_alike([head_of(f"GET {path_of(name)} HTTP/1.1", lines)] * 2, access=access)
+
+
+@pytest.mark.parametrize("access", [open_access, closed_access])
+@pytest.mark.parametrize("who", [None, *KEYS])
+@pytest.mark.parametrize("owner", ["", *POST_LINES[:5]])
+def test_each_key_gets_the_same_answer_for_uploads_to_each_container(
+    owner: str, who: str | None, access: Callable[[Clock], Access]
+) -> None:
+    lines = ["Host: x", "Content-Length: 3", *([owner] if owner else [])]
+    lines += [] if who is None else [f"Authorization: Bearer {KEYS[who].token}"]
+    request = head_of("POST / HTTP/1.1", lines) + b"abc"
+    check_alike([request, request, PLAIN_GET], access=access)
 
 
 @pytest.mark.parametrize("line", HARMLESS_LINES + OTHER_LINES + POST_LINES, ids=repr)
@@ -442,7 +519,8 @@ def test_each_header_by_itself_gives_the_same_answer(method: str, line: str) -> 
         request = head_of(f"GET {path_of('plain')} HTTP/1.1", ["Host: x", line])
     else:
         request = head_of("POST / HTTP/1.1", ["Host: x", "Content-Length: 3", line]) + b"abc"
-    check_alike([request, PLAIN_GET])
+    for access in (open_access, closed_access):
+        check_alike([request, PLAIN_GET], access=access)
 
 
 @pytest.mark.parametrize("first", FIRST_LINES, ids=repr)

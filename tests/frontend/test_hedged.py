@@ -6,12 +6,13 @@ from dataclasses import replace
 
 import pytest
 
+from ambry.access.accounts import Durability
 from ambry.blob.blob_id import binary_from_text
 from ambry.blob.properties import Properties, encode_properties
 from ambry.blob.state import NEVER, BlobState
 from ambry.cluster.map import ClusterMap, Datacentre, Disk, Node, Partition, Replica, ReplicaState
 from ambry.errors import BlobDeleted, BlobNotFound, ConnectionLost, DeadlineExceeded, NoSuchReplica, Unavailable
-from ambry.frontend.headers import Durability, GetOption
+from ambry.frontend.headers import GetOption
 from ambry.frontend.operations import Operations
 from ambry.limits import GIB, HEDGE_MS_MAX, HEDGE_MS_UNKNOWN
 from tests.frontend.serving import DATACENTRE, OTHER_DATACENTRE, make_operations
