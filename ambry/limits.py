@@ -101,6 +101,9 @@ INDEX_MEMTABLE_BYTES: Final = 16 * MIB
 CHANGES_PER_PAGE_MAX: Final = 1000
 """Entries of one answer to `changes since`."""
 
+USAGE_PER_PAGE_MAX: Final = 1000
+"""Rows of one answer to what containers use."""
+
 DISK_RESERVE_BYTES: Final = 256 * MIB
 """Puts are refused below this much free space, so that deletes, checkpoints and the index go on."""
 

@@ -42,6 +42,7 @@ from ambry.protocol.datanode import (
     ChangeEntry,
     ChangesAnswer,
     ChangesRequest,
+    ContainerUsage,
     DatanodeStatus,
     GetAnswer,
     GetRequest,
@@ -49,6 +50,8 @@ from ambry.protocol.datanode import (
     ReplicaStatus,
     StateAnswer,
     UpdateRequest,
+    UsageAnswer,
+    UsageRequest,
 )
 
 _Answer = TypeVar("_Answer")
@@ -160,6 +163,10 @@ class MemoryDatanode:
     def status(self, deadline: float) -> "asyncio.Future[DatanodeStatus]":
         """One replica for every partition seen or listed."""
         return self._answer("status", None, deadline, self._status)
+
+    def usage(self, request: UsageRequest, deadline: float) -> "asyncio.Future[UsageAnswer]":
+        """Counted anew from all blobs."""
+        return self._answer("usage", request, deadline, lambda: self._usage(request))
 
     async def close(self) -> None:
         """Requests that wait end with ShuttingDown."""
@@ -340,6 +347,19 @@ class MemoryDatanode:
             for partition in sorted(partitions)
         )
         return DatanodeStatus(self.name, limits.GIB, 0, replicas)
+
+    def _usage(self, request: UsageRequest) -> UsageAnswer:
+        totals: dict[tuple[int, int, int], list[int]] = {}
+        for key, blob in self.blobs.items():
+            if blob.put is not None:
+                parsed = parse_binary(key)
+                row = totals.setdefault((parsed.partition, parsed.account, parsed.container), [0, 0, 0, 0])
+                first = 2 if blob.state.is_deleted else 0
+                row[first] += 1
+                row[first + 1] += len(blob.put.body)
+        wanted = sorted(key for key in totals if request.after is None or key > request.after)
+        rows = tuple(ContainerUsage(*key, *totals[key]) for key in wanted[: request.limit])
+        return UsageAnswer(rows, is_last=len(rows) == len(wanted))
 
 
 def _changed(state: BlobState, request: UpdateRequest) -> BlobState:

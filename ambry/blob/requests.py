@@ -116,3 +116,35 @@ class ChangesAnswer:
     incarnation: bytes
     entries: tuple[ChangeEntry, ...]
     end_lsn: int
+
+
+@value
+class UsageRequest:
+    """What containers use on a datanode, in order of (partition, account, container), after `after`; a page of rows."""
+
+    after: tuple[int, int, int] | None
+    limit: int
+
+
+@value
+class ContainerUsage:
+    """Blobs and bytes of bodies of one container in one replica: live, and dead but not yet reclaimed.
+
+    A composite blob counts with its manifest and each of its chunks.
+    """
+
+    partition: int
+    account: int
+    container: int
+    live_count: int
+    live_bytes: int
+    dead_count: int
+    dead_bytes: int
+
+
+@value
+class UsageAnswer:
+    """A page; `is_last` says that nothing follows."""
+
+    rows: tuple[ContainerUsage, ...]
+    is_last: bool

@@ -16,11 +16,11 @@ from ambry import logs
 from ambry.clock import Clock
 from ambry.config import StorageSettings
 from ambry.datanode.disk_service import DiskService
+from ambry.datanode.usage import usage_page, with_deadline
 from ambry.errors import (
     AmbryError,
     BadRequest,
     CorruptRecord,
-    DeadlineExceeded,
     DirectoryUnusable,
     NoSuchReplica,
     TooLarge,
@@ -39,6 +39,8 @@ from ambry.protocol.datanode import (
     ReplicaStatus,
     StateAnswer,
     UpdateRequest,
+    UsageAnswer,
+    UsageRequest,
 )
 from ambry.storage.real_disk import RealDisk
 from ambry.storage.recovery import RecoveryReport, open_store
@@ -147,7 +149,7 @@ class LocalDatanode:
             return self._failed(NoSuchReplica("no replica of this partition here", partition=request.partition))
         if request.limit <= 0:
             return self._failed(BadRequest("a page of changes has at least one entry", field="limit"))
-        return _with_deadline(self._loop, self._loop.run_in_executor(None, store.changes, request), deadline)
+        return with_deadline(self._loop, self._loop.run_in_executor(None, store.changes, request), deadline)
 
     def status(self, deadline: float) -> asyncio.Future[DatanodeStatus]:
         """What this datanode says of itself, now."""
@@ -174,6 +176,14 @@ class LocalDatanode:
         queued_bytes = sum(service.queued_bytes for service in services)
         future.set_result(DatanodeStatus(self._node, free_bytes, queued_bytes, tuple(replicas)))
         return future
+
+    def usage(self, request: UsageRequest, deadline: float) -> asyncio.Future[UsageAnswer]:
+        """A page of what containers use on all disks, from the engine's own accounting."""
+        if request.limit <= 0:
+            return self._failed(BadRequest("a page of usage has at least one row", field="limit"))
+        stores = [service.store for _, service in self._disks]
+        work = self._loop.run_in_executor(None, usage_page, stores, request)
+        return with_deadline(self._loop, work, deadline)
 
     def _is_sealed(self, replica: Replica) -> bool:
         is_sealed = is_sealed_now(
@@ -267,18 +277,3 @@ def _answer_of(future: asyncio.Future[Any]) -> BatchAnswer:
     if isinstance(error, AmbryError):
         return error
     return cast("BatchAnswer", future.result())
-
-
-def _with_deadline(
-    loop: asyncio.AbstractEventLoop, work: asyncio.Future[ChangesAnswer], deadline: float
-) -> asyncio.Future[ChangesAnswer]:
-    """The result of work on a thread, or DeadlineExceeded; the thread finishes by itself."""
-
-    async def wait() -> ChangesAnswer:
-        try:
-            async with asyncio.timeout_at(deadline):
-                return await work
-        except TimeoutError as error:
-            raise DeadlineExceeded("the disk did not answer in time") from error
-
-    return loop.create_task(wait(), name="changes")

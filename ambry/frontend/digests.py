@@ -1,25 +1,28 @@
-"""Digests that a client sends with a body: Content-MD5 (RFC 1864), Content-Digest and Repr-Digest (RFC 9530).
+"""Digests of a body: Content-MD5 (RFC 1864), Content-Digest, Repr-Digest and Want-Repr-Digest (RFC 9530).
 
 They are of the plain bytes, are checked before anything is acknowledged, and are kept with the blob. On uploads both
 digest fields mean the same here, since nothing transforms a body on its way in. Algorithms that are not known are
-ignored, as the RFC asks; a field that cannot be read, or a digest of the wrong size, is the client's mistake.
+ignored, as the RFC asks; a field that cannot be read, or a digest of the wrong size, is the client's mistake. CRCs and
+xxh3 are big-endian.
 """
 
 import asyncio
 import binascii
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
+from functools import partial
 from typing import Final, Protocol
+
+from xxhash import xxh3_64
 
 from ambry.blob.requests import Buffer
 from ambry.errors import BadDigest, BadRequest
+from ambry.frontend.crc import Crc32, Crc32c, Crc64Nvme
 from ambry.limits import KIB
 
-SIZES: Final = {"md5": 16, "sha-256": 32, "sha-512": 64}
-"""Digest algorithms by their name in RFC 9530, and the bytes of each."""
-
-_HASHLIB_NAMES: Final = {"md5": "md5", "sha-256": "sha256", "sha-512": "sha512"}
+SIZES: Final = {"md5": 16, "sha-256": 32, "sha-512": 64, "crc32": 4, "crc32c": 4, "crc64nvme": 8, "xxh3": 8}
+"""Digest algorithms by their name in RFC 9530 (the CRCs and xxh3 by their usual one), and the bytes of each."""
 
 _IN_THREAD_BYTES_MIN: Final = 128 * KIB
 """SHA-512 of this takes about 200 µs; hashing more on the loop would hold up others longer than a thread hop."""
@@ -27,11 +30,24 @@ _IN_THREAD_BYTES_MIN: Final = 128 * KIB
 # A dictionary of byte sequences, RFC 8941: key, '=', ':' base64 ':', parameters that mean nothing here.
 _MEMBER: Final = re.compile(r'[ \t]*([a-z*][a-z0-9_.*-]*)=:([A-Za-z0-9+/=]*):((?:;[^,"]*)?)[ \t]*')
 _OTHER_MEMBER: Final = re.compile(r"[ \t]*[a-z*][a-z0-9_.*-]*(?:=[^,:]*)?[ \t]*")
+_WISH: Final = re.compile(r"[ \t]*([a-z*][a-z0-9_.*-]*)=([0-9]|10)[ \t]*")
 
 
 class _Hash(Protocol):
     def update(self, data: Buffer, /) -> None: ...
     def digest(self) -> bytes: ...
+
+
+_HASHES: Final[Mapping[str, Callable[[], _Hash]]] = {
+    "md5": partial(hashlib.md5, usedforsecurity=False),
+    "sha-256": hashlib.sha256,
+    "sha-512": hashlib.sha512,
+    "crc32": Crc32,
+    "crc32c": Crc32c,
+    "crc64nvme": Crc64Nvme,
+    "xxh3": xxh3_64,
+}
+assert set(_HASHES) == set(SIZES)
 
 
 def parse_content_md5(value: str) -> bytes:
@@ -52,6 +68,18 @@ def parse_digest_field(value: str, field: str) -> dict[str, bytes]:
         if algorithm in SIZES:
             found[algorithm] = _decode(text, algorithm, field)
     return found
+
+
+def parse_wanted(value: str) -> frozenset[str]:
+    """Known algorithms that a Want-Repr-Digest header asks for; weight 0 is "not this one". Raises BadRequest."""
+    wanted: set[str] = set()
+    for member in value.split(","):
+        matched = _WISH.fullmatch(member)
+        if matched is None:
+            raise BadRequest("Want-Repr-Digest is no dictionary of weights from 0 to 10", field="want-repr-digest")
+        if matched[1] in SIZES and matched[2] != "0":
+            wanted.add(matched[1])
+    return frozenset(wanted)
 
 
 def render_repr_digest(digests: Mapping[str, bytes]) -> str:
@@ -77,15 +105,13 @@ def _decode(text: str, algorithm: str, field: str) -> bytes:
 
 
 class DigestCheck:
-    """Compares the digests that the client sent with the bytes that arrive."""
+    """Compares the digests that the client sent with the bytes that arrive, and computes those that it wants."""
 
     __slots__ = ("_expected", "_hashes")
 
-    def __init__(self, expected: Mapping[str, bytes]) -> None:
+    def __init__(self, expected: Mapping[str, bytes], wanted: Collection[str] = ()) -> None:
         self._expected = dict(expected)
-        self._hashes: dict[str, _Hash] = {
-            algorithm: hashlib.new(_HASHLIB_NAMES[algorithm], usedforsecurity=False) for algorithm in expected
-        }
+        self._hashes = {algorithm: _HASHES[algorithm]() for algorithm in sorted({*expected, *wanted})}
 
     async def update(self, piece: Buffer) -> None:
         """Take the next bytes. A big piece is hashed on a thread; it must not change meanwhile."""
@@ -96,10 +122,11 @@ class DigestCheck:
 
     def verify(self) -> dict[str, bytes]:
         """The digests, once all bytes were taken. Raises BadDigest."""
-        for algorithm, computed in self._hashes.items():
-            if computed.digest() != self._expected[algorithm]:
+        found = {algorithm: computed.digest() for algorithm, computed in self._hashes.items()}
+        for algorithm, digest in self._expected.items():
+            if found[algorithm] != digest:
                 raise _mismatch(algorithm)
-        return dict(self._expected)
+        return found
 
     def _update(self, piece: Buffer) -> None:
         for computed in self._hashes.values():

@@ -16,7 +16,7 @@ from ambry.access.accounts import Durability
 from ambry.blob.properties import DEFAULT_CONTENT_TYPE, Properties
 from ambry.blob.state import NEVER
 from ambry.errors import BadRequest, HeadersTooLarge, TooLarge
-from ambry.frontend.digests import parse_content_md5, parse_digest_field
+from ambry.frontend.digests import parse_content_md5, parse_digest_field, parse_wanted
 from ambry.limits import BLOB_BYTES_MAX, PROPERTY_BYTES_MAX, TTL_SECONDS_MAX, USER_METADATA_BYTES_MAX
 
 USER_METADATA: Final = "x-ambry-um-"
@@ -44,6 +44,7 @@ _OURS: Final = frozenset({
     "content-md5",
     "content-digest",
     "repr-digest",
+    "want-repr-digest",
 })  # fmt: skip
 """Headers that are read here, beside user metadata."""
 
@@ -79,6 +80,7 @@ class PutHeaders:
     ttl_s: int | None = None
     digests: Mapping[str, bytes] = field(default_factory=dict)
     durability: Durability = Durability.SYNCED
+    wanted_digests: frozenset[str] = frozenset()
 
     def expires_at_ms(self, now_ms: int) -> int:
         """The moment of expiry of a blob that is put now."""
@@ -115,7 +117,9 @@ def parse_put_headers(lines: Iterable[tuple[str, str]]) -> PutHeaders:
     )
     ttl_text = ours.get("x-ambry-ttl")
     ttl_s = None if ttl_text is None else parse_ttl(ttl_text)
-    return PutHeaders(properties, ttl_s, _digests(ours), parse_durability(ours.get("x-ambry-durability")))
+    wanted = frozenset[str]() if "want-repr-digest" not in ours else parse_wanted(ours["want-repr-digest"])
+    durability = parse_durability(ours.get("x-ambry-durability"))
+    return PutHeaders(properties, ttl_s, _digests(ours), durability, wanted)
 
 
 def parse_durability(value: str | None) -> Durability:

@@ -36,7 +36,7 @@ from ambry.frontend.access import admit_upload, check_owner, check_secure_path, 
 from ambry.frontend.answers import REASONS, Answer, Headers
 from ambry.frontend.conditions import ByteRange, Multipart, Outcome
 from ambry.frontend.connection import BodyResponse, Connection, Services
-from ambry.frontend.digests import DigestCheck
+from ambry.frontend.digests import DigestCheck, render_repr_digest
 from ambry.frontend.get import OpenBlob
 from ambry.frontend.headers import GetOption, expiry, parse_get_option, parse_put_headers, parse_read, required_ttl
 from ambry.frontend.placement import OWNER_AT
@@ -221,7 +221,10 @@ class NativeApi:
         blob_id = await self._services.operations.put(_Body(request, self._services, size_max), plan)
         now_ms = self._services.clock.now_ms()
         answer = answers.created_answer(blob_id, call.now_ms, now_ms, call.request_id)
-        return BodyResponse(Answer(answer.status, answer.headers + warnings))
+        headers = answer.headers + warnings
+        if plan.check is not None:
+            headers.append(("Repr-Digest", render_repr_digest(plan.check.verify())))
+        return BodyResponse(Answer(answer.status, headers))
 
     def _put_plan(self, call: Call, container: Container) -> tuple[PutPlan, int, Headers]:
         """What is known of an upload, how large it may be, and what its container finds wrong with it.
@@ -239,7 +242,7 @@ class NativeApi:
         warnings = check_ttl(container.policy, expires_at_ms, call.now_ms)
         url = call.caller.url
         size_max = BLOB_BYTES_MAX if url is None or url.size_max is None else min(url.size_max, BLOB_BYTES_MAX)
-        check = DigestCheck(digests) if digests else None
+        check = DigestCheck(digests, sent.wanted_digests) if digests or sent.wanted_digests else None
         durability = max(
             sent.durability, container.policy.durability, key=lambda each: each is Durability.SYNCED_REMOTE
         )

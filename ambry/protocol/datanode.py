@@ -19,11 +19,14 @@ from ambry.blob.requests import (
     ChangeEntry,
     ChangesAnswer,
     ChangesRequest,
+    ContainerUsage,
     GetAnswer,
     GetRequest,
     PutRequest,
     StateAnswer,
     UpdateRequest,
+    UsageAnswer,
+    UsageRequest,
 )
 from ambry.errors import AmbryError
 
@@ -35,6 +38,7 @@ __all__ = [
     "ChangeEntry",
     "ChangesAnswer",
     "ChangesRequest",
+    "ContainerUsage",
     "Datanode",
     "DatanodeStatus",
     "GetAnswer",
@@ -43,6 +47,8 @@ __all__ = [
     "ReplicaStatus",
     "StateAnswer",
     "UpdateRequest",
+    "UsageAnswer",
+    "UsageRequest",
 ]
 
 
@@ -101,6 +107,10 @@ class Datanode(Protocol):
 
     def status(self, deadline: float) -> asyncio.Future[DatanodeStatus]:
         """What the datanode says of itself."""
+        ...
+
+    def usage(self, request: UsageRequest, deadline: float) -> asyncio.Future[UsageAnswer]:
+        """A page of what containers use, exact at that moment."""
         ...
 
     async def close(self) -> None:

@@ -29,6 +29,7 @@ from ambry.protocol.datanode import (
     ChangeEntry,
     ChangesAnswer,
     ChangesRequest,
+    ContainerUsage,
     DatanodeStatus,
     GetAnswer,
     GetRequest,
@@ -36,6 +37,8 @@ from ambry.protocol.datanode import (
     ReplicaStatus,
     StateAnswer,
     UpdateRequest,
+    UsageAnswer,
+    UsageRequest,
 )
 
 
@@ -55,11 +58,13 @@ class MessageType(IntEnum):
     BATCH = 19
     CHANGES = 20
     STATUS = 21
+    USAGE = 24
     STATE_ANSWER = 32
     GET_ANSWER = 33
     BATCH_ANSWER = 34
     CHANGES_ANSWER = 35
     STATUS_ANSWER = 36
+    USAGE_ANSWER = 40
 
 
 # Plain integers for the hot paths: comparing and hashing a member of an enum costs several times as much.
@@ -138,6 +143,7 @@ LAYOUTS: Final[Mapping[MessageType, Layout]] = {
     MessageType.BATCH: Layout("batch", items=list),
     MessageType.CHANGES: Layout("changes", partition=int, after_lsn=int, limit=int),
     MessageType.STATUS: Layout("status"),
+    MessageType.USAGE: Layout("usage", has_after=bool, partition=int, account=int, container=int, limit=int),
     MessageType.STATE_ANSWER: Layout("state answer", life=int, expires_at_ms=int, has_body=bool),
     MessageType.GET_ANSWER: Layout(
         "get answer",
@@ -153,6 +159,7 @@ LAYOUTS: Final[Mapping[MessageType, Layout]] = {
     MessageType.BATCH_ANSWER: Layout("batch answer", items=list),
     MessageType.CHANGES_ANSWER: Layout("changes answer", incarnation=bytes, end_lsn=int, entries=list),
     MessageType.STATUS_ANSWER: Layout("status answer", node=str, free_bytes=int, queued_bytes=int, replicas=list),
+    MessageType.USAGE_ANSWER: Layout("usage answer", is_last=bool, rows=list),
 }
 """Every message and its fields; a test holds docs/formats/wire.md against it. Requests have REQUEST before them."""
 
@@ -166,16 +173,32 @@ REPLICA_STATUS: Final = Layout(
 )
 """One element of `replicas` of a status answer."""
 
+CONTAINER_USAGE: Final = Layout(
+    "container usage",
+    partition=int,
+    account=int,
+    container=int,
+    live_count=int,
+    live_bytes=int,
+    dead_count=int,
+    dead_bytes=int,
+)
+"""One element of `rows` of a usage answer."""
+
 _PUT_LAYOUT: Final = LAYOUTS[MessageType.PUT]
 _GET_LAYOUT: Final = LAYOUTS[MessageType.GET]
 _UPDATE_LAYOUT: Final = LAYOUTS[MessageType.UPDATE]
 _STATE_LAYOUT: Final = LAYOUTS[MessageType.STATE_ANSWER]
 _GET_ANSWER_LAYOUT: Final = LAYOUTS[MessageType.GET_ANSWER]
 
-Request: TypeAlias = PutRequest | GetRequest | UpdateRequest | tuple[BatchItem, ...] | ChangesRequest | None
+Request: TypeAlias = (
+    PutRequest | GetRequest | UpdateRequest | tuple[BatchItem, ...] | ChangesRequest | UsageRequest | None
+)
 """What can be asked: a tuple is a batch, None asks for the status."""
 
-Answer: TypeAlias = StateAnswer | GetAnswer | list[BatchAnswer] | ChangesAnswer | DatanodeStatus | AmbryError
+Answer: TypeAlias = (
+    StateAnswer | GetAnswer | list[BatchAnswer] | ChangesAnswer | DatanodeStatus | UsageAnswer | AmbryError
+)
 
 
 @dataclass(slots=True)
@@ -201,6 +224,7 @@ class Asked:
 _ARRAY_MAX: Final = 1024
 assert limits.BATCH_ENTRIES_MAX <= _ARRAY_MAX
 assert limits.CHANGES_PER_PAGE_MAX <= _ARRAY_MAX
+assert limits.USAGE_PER_PAGE_MAX <= _ARRAY_MAX
 
 pack: Final = cast("Callable[[object], bytes]", msgpack.Packer(autoreset=True, buf_size=4096).pack)
 """msgpack of one value. One packer for all: it resets itself, and nobody packs on another thread."""
@@ -277,6 +301,10 @@ def encode_request(request: Request, remaining_ms: int, membership: int = 0) -> 
     if isinstance(request, ChangesRequest):
         fields = [*head, request.partition, request.after_lsn, request.limit]
         return Encoded(int(MessageType.CHANGES), pack(fields), (), 0)
+    if isinstance(request, UsageRequest):
+        after = (0, 0, 0) if request.after is None else request.after
+        fields = [*head, request.after is not None, *after, request.limit]
+        return Encoded(int(MessageType.USAGE), pack(fields), (), 0)
     if request is None:
         return Encoded(int(MessageType.STATUS), pack(head), (), 0)
     assert isinstance(request, tuple)
@@ -435,6 +463,11 @@ def _read_changes(values: list[Any], at: int, _: Buffer) -> ChangesRequest:
     return ChangesRequest(partition, after_lsn, limit)
 
 
+def _read_usage(values: list[Any], at: int, _: Buffer) -> UsageRequest:
+    has_after, partition, account, container, limit = LAYOUTS[MessageType.USAGE].read(values, at)
+    return UsageRequest((partition, account, container) if has_after else None, limit)
+
+
 def _read_status(_values: list[Any], _at: int, _: Buffer) -> None:
     return None
 
@@ -495,6 +528,7 @@ _OTHER_REQUESTS: Final[Mapping[int, tuple[str, Callable[[list[Any], int, Buffer]
     int(MessageType.BATCH): ("batch", _read_batch),
     int(MessageType.CHANGES): ("changes", _read_changes),
     int(MessageType.STATUS): ("status", _read_status),
+    int(MessageType.USAGE): ("usage", _read_usage),
 }
 
 
@@ -520,6 +554,12 @@ def encode_answer(answer: Answer) -> Encoded:
         ]
         header = pack([answer.incarnation, answer.end_lsn, entries])
         return Encoded(int(MessageType.CHANGES_ANSWER), header, (), 0)
+    if isinstance(answer, UsageAnswer):
+        usages = [
+            [u.partition, u.account, u.container, u.live_count, u.live_bytes, u.dead_count, u.dead_bytes]
+            for u in answer.rows
+        ]
+        return Encoded(int(MessageType.USAGE_ANSWER), pack([answer.is_last, usages]), (), 0)
     assert isinstance(answer, DatanodeStatus)
     replicas = [
         [one.partition, one.incarnation, one.capacity, one.log_size, one.end_lsn, one.is_writable]
@@ -582,6 +622,8 @@ def decode_answer(request: Request, type_: int, header: bytes, body: Buffer) -> 
         return _read_changes_answer(unpack("changes answer", header))
     if type_ == MessageType.STATUS_ANSWER and request is None:
         return _read_status_answer(unpack("status answer", header, limits.WIRE_ARRAY_MAX))
+    if type_ == MessageType.USAGE_ANSWER and isinstance(request, UsageRequest):
+        return _read_usage_answer(unpack("usage answer", header))
     asked = type(request).__name__
     raise ProtocolError(f"an answer of type {type_} to a {asked}", field="type")
 
@@ -653,6 +695,12 @@ def _read_status_answer(values: list[Any]) -> DatanodeStatus:
     node, free_bytes, queued_bytes, rows = LAYOUTS[MessageType.STATUS_ANSWER].read(values)
     replicas = tuple(ReplicaStatus(*REPLICA_STATUS.read(row)) for row in _rows("status answer", "replicas", rows))
     return DatanodeStatus(node, free_bytes, queued_bytes, replicas)
+
+
+def _read_usage_answer(values: list[Any]) -> UsageAnswer:
+    is_last, rows = LAYOUTS[MessageType.USAGE_ANSWER].read(values)
+    usages = tuple(ContainerUsage(*CONTAINER_USAGE.read(row)) for row in _rows("usage answer", "rows", rows))
+    return UsageAnswer(usages, is_last)
 
 
 def _rows(message: str, field: str, rows: list[Any]) -> list[list[Any]]:

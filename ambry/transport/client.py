@@ -35,6 +35,8 @@ from ambry.protocol.datanode import (
     PutRequest,
     StateAnswer,
     UpdateRequest,
+    UsageAnswer,
+    UsageRequest,
 )
 from ambry.protocol.handshake import NONCE_SIZE, PROTOCOL_HIGHEST, PROTOCOL_LOWEST, Hello, Role
 from ambry.protocol.messages import Answer, Request, encode_request, split_batch
@@ -133,6 +135,10 @@ class RemoteDatanode:
     def status(self, deadline: float) -> "asyncio.Future[DatanodeStatus]":
         """What the datanode says of itself."""
         return self._ask(None, deadline, 0)
+
+    def usage(self, request: UsageRequest, deadline: float) -> "asyncio.Future[UsageAnswer]":
+        """A page of what containers use there."""
+        return self._ask(request, deadline, 0)
 
     async def close(self) -> None:
         """Hang up. What is open ends with ShuttingDown."""

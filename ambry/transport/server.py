@@ -16,7 +16,7 @@ from ambry.clock import Clock, SystemClock
 from ambry.errors import AmbryError, CannotStart, DeadlineExceeded, ShuttingDown, TooLarge
 from ambry.logs import get_logger
 from ambry.protocol.connection import Cancelled, Closed, Ready, ServerConnection, State
-from ambry.protocol.datanode import ChangesRequest, Datanode, GetRequest, PutRequest, UpdateRequest
+from ambry.protocol.datanode import ChangesRequest, Datanode, GetRequest, PutRequest, UpdateRequest, UsageRequest
 from ambry.protocol.handshake import NONCE_SIZE, PROTOCOL_HIGHEST, PROTOCOL_LOWEST, Hello, Role
 from ambry.protocol.messages import Answer, Asked, Request, answer_bytes_max, batch_bytes_max
 from ambry.transport import chance
@@ -279,7 +279,7 @@ class _Session(asyncio.Protocol):
             self._core.answer(request_id, _outcome(future))
             return
         self._promised += promise
-        self._futures[request_id] = (future, isinstance(request, GetRequest | ChangesRequest))
+        self._futures[request_id] = (future, isinstance(request, GetRequest | ChangesRequest | UsageRequest))
         future.add_done_callback(partial(self._answered, request_id, promise))
 
     def _call(self, request: Request, deadline: float) -> "asyncio.Future[Any]":
@@ -291,6 +291,8 @@ class _Session(asyncio.Protocol):
             return self._datanode.update(request, deadline)
         if isinstance(request, ChangesRequest):
             return self._datanode.changes(request, deadline)
+        if isinstance(request, UsageRequest):
+            return self._datanode.usage(request, deadline)
         if request is None:
             return self._datanode.status(deadline)
         return self._datanode.batch(request, deadline)

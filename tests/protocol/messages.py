@@ -15,6 +15,7 @@ from ambry.protocol.datanode import (
     ChangeEntry,
     ChangesAnswer,
     ChangesRequest,
+    ContainerUsage,
     DatanodeStatus,
     GetAnswer,
     GetRequest,
@@ -22,6 +23,8 @@ from ambry.protocol.datanode import (
     ReplicaStatus,
     StateAnswer,
     UpdateRequest,
+    UsageAnswer,
+    UsageRequest,
 )
 from ambry.protocol.messages import Answer, Encoded, Request
 
@@ -52,7 +55,8 @@ updates = st.builds(UpdateRequest, keys, st.sampled_from(Change), states, u63)
 items: st.SearchStrategy[BatchItem] = st.one_of(puts(), gets(), updates)
 batches = st.lists(items, max_size=9).map(tuple)
 changes = st.builds(ChangesRequest, u32, u64, st.integers(0, 1000))
-requests: st.SearchStrategy[Request] = st.one_of(puts(), gets(), updates, batches, changes, st.none())
+usages = st.builds(UsageRequest, st.one_of(st.none(), st.tuples(u32, u32, u32)), st.integers(0, 1000))
+requests: st.SearchStrategy[Request] = st.one_of(puts(), gets(), updates, batches, changes, usages, st.none())
 
 facts = st.dictionaries(
     st.text(min_size=1, max_size=8).filter(lambda name: name not in {"self", "message"}),
@@ -86,6 +90,9 @@ changes_answers = st.builds(
 replica_statuses = st.builds(ReplicaStatus, u32, st.binary(min_size=16, max_size=16), u63, u63, u64, st.booleans())
 statuses = st.builds(DatanodeStatus, st.text(max_size=9), u63, u63, st.lists(replica_statuses, max_size=9).map(tuple))
 
+container_usages = st.builds(ContainerUsage, u32, u32, u32, u63, u63, u63, u63)
+usage_answers = st.builds(UsageAnswer, st.lists(container_usages, max_size=9).map(tuple), st.booleans())
+
 
 def answers_to(request: Request) -> st.SearchStrategy[Answer]:
     """True answers to a request, or errors."""
@@ -95,6 +102,8 @@ def answers_to(request: Request) -> st.SearchStrategy[Answer]:
         return st.one_of(state_answers, errors)
     if isinstance(request, ChangesRequest):
         return st.one_of(changes_answers, errors)
+    if isinstance(request, UsageRequest):
+        return st.one_of(usage_answers, errors)
     if request is None:
         return st.one_of(statuses, errors)
     each: list[st.SearchStrategy[Any]] = [answers_to(item) for item in request]
