@@ -13,7 +13,7 @@ from ambry.blob.requests import Buffer
 
 
 @cache
-def _awscrt() -> Any:  # noqa: ANN401 -- a module
+def _awscrt() -> Any:  # noqa: ANN401 -- a module without types
     from awscrt import checksums  # noqa: PLC0415 -- 12 MB and 50 ms that few processes need
 
     return checksums
