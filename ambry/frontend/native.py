@@ -5,25 +5,17 @@ conditions (conditions.py) or statuses (answers.py); it knows aiohttp's requests
 has to be broken so that no client takes half a body for a whole one.
 """
 
-from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, replace
-from typing import Final, TypeAlias
+from typing import Final
 
 from aiohttp import web
-from aiohttp.http_exceptions import HttpProcessingError
-from aiohttp.web_protocol import RequestPayloadError
 from aiohttp.web_request import BaseRequest
-from multidict import CIMultiDict
 
-from ambry.access.accounts import DEFAULT_CONTAINER, Container, Durability
+from ambry.access.accounts import Container, Durability
 from ambry.access.keys import Right
 from ambry.access.signatures import CONTENT_SHA256
-from ambry.access.snapshot import Caller
-from ambry.blob.blob_id import binary_from_text
 from ambry.blob.requests import Buffer
 from ambry.errors import (
     AmbryError,
-    BadBlobId,
     BadRequest,
     HeadersTooLarge,
     MethodNotAllowed,
@@ -32,13 +24,26 @@ from ambry.errors import (
     TooLarge,
 )
 from ambry.frontend import answers, conditions
-from ambry.frontend.access import admit_upload, check_owner, check_secure_path, sent_owner
-from ambry.frontend.answers import REASONS, Answer, Headers
+from ambry.frontend.access import admit_upload, check_secure_path
+from ambry.frontend.answers import Answer, Headers
+from ambry.frontend.call import (
+    Call,
+    Methods,
+    RequestBody,
+    Route,
+    admitted,
+    body_size,
+    get_option,
+    is_quorum,
+    let_continue,
+    owner_sent,
+    started,
+)
 from ambry.frontend.conditions import ByteRange, Multipart, Outcome
-from ambry.frontend.connection import BodyResponse, Connection, Services
+from ambry.frontend.connection import BodyResponse, Services
 from ambry.frontend.digests import DigestCheck, render_repr_digest
 from ambry.frontend.get import OpenBlob
-from ambry.frontend.headers import GetOption, expiry, parse_get_option, parse_put_headers, parse_read, required_ttl
+from ambry.frontend.headers import expiry, parse_put_headers, required_ttl
 from ambry.frontend.placement import OWNER_AT
 from ambry.frontend.policy import check_ttl, preflight_headers, with_policy
 from ambry.frontend.put import PutPlan
@@ -56,51 +61,7 @@ _CLIENT_GONE: Final = 499
 _ONE_WRITE_BYTES_MAX: Final = 64 * KIB
 """Bodies up to this are copied behind their headers; above it the copy costs more than a second write."""
 
-_CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
-
 _CONDITIONS: Final = ("If-Match", "If-Unmodified-Since", "If-None-Match", "If-Modified-Since")
-
-
-@dataclass(frozen=True, slots=True)
-class Call:
-    """One request on its way: `subject` is the id in its path, or nothing."""
-
-    request: BaseRequest
-    request_id: str
-    now_ms: int
-    subject: str
-    caller: Caller
-    is_secure: bool = False
-    """Whether it came through the operator's secure path."""
-    container: Container = DEFAULT_CONTAINER
-    """Of the blob in the path; the caller has the right that the operation needs."""
-
-    @property
-    def blob_id(self) -> bytes:
-        """The binary id in the path. Raises BadBlobId."""
-        try:
-            return binary_from_text(self.subject.encode("ascii"))
-        except UnicodeEncodeError as error:
-            raise BadBlobId("a blob id has only letters, digits, '-' and '_'", field="blob id") from error
-
-
-Operation: TypeAlias = Callable[[Call], Awaitable[web.StreamResponse]]
-
-
-@dataclass(frozen=True, slots=True)
-class Route:
-    """An operation, its name in the metrics, and what may call it.
-
-    `right` is asked for in the container of the blob in the path, before the operation runs. None: the operation asks
-    itself, or is for everybody.
-    """
-
-    label: str
-    operation: Operation
-    right: Right | None = None
-
-
-Methods: TypeAlias = Mapping[str, Route]
 
 
 class NativeApi:
@@ -138,7 +99,7 @@ class NativeApi:
     async def handle(self, request: BaseRequest) -> web.StreamResponse:
         """Answer a request. Whatever happens is answered, counted, or breaks the connection."""
         services = self._services
-        started = services.clock.monotonic()
+        began = services.clock.monotonic()
         request_id = services.request_ids.new()
         requests = services.metrics.requests
         requests.in_flight += 1
@@ -151,7 +112,7 @@ class NativeApi:
                     route, subject = self._find(request, path)
                     label = route.label
                     call = self._call(request, request_id, subject, is_secure=is_secure)
-                    response = await route.operation(_admitted(call, route))
+                    response = await route.operation(admitted(call, route))
                 except AmbryError as error:
                     response = self._failed(request, error, request_id)
             if services.is_stopping:
@@ -163,7 +124,7 @@ class NativeApi:
             raise
         finally:
             requests.in_flight -= 1
-            requests.observe(label, status, services.clock.monotonic() - started)
+            requests.observe(label, status, services.clock.monotonic() - began)
 
     def _call(self, request: BaseRequest, request_id: str, subject: str, *, is_secure: bool) -> Call:
         """The request, and who it comes from. Raises Unauthenticated."""
@@ -212,13 +173,13 @@ class NativeApi:
 
     async def _put_blob(self, call: Call) -> web.StreamResponse:
         request = call.request
-        container = admit_upload(call.caller, _sent_owner(request))
+        container = admit_upload(call.caller, owner_sent(request))
         check_secure_path(container, is_secure=call.is_secure)
         plan, size_max, warnings = self._put_plan(call, container)
         if plan.size is not None and plan.size > size_max:
             raise TooLarge(f"a blob has {size_max} bytes at most here")
-        _let_continue(request)
-        blob_id = await self._services.operations.put(_Body(request, self._services, size_max), plan)
+        let_continue(request)
+        blob_id = await self._services.operations.put(RequestBody(request, self._services, size_max), plan)
         now_ms = self._services.clock.now_ms()
         answer = answers.created_answer(blob_id, call.now_ms, now_ms, call.request_id)
         headers = answer.headers + warnings
@@ -247,7 +208,7 @@ class NativeApi:
             sent.durability, container.policy.durability, key=lambda each: each is Durability.SYNCED_REMOTE
         )
         plan = PutPlan(
-            sent.properties, call.now_ms, expires_at_ms, _body_size(request), check, durability, container.owner
+            sent.properties, call.now_ms, expires_at_ms, body_size(request), check, durability, container.owner
         )
         return plan, size_max, warnings
 
@@ -256,14 +217,14 @@ class NativeApi:
     async def _get_blob(self, call: Call) -> web.StreamResponse:
         """GET: the head of the blob is read together with what is known of it, unless it may not be wanted."""
         headers = call.request.headers
-        blob_id, option = call.blob_id, _option(call)
+        blob_id, option = call.blob_id, get_option(call)
         specs = conditions.parse_range(headers.get("Range"))
         operations = self._services.operations
         is_plain = not specs and not any(name in headers for name in _CONDITIONS)
         share = operations.budget.piece_bytes() if is_plain else 0
         await operations.budget.enter(share)
         try:
-            blob = await operations.open(blob_id, option, head_size=share, is_quorum=_is_quorum(call))
+            blob = await operations.open(blob_id, option, head_size=share, is_quorum=is_quorum(call))
             operations.budget.give(share - len(blob.head))
             share = len(blob.head)
             if not is_plain and _is_not_modified(call, blob):
@@ -278,7 +239,7 @@ class NativeApi:
     async def _head_blob(self, call: Call) -> web.StreamResponse:
         """HEAD: the headers of the GET with the same headers."""
         specs = conditions.parse_range(call.request.headers.get("Range"))
-        blob = await self._services.operations.stat(call.blob_id, _option(call), is_quorum=_is_quorum(call))
+        blob = await self._services.operations.stat(call.blob_id, get_option(call), is_quorum=is_quorum(call))
         if _is_not_modified(call, blob):
             return _not_modified(call, blob)
         ranges = _ranges(call, blob, specs)
@@ -292,7 +253,7 @@ class NativeApi:
         if len(blob.head) == blob.size <= _ONE_WRITE_BYTES_MAX:
             self._services.metrics.requests.bytes_out += blob.size
             return BodyResponse(Answer(200, headers, bytes(blob.head)))
-        response = _started(200, headers)
+        response = started(200, headers)
         await response.prepare(call.request)
         if blob.head:
             await self._write(response, blob.head)
@@ -314,7 +275,7 @@ class NativeApi:
 
     async def _send_ranges(self, call: Call, blob: OpenBlob, ranges: tuple[ByteRange, ...]) -> web.StreamResponse:
         headers, multipart = self._partial(call, blob, ranges)
-        response = _started(206, headers)
+        response = started(206, headers)
         await response.prepare(call.request)
         for place, one in enumerate(ranges):
             if multipart is not None:
@@ -338,13 +299,13 @@ class NativeApi:
 
     async def _blob_info(self, call: Call) -> web.StreamResponse:
         """All that is known of a blob, as headers."""
-        blob = await self._services.operations.stat(call.blob_id, _option(call), is_quorum=_is_quorum(call))
+        blob = await self._services.operations.stat(call.blob_id, get_option(call), is_quorum=is_quorum(call))
         headers = _blob_headers(call, blob, 0) + answers.described_headers(blob.properties)
         return BodyResponse(Answer(200, with_policy(headers, call.container.policy)))
 
     async def _user_metadata(self, call: Call) -> web.StreamResponse:
         """The user metadata of a blob, as headers."""
-        blob = await self._services.operations.stat(call.blob_id, _option(call), is_quorum=_is_quorum(call))
+        blob = await self._services.operations.stat(call.blob_id, get_option(call), is_quorum=is_quorum(call))
         answer = answers.empty_answer(200, call.now_ms, call.request_id)
         return BodyResponse(Answer(200, answer.headers + answers.user_metadata_headers(blob.properties)))
 
@@ -411,83 +372,7 @@ class NativeApi:
         return BodyResponse(answers.text_answer(200, body, METRICS_TYPE, call.now_ms, call.request_id))
 
 
-def _admitted(call: Call, route: Route) -> Call:
-    """The call of someone who has the right to what it is about.
-
-    Raises Forbidden, BadBlobId, PreconditionFailed, BadRequest.
-    """
-    if route.right is None:
-        return call
-    container = call.caller.admit(call.blob_id[OWNER_AT], route.right)
-    check_owner(container, _sent_owner(call.request))
-    check_secure_path(container, is_secure=call.is_secure)
-    return replace(call, container=container)
-
-
 # --- requests --------------------------------------------------------------------------------------------------
-
-
-class _Body:
-    """The body of a request as the source of an upload."""
-
-    __slots__ = ("_connection", "_content", "_left", "_requests")
-
-    def __init__(self, request: BaseRequest, services: Services, size_max: int) -> None:
-        assert isinstance(request.protocol, Connection)
-        self._connection = request.protocol
-        self._content = request.content
-        self._requests = services.metrics.requests
-        self._left = size_max
-
-    async def read(self) -> bytes:
-        """What has arrived, or the next to arrive.
-
-        Raises BadRequest for broken framing, TooLarge for more than is allowed, ConnectionError for no more.
-
-        Only while this waits does silence count as the client's: if the disks are slow, nobody reads.
-        """
-        self._connection.is_awaiting_body = True
-        try:
-            piece = await self._content.readany()
-        except (RequestPayloadError, HttpProcessingError) as error:
-            raise BadRequest("the body is not framed as its headers say", field="body") from error
-        finally:
-            self._connection.is_awaiting_body = False
-        self._requests.bytes_in += len(piece)
-        self._left -= len(piece)
-        if self._left < 0:
-            raise TooLarge("more bytes than are allowed here")
-        return piece
-
-
-def _body_size(request: BaseRequest) -> int | None:
-    """Content-Length, or None for a body in chunks. Without either there is no body."""
-    if request.headers.get("Transfer-Encoding") is not None:
-        return None
-    return request.content_length or 0
-
-
-def _sent_owner(request: BaseRequest) -> tuple[str, str] | None:
-    return sent_owner(lambda name: list(request.headers.getall(name, ())))
-
-
-def _let_continue(request: BaseRequest) -> None:
-    """Answer `Expect: 100-continue` now that the headers are known to be good. Raises BadRequest for other wishes."""
-    expect = request.headers.get("Expect")
-    if expect is None or request.version < (1, 1):
-        return
-    if expect.lower() != "100-continue":
-        raise BadRequest("nothing but 100-continue can be expected", field="Expect")
-    if not request.content.is_eof() and not request.content.total_bytes and request.transport is not None:
-        request.transport.write(_CONTINUE)
-
-
-def _is_quorum(call: Call) -> bool:
-    return parse_read(call.request.headers.get("x-ambry-read"))
-
-
-def _option(call: Call) -> GetOption:
-    return parse_get_option(call.request.headers.get("x-ambry-get-option"))
 
 
 def _is_not_modified(call: Call, blob: OpenBlob) -> bool:
@@ -509,11 +394,6 @@ def _ranges(call: Call, blob: OpenBlob, specs: tuple[conditions.RangeSpec, ...])
 
 
 # --- responses -------------------------------------------------------------------------------------------------
-
-
-def _started(status: int, headers: Headers) -> web.StreamResponse:
-    """A response whose body is written in pieces."""
-    return web.StreamResponse(status=status, reason=REASONS[status], headers=CIMultiDict(headers))
 
 
 def _blob_headers(call: Call, blob: OpenBlob, content_length: int) -> Headers:
