@@ -258,8 +258,14 @@ READ_ABANDON_MS: Final = 1_000
 PEER_FAILURES_MAX: Final = 2
 """Requests in a row that failed before a peer is asked last; one may be an accident of one connection."""
 
+PEER_OVERTAKEN_MAX: Final = 8
+"""Reads that were overtaken since the peer's last answer, of whatever kind, before it is asked last."""
+
 PEER_QUIET_MS: Final = 500
 """A peer that has answered nothing for this long, while something waits for it, is asked last."""
+
+PUT_QUIET_MS: Final = 1_000
+"""A put whose quorum depends on peers that say nothing gives them up after this long, and slips elsewhere."""
 
 PEER_PROBE_MS_MIN: Final = 200
 """A peer that is asked last gets one request as a probe after this time, which doubles while the probes fail."""

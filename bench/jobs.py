@@ -5,7 +5,9 @@ whatever else the machine does meets all three. `dd` is the yardstick for large 
 numbers: memory, start, start after a crash, many partitions.
 """
 
+import asyncio
 import json
+import signal
 import subprocess
 import sys
 import threading
@@ -13,13 +15,16 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
+from functools import partial
+from hashlib import sha256
 from pathlib import Path
 from typing import Final, Self
 
 from bench.bodies import KIB, MIB, bare_path, body, distinct_bodies, size_name
+from bench.dying import read_while
 from bench.load import OPERATIONS_MAX, Load, Report
 from bench.results import Key, Results
-from bench.servers import Server, ServerFailed, fresh_folder, start_embedded, started
+from bench.servers import Server, ServerFailed, fresh_folder, start_embedded, started, started_replicas
 from bench.streams import Transfers
 
 GIB: Final = 1024 * MIB
@@ -274,6 +279,37 @@ def reopen(plan: Plan) -> None:
             )
 
 
+def replicas(plan: Plan) -> None:
+    """Durable POSTs to three replicas, synced on two, against one replica; then GETs while a datanode dies."""
+    size = 4 * KIB
+    with fresh_folder() as folder, ExitStack() as stack:
+        stores = {count: stack.enter_context(started_replicas(folder, count)) for count in (1, 3)}
+        for _ in range(max(plan.rounds, 2)):
+            for count, server in stores.items():
+                key = Key("put", size, 128, f"{count} replica{'s' if count > 1 else ''}")
+                report = run_load(_load(plan, key, server, []))
+                plan.results.add(key, report)
+                plan.say(f"{key}: {_told(report, size)}")
+        ratio = plan.results.ratio(Key("put", size, 128, "3 replicas"), Key("put", size, 128, "1 replica"))
+        if ratio is not None:
+            plan.results.values["replicas_ratio"] = ratio
+        server = stores[3]
+        for name, number in (("stop", signal.SIGSTOP), ("kill", signal.SIGKILL)):
+            digests = {path: sha256(body(size, kind)).digest() for path, kind in _fill(server, size)}
+            process = server.processes[0]
+            outcome = asyncio.run(read_while(server.port, digests, partial(process.send_signal, number)))
+            process.send_signal(signal.SIGCONT)
+            plan.results.problems += [f"GET while a datanode dies ({name}): {error}" for error in outcome.errors[:5]]
+            plan.results.values[f"{name}_p99_ms"] = outcome.p99(outcome.after) * 1000
+            plan.say(
+                f"GET while SIG{name.upper()}: {len(outcome.before)} before, {len(outcome.after)} in the second after, "
+                f"{len(outcome.errors)} errors; p99 {outcome.p99(outcome.before) * 1000:.1f} ms before, "
+                f"{outcome.p99(outcome.after) * 1000:.1f} ms after, {outcome.p99(outcome.later) * 1000:.1f} ms later"
+            )
+            if process.poll() is None:
+                server.wait_writable()
+
+
 JOBS: Final[dict[str, Callable[[Plan], None]]] = {
     "4KiB": lambda plan: matrix(plan, 4 * KIB),
     "64KiB": lambda plan: matrix(plan, 64 * KIB),
@@ -283,5 +319,6 @@ JOBS: Final[dict[str, Callable[[Plan], None]]] = {
     "memory": memory,
     "start": start_time,
     "reopen": reopen,
+    "replicas": replicas,
 }
 """Name for `--only` to job, in the order in which they run."""

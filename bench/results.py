@@ -105,6 +105,9 @@ def bars(results: Results) -> list[Bar]:
         Bar("RSS, 16 uploads of 1 GiB, 16 slow readers", value("rss_peak_bytes", MIB), 400.0, "MiB", is_upper=True),
         Bar("start until the first answer", value("start_seconds"), 1.5, "s", is_upper=True),
         Bar("start with 10^6 blobs after kill -9", value("reopen_seconds"), 5.0, "s", is_upper=True),
+        Bar("POST 4 KiB, 3 replicas, synced on 2, 128, to 1 replica", value("replicas_ratio"), 0.35, "x"),
+        Bar("GET in the second after SIGKILL of a datanode, p99", value("kill_p99_ms"), 300.0, "ms", is_upper=True),
+        Bar("GET in the second after SIGSTOP of a datanode, p99", value("stop_p99_ms"), 500.0, "ms", is_upper=True),
     ]
 
 

@@ -153,6 +153,20 @@ def started(name: str, folder: Path, size: int) -> Iterator[Server]:
         server.stop()
 
 
+@contextlib.contextmanager
+def started_replicas(folder: Path, count: int) -> Iterator[Server]:
+    """As `started`, with `count` replicas of everything."""
+    server = Server(f"replicas-{count}", free_port(), folder / f"replicas-{count}")
+    server.folder.mkdir(parents=True, exist_ok=True)
+    try:
+        start_replicas(server, count)
+        server.wait_ready()
+        server.wait_writable()
+        yield server
+    finally:
+        server.stop()
+
+
 def start_bare(server: Server, size: int) -> None:
     """The yardstick."""
     server.start(["-m", "bench.bare", "--port", str(server.port), "--size", str(size)])
@@ -177,6 +191,26 @@ def start_separate(server: Server, size: int) -> None:
     (folder / "disk").mkdir(exist_ok=True)
     secret = {"AMBRY_CLUSTER_SECRET": "a secret of the benchmark, for this machine only"}
     server.start(["-m", "ambry.cli.main", "datanode", "--config", str(folder / "datanode.toml")], secret)
+    server.start(["-m", "ambry.cli.main", "frontend", "--config", str(folder / "frontend.toml")], secret)
+
+
+def start_replicas(server: Server, count: int) -> None:
+    """One `ambry frontend` and `count` datanode processes, each with a replica of every partition.
+
+    The datanodes come first in `processes`, the frontend last.
+    """
+    folder = server.folder
+    names = [f"node-{number}" for number in range(1, count + 1)]
+    nodes = "".join(_NODE.format(name=name, port=free_port(), disk=folder / name) for name in names)
+    replicas = "".join(_REPLICA.format(name=name) for name in names)
+    (folder / "cluster.toml").write_text(_CLUSTER_HEAD + nodes + _PARTITIONS + replicas)
+    secret = {"AMBRY_CLUSTER_SECRET": "a secret of the benchmark, for this machine only"}
+    for name in names:
+        settings = folder / f"{name}.toml"
+        settings.write_text(_DATANODE.format(admin_port=free_port()).replace('"node"', f'"{name}"'))
+        (folder / name).mkdir(exist_ok=True)
+        server.start(["-m", "ambry.cli.main", "datanode", "--config", str(settings)], secret)
+    (folder / "frontend.toml").write_text(_FRONTEND.format(port=server.port))
     server.start(["-m", "ambry.cli.main", "frontend", "--config", str(folder / "frontend.toml")], secret)
 
 
@@ -207,6 +241,39 @@ capacity_bytes = "100 GiB"
 
 [[partitions.replica]]
 node = "node"
+"""
+
+_CLUSTER_HEAD: Final = """\
+fingerprint = "bench"
+version = 1
+allow_shared_hosts = true
+
+[[datacentre]]
+number = 1
+name = "here"
+"""
+
+_NODE: Final = """
+[[node]]
+name = "{name}"
+datacentre = "here"
+host = "127.0.0.1"
+port = {port}
+
+[[node.disk]]
+path = "{disk}"
+capacity_bytes = "1024 GiB"
+"""
+
+_PARTITIONS: Final = """
+[[partitions]]
+numbers = "1-4"
+capacity_bytes = "100 GiB"
+"""
+
+_REPLICA: Final = """
+[[partitions.replica]]
+node = "{name}"
 """
 
 _DATANODE: Final = """\

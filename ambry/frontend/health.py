@@ -28,6 +28,7 @@ from ambry.limits import (
     HEDGES_IN_A_ROW_MAX,
     KIB,
     PEER_FAILURES_MAX,
+    PEER_OVERTAKEN_MAX,
     PEER_PROBE_MS_MAX,
     PEER_PROBE_MS_MIN,
     PEER_QUIET_MS,
@@ -80,6 +81,7 @@ class Peer:
         "_heard_at",
         "_hedge_s_max",
         "_large",
+        "_overtaken",
         "_probe_at",
         "_probe_s",
         "_small",
@@ -96,6 +98,7 @@ class Peer:
         self._small = LatencyWindow()
         self._large = LatencyWindow()
         self._failures = 0
+        self._overtaken = 0
         self._asked_at = 0.0
         self._heard_at = 0.0
         self._probe_at: float | None = None
@@ -115,6 +118,7 @@ class Peer:
         self._heard_at = now
         self._asked_at = min(self._asked_at, now)
         self._failures = 0
+        self._overtaken = 0
         self._probe_at = None
         self._probe_s = 0.0
 
@@ -122,6 +126,12 @@ class Peer:
         """A request ended without an answer of the peer."""
         self._failures += 1
         if self._failures >= PEER_FAILURES_MAX and self._probe_at is None:
+            self._put_off(now)
+
+    def overtaken(self, now: float) -> None:
+        """A read was not answered in time, and another replica is asked."""
+        self._overtaken += 1
+        if self._overtaken >= PEER_OVERTAKEN_MAX and self._probe_at is None:
             self._put_off(now)
 
     def ended(self, now: float, error: AmbryError | None) -> None:
@@ -145,12 +155,15 @@ class Peer:
     def is_suspect(self, now: float) -> bool:
         """Whether others are to be asked first. Not while a probe is due: then the next request is the probe."""
         if self._probe_at is None:
-            is_quiet = self._asked_at > self._heard_at and now - self._asked_at > PEER_QUIET_MS / 1000
-            if not is_quiet:
+            if not self.is_quiet(now):
                 return False
             self._put_off(now)
         assert self._probe_at is not None
         return now < self._probe_at
+
+    def is_quiet(self, now: float) -> bool:
+        """Whether it has answered nothing for a while although something waits for it."""
+        return self._asked_at > self._heard_at and now - self._asked_at > PEER_QUIET_MS / 1000
 
     def hedge_s(self, size: int) -> float:
         """How long a read of `size` bytes waits for this peer before another one is asked as well."""

@@ -17,7 +17,7 @@ from ambry.cluster.quorum import Reply, Verdict, error_of, read_verdict, reply_o
 from ambry.errors import AmbryError
 from ambry.frontend.health import Peer
 from ambry.frontend.placement import Route
-from ambry.limits import KIB, READ_ABANDON_MS, READS_IN_FLIGHT_MAX
+from ambry.limits import HEDGE_MS_MAX, HEDGE_MS_MIN, KIB, READ_ABANDON_MS, READS_IN_FLIGHT_MAX
 from ambry.logs import get_logger
 
 _log = get_logger(__name__)
@@ -141,10 +141,16 @@ class HedgedRead:
             else:
                 self._replies[oldest] = Reply.FAILED
             self._ask(self._queue.popleft())
-        elif self._route.hedges.try_hedge():
+            return
+        now = self._loop.time()
+        ((late, (_, since)),) = self._in_flight.items()
+        peer = self._route.readers[late]
+        peer.overtaken(now)
+        # Without a share left in the budget it takes longer, but no read waits for one replica for ever.
+        if self._route.hedges.try_hedge() or now - since >= HEDGE_MS_MAX / 1000:
             self._ask(self._queue.popleft())
         else:
-            self._watch(self._route.readers[next(iter(self._in_flight))].hedge_s(self._size))
+            self._watch(max(HEDGE_MS_MAX / 1000 - (now - since), HEDGE_MS_MIN / 1000))
 
     def _answered(self, replica: int, peer: Peer, since: float, future: "asyncio.Future[GetAnswer]") -> None:
         now = self._loop.time()

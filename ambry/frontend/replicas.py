@@ -30,7 +30,7 @@ from ambry.errors import AmbryError, BlobNotFound, CorruptRecord, Unavailable
 from ambry.frontend.health import Peer
 from ambry.frontend.hedged import read
 from ambry.frontend.placement import Route
-from ambry.limits import BODY_BYTES_MAX, REMOTE_PUTS_MAX
+from ambry.limits import BODY_BYTES_MAX, PUT_QUIET_MS, REMOTE_PUTS_MAX
 from ambry.logs import get_logger
 
 _log = get_logger(__name__)
@@ -110,6 +110,7 @@ class _PutToAll:
         "_replies",
         "_request",
         "_route",
+        "_timer",
         "outcome",
     )
 
@@ -120,6 +121,7 @@ class _PutToAll:
         self._request = request
         self._deadline = deadline
         self._newest: StateAnswer | None = None
+        self._timer: asyncio.TimerHandle | None = None
         self._replies = [Reply.FAILED if peer.datanode is None else Reply.PENDING for peer in route.writers]
         self._held_back = self._to_hold_back(loop.time())
         self._remote = Reply.PENDING if needs_remote else Reply.DONE
@@ -131,6 +133,8 @@ class _PutToAll:
         if needs_remote:
             self._ask_remote()
         self._judge()
+        if self._held_back or Reply.FAILED in self._replies:
+            self._watch()
 
     def _to_hold_back(self, now: float) -> list[int]:
         """Suspect writers, unless the rest of those that count cannot make a quorum."""
@@ -166,8 +170,10 @@ class _PutToAll:
         self._remote = Reply.FAILED
 
     def _answered(self, replica: int, peer: Peer, future: "asyncio.Future[StateAnswer]") -> None:
-        self._replies[replica] = self._reply(peer, future)
+        reply = self._replies[replica] = self._reply(peer, future)
         self._judge()
+        if reply is not Reply.DONE:
+            self._watch()
 
     def _answered_remotely(self, peer: Peer, future: "asyncio.Future[StateAnswer]") -> None:
         self._remote = self._reply(peer, future)
@@ -175,6 +181,20 @@ class _PutToAll:
             self._remote = Reply.PENDING
             self._ask_remote()
         self._judge()
+
+    def _watch(self) -> None:
+        """Something is amiss: whoever is still to answer may be a process that was stopped, and never will."""
+        if self._timer is None and not self.outcome.done():
+            self._timer = self._loop.call_later(PUT_QUIET_MS / 1000, self._lose_patience)
+
+    def _lose_patience(self) -> None:
+        self._timer = None
+        now = self._loop.time()
+        for replica, peer in enumerate(self._route.writers):
+            if self._replies[replica] is Reply.PENDING and replica not in self._held_back and peer.is_quiet(now):
+                self._replies[replica] = Reply.FAILED
+        self._judge()
+        self._watch()
 
     def _reply(self, peer: Peer, future: "asyncio.Future[StateAnswer]") -> Reply:
         error = CancelledError() if future.cancelled() else future.exception()
@@ -202,6 +222,7 @@ class _PutToAll:
             if verdict is Verdict.DONE and self._remote is Reply.DONE:
                 assert self._newest is not None
                 self.outcome.set_result(self._newest)
+                self._rest()
             elif verdict in {Verdict.DONE, Verdict.WAIT}:
                 done = self._replies.count(Reply.DONE)
                 waiting = self._replies.count(Reply.PENDING) - len(self._held_back)
@@ -212,6 +233,12 @@ class _PutToAll:
                 return
             else:
                 self.outcome.set_exception(error_of(verdict, "put"))
+                self._rest()
+
+    def _rest(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
 
 def _by_health(peers: tuple[Peer, ...], now: float) -> list[Peer]:

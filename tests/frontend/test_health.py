@@ -11,6 +11,7 @@ from ambry.limits import (
     HEDGE_REMOTE_MS_MAX,
     HEDGES_IN_A_ROW_MAX,
     MIB,
+    PEER_OVERTAKEN_MAX,
     PEER_PROBE_MS_MAX,
     PEER_PROBE_MS_MIN,
     PEER_QUIET_MS,
@@ -105,6 +106,19 @@ def test_a_suspect_peer_gets_one_probe_at_a_time_and_ever_more_rarely() -> None:
         assert abs(gap - wait_s) < 0.02
     peer.answered(now)
     assert not peer.is_suspect(now)
+
+
+def test_a_peer_that_is_overtaken_again_and_again_without_a_word_is_suspect() -> None:
+    peer = Peer("node", None)
+    for _ in range(PEER_OVERTAKEN_MAX - 1):
+        peer.overtaken(1.0)
+    assert not peer.is_suspect(1.0)
+    peer.answered(1.0)
+    peer.overtaken(1.1)
+    assert not peer.is_suspect(1.1)
+    for _ in range(PEER_OVERTAKEN_MAX):
+        peer.overtaken(1.2)
+    assert peer.is_suspect(1.2)
 
 
 def test_an_answer_that_nobody_waits_for_any_more_says_nothing_of_its_peer() -> None:

@@ -125,6 +125,21 @@ def test_both_silent_replicas_make_room_and_get_another_turn() -> None:
     run(test)
 
 
+def test_without_a_budget_a_second_replica_is_asked_all_the_same_only_later() -> None:
+    async def test(operations: Operations, nodes: list[MemoryDatanode]) -> None:
+        blob_id = await put(operations)
+        cool(nodes)
+        while operations.peers.hedges.try_hedge():
+            pass
+        in_turn(nodes, blob_id)[0].hold("get")
+        loop = asyncio.get_running_loop()
+        started = loop.time()
+        assert await asyncio.wait_for(get(operations, blob_id), 10) == b"hello"
+        assert loop.time() - started >= HEDGE_MS_MAX / 1000
+
+    run(test)
+
+
 def test_giving_up_a_read_cancels_what_is_under_way() -> None:
     async def test(operations: Operations, nodes: list[MemoryDatanode]) -> None:
         blob_id = await put(operations)
@@ -352,6 +367,19 @@ def test_a_synced_remote_put_fails_when_the_other_datacentre_cannot_be_reached()
         assert all(one.state.is_deleted for name in ("a1", "a2", "a3") for one in nodes[name].blobs.values())
 
     run_two(test)
+
+
+def test_a_put_that_depends_on_a_silent_replica_slips_soon() -> None:
+    async def test(operations: Operations, nodes: list[MemoryDatanode]) -> None:
+        nodes[0].fail("put", ConnectionLost("x"))
+        nodes[1].hold("put")
+        loop = asyncio.get_running_loop()
+        started = loop.time()
+        blob_id = await put(operations)
+        assert loop.time() - started < 2.5
+        assert [blob_id in node.blobs for node in nodes] == [True, True, True]
+
+    run(test)
 
 
 def test_a_suspect_writer_is_left_out_unless_it_is_needed() -> None:
