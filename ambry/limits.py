@@ -50,6 +50,15 @@ SEGMENT_BYTES_DEFAULT: Final = 256 * MIB
 SEGMENT_PREALLOCATE_BYTES: Final = 16 * MIB
 """Space is reserved this far ahead of a log's end, so that the file system hands out long extents."""
 
+SEGMENT_TAIL_BYTES_MAX: Final = 256 * KIB
+"""Records of one log that wait in memory for their write, when the journal has them; written together then."""
+
+TAILS_BYTES_MAX: Final = 32 * MIB
+"""The same over all logs of a disk: with thousands of partitions few of them reach their own limit."""
+
+LOG_FAILURES_MAX: Final = 3
+"""Logs of a disk that may fail to be written or synced, since its opening, before it takes no more writes."""
+
 JOURNAL_BYTES: Final = 256 * MIB
 """Bounds the time of recovery: the journal is read once and its records are written again."""
 

@@ -1,15 +1,16 @@
 """One commit group: from requests to records, log, journal, index and answers, in this order and no other.
 
     1. plan    look up every blob, decide what the request changes, give out LSNs and places, encode
-    2. logs    write the records to their segments (page cache); sync those that got large bodies
+    2. logs    write and sync what has large bodies; hold the other records in memory for their segments
     3. journal write the same bytes with their places, one sync: from here on the group is durable
     4. index   one batch: from here on the group is visible
     5. answers
 
 A crash before 3 loses the group, and nobody was answered. A crash after 3 redoes it. A failure in 2 fails the requests
-of that replica only and gives its place back: the bytes there were never acknowledged. A failed sync, or any failure
-in 3 or 4, fails the store: what the disk holds is not known any more, and the journal still has everything that was
-acknowledged, so the next opening restores it. A sync that failed is never repeated into a success.
+of that replica only and gives its place back: the bytes there were never acknowledged. If the disk itself failed, and
+was not just full, the segment takes no more records (`troubled`). Any failure in 3 or 4 fails the store: what the disk
+holds is not known any more, and the journal still has everything that was acknowledged, so the next opening restores
+it. A sync that failed is never repeated into a success.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -51,8 +52,9 @@ from ambry.storage.index_entry import (
 from ambry.storage.journal import BODY_ELSEWHERE
 from ambry.storage.journal import encode_entry as encode_journal_entry
 from ambry.storage.record import RecordKind, decode_header, encode_meta, padding_after, record_size
-from ambry.storage.replica import Replica, check_capacity, no_replica, reserve_ahead
+from ambry.storage.replica import Replica, check_capacity, no_replica
 from ambry.storage.segment import Segment
+from ambry.storage.tail import Tails, reserve_ahead
 
 Mutation: TypeAlias = PutRequest | UpdateRequest
 Answer: TypeAlias = StateAnswer | AmbryError
@@ -73,6 +75,7 @@ class _Run:
     needs_sync: bool = False
     error: AmbryError | None = None
     pieces: list[Buffer] = field(default_factory=list)
+    offsets: list[int] = field(default_factory=list)
     table: list[bytes] = field(default_factory=list)
     journal: list[bytes] = field(default_factory=list)
     requests: list[int] = field(default_factory=list)
@@ -88,6 +91,7 @@ class CommitGroup:
         self,
         disk: Disk,
         replicas: Mapping[int, Replica],
+        tails: Tails,
         *,
         segment_bytes: int,
         now_ms: int,
@@ -96,6 +100,7 @@ class CommitGroup:
     ) -> None:
         self._disk = disk
         self._replicas = replicas
+        self._tails = tails
         self._segment_bytes = segment_bytes
         self._now_ms = now_ms
         self._takes_puts = takes_puts
@@ -106,6 +111,8 @@ class CommitGroup:
         self._dependent: list[tuple[bytes, int]] = []
         self.next_lsn = next_lsn
         self.answers: list[Answer] = []
+        self.troubled: list[tuple[Replica, Segment, AmbryError]] = []
+        """Segments whose files failed while they were written to."""
 
     # --- 1. plan -----------------------------------------------------------------------------------------------
 
@@ -325,6 +332,7 @@ class CommitGroup:
         run.segment.end = offset + size
         run.end_lsn = lsn
         run.requests.append(len(self.answers))
+        run.offsets.append(offset)
         run.table.append(encode_journal_entry(partition, run.segment.number, offset, len(data), size, flags))
         run.journal.append(data)
         if entry is not None:
@@ -336,44 +344,46 @@ class CommitGroup:
     # --- 2. logs -----------------------------------------------------------------------------------------------
 
     def write_logs(self) -> None:
-        """Write every run to its segment. Raises only when a sync failed.
+        """Write and sync every run that has a large body, and hold the records of the others.
 
-        A failed write fails all requests of its replica: their records lean on each other.
+        A failure fails all requests of its replica: their records lean on each other.
         """
-        for run in self._runs:
-            if not run.needs_sync:
-                self._write(run, run.segment.file.pwrite)
         # Large bodies beside each other: while the disk takes one, the page cache takes the next.
         self._disk.run_all([partial(self._write_and_sync, run) for run in self._runs if run.needs_sync])
         failed: dict[int, AmbryError] = {}
         for run in self._runs:
-            partition = run.replica.partition
             if run.error is not None:
-                failed.setdefault(partition, run.error)
+                failed.setdefault(run.replica.partition, run.error)
+                if isinstance(run.error, DiskUnavailable):
+                    self.troubled.append((run.replica, run.segment, run.error))
         for run in self._runs:
-            error = failed.get(run.replica.partition)
+            error = failed.get(run.replica.partition) if failed else None
             if error is not None:
                 self._give_back(run, error)
-                self._batches[run.replica.partition].clear()
-            else:
-                run.replica.dirty.add(run.segment.number)
+                continue
+            run.replica.dirty.add(run.segment.number)
+            if not run.needs_sync:
+                size = run.segment.end - run.start
+                self._tails.hold(run.replica, run.segment, zip(run.offsets, run.journal, strict=True), size)
+        if failed:
+            self._forget_failed(failed)
+
+    def _forget_failed(self, failed: Mapping[int, AmbryError]) -> None:
+        for partition in failed:
+            self._batches[partition].clear()
         self._runs = [run for run in self._runs if run.replica.partition not in failed]
         for blob_id, index in self._dependent:
             cause = failed.get(int.from_bytes(blob_id[12:16], "big"))
             if cause is not None:
                 self.answers[index] = cause
 
-    def _write(self, run: _Run, write: Callable[[Sequence[Buffer], int], None]) -> None:
+    def _write_and_sync(self, run: _Run) -> None:
         try:
             reserve_ahead(run.segment, self._segment_bytes)
-            write(run.pieces, run.start)
+            run.segment.file.write_out(run.pieces, run.start)
+            run.segment.file.sync()
         except (DiskFull, DiskUnavailable) as error:
             run.error = error
-
-    def _write_and_sync(self, run: _Run) -> None:
-        self._write(run, run.segment.file.write_out)
-        if run.error is None:
-            run.segment.file.sync()
 
     def _give_back(self, run: _Run, error: AmbryError) -> None:
         run.segment.end = run.start

@@ -11,7 +11,9 @@ there). Tombstones stay for the life of the partition: nothing deleted can retur
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum, auto
+from typing import Final
 
+from ambry.blob.state import NEVER
 from ambry.storage.index_entry import Entry, Place
 from ambry.storage.record import Header, RecordKind
 
@@ -22,6 +24,10 @@ class Retention:
 
     deleted_ms: int
     expired_ms: int
+
+
+FOR_EVER: Final = Retention(NEVER, NEVER)
+"""Nothing is reclaimed."""
 
 
 class Fate(Enum):

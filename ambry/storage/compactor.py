@@ -19,7 +19,7 @@ nobody knows which of two states its disk has.
 """
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final, Protocol, TypeAlias
 
@@ -161,20 +161,8 @@ class Compaction:
         """
         replica, work = self._replica, self._work
         assert not replica.open_ended & set(numbers)
-        try:
-            for number in numbers:
-                self._copy_segment(replica.segments[number])
-            self._finish_outputs()
-        except Exception:
-            self._abandon()
-            raise
-        work.is_adopted = True
-        if work.outputs:
-            with self._host.locked():
-                self._host.check_usable()
-                replica.adopt(self._disk, work.outputs)
-        kept_back = work.damaged | set(self._move_all())
-        self._host.index.flush()
+        changed = self._copy_and_move([(replica.segments[number], DATA_OFFSET) for number in numbers])
+        kept_back = work.damaged | changed
         done = set(numbers) - kept_back
         size_before = sum(replica.segments[number].end for number in done)
         with self._host.locked():
@@ -197,6 +185,34 @@ class Compaction:
         )
         return report, retired
 
+    def relocate(self, source: Segment) -> None:
+        """Copy everything behind the synced end of a segment whose file failed; the index points there no more then.
+
+        What is damaged is reported and not copied. Raises as `run` does.
+        """
+        self._copy_and_move([(source, source.synced_end)])
+
+    def _copy_and_move(self, sources: Sequence[tuple[Segment, int]]) -> set[int]:
+        """Copy each segment from an offset on and let the index point to the copies, durably.
+
+        Returns the sources that a blob needs still, because it changed meanwhile.
+        """
+        try:
+            for source, start in sources:
+                self._copy_segment(source, start)
+            self._finish_outputs()
+        except Exception:
+            self._abandon()
+            raise
+        self._work.is_adopted = True
+        if self._work.outputs:
+            with self._host.locked():
+                self._host.check_usable()
+                self._replica.adopt(self._disk, self._work.outputs)
+        kept_back = set(self._move_all())
+        self._host.index.flush()
+        return kept_back
+
     @property
     def is_adopted(self) -> bool:
         """Whether the disk may already list what was written."""
@@ -204,8 +220,8 @@ class Compaction:
 
     # --- look and copy -----------------------------------------------------------------------------------------
 
-    def _copy_segment(self, source: Segment) -> None:
-        for records in self._pages(source):
+    def _copy_segment(self, source: Segment, start: int) -> None:
+        for records in self._pages(source, start):
             keys = [blob_key(record.key) for record in records]
             values = self._host.index.get_many(keys)
             for record, key, value in zip(records, keys, values, strict=True):
@@ -216,9 +232,9 @@ class Compaction:
         self._work.damaged.add(source.number)
         self._on_damage(self._replica.partition, source.number, damage)
 
-    def _pages(self, source: Segment) -> Iterator[list[ScannedRecord]]:
+    def _pages(self, source: Segment, start: int) -> Iterator[list[ScannedRecord]]:
         page: list[ScannedRecord] = []
-        for found in scan_readable(source):
+        for found in scan_readable(source, start):
             if isinstance(found, Damage):
                 if is_needed(self._host.index, source, found):
                     self._keep_back(source, found)
@@ -379,7 +395,7 @@ def _verified_rest(source: Segment, record: ScannedRecord) -> bytes:
 
     Raises CorruptRecord or DiskUnavailable.
     """
-    data = source.file.pread(record.header.record_size, record.offset)
+    data = source.pread(record.header.record_size, record.offset)
     if decode_header(data, source.seed) != record.header:
         raise CorruptRecord("a record changed while it was read", segment=source.number)
     check_body(record.header, data)

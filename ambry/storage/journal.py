@@ -23,7 +23,7 @@ so a sync costs 0.1 ms instead of 1 (docs/decisions/0001). Wrapping before the e
 
 import contextlib
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -264,6 +264,15 @@ class Journal:
     def read_groups(self, position: int, sequence: int, epoch: int) -> "GroupReader":
         """The valid groups from a checkpoint on."""
         return GroupReader(self._file, self._seed, position, sequence, epoch)
+
+    def read_entries(
+        self, position: int, sequence: int, epoch: int, partition: int, segment: int
+    ) -> Iterator[JournalEntry]:
+        """The whole records that the groups from a checkpoint on have for one segment."""
+        for group in self.read_groups(position, sequence, epoch):
+            for entry in group.entries:
+                if (entry.partition, entry.segment) == (partition, segment) and not entry.flags & BODY_ELSEWHERE:
+                    yield entry
 
     def secure(self, groups: "GroupReader") -> None:
         """Make durable what was read last: the newest checkpoint and the last group.

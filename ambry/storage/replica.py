@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from ambry.errors import CorruptRecord, DirectoryUnusable, DiskFull, NoSuchReplica
-from ambry.limits import SEGMENT_PREALLOCATE_BYTES
 from ambry.storage.disk import Disk
 from ambry.storage.replica_meta import ReplicaMeta, read_replica_meta, replica_meta_path, write_replica_meta
 from ambry.storage.segment import (
@@ -29,7 +28,8 @@ class Replica:
 
     `dirty` are the segments that have bytes which no sync of their own has made durable. `open_ended` are those whose
     length is not in replica.meta yet: the active one, and those that were sealed since the last checkpoint. Their ends
-    are in the checkpoint and the journal.
+    are in the checkpoint and the journal. `set_aside` are sealed segments with records that their files did not take:
+    memory and journal have these, until they are in another segment.
     """
 
     partition: int
@@ -42,6 +42,7 @@ class Replica:
     sealed_size: int = 0
     end_lsn: int = 0
     dirty: set[int] = field(default_factory=set)
+    set_aside: set[int] = field(default_factory=set)
 
     @property
     def log_size(self) -> int:
@@ -88,6 +89,20 @@ class Replica:
         self.dirty.add(number)
         return segment
 
+    def seal_early(self, segment: Segment) -> None:
+        """Append nothing more to a segment: its file failed. The next record of its class begins a new one."""
+        if self.active.get(segment.expiry_class) is segment:
+            del self.active[segment.expiry_class]
+            self.sealed_size += segment.end
+        self.set_aside.add(segment.number)
+        self.dirty.discard(segment.number)
+
+    def cut_back(self, segment: Segment) -> None:
+        """What lay behind the synced end of a segment that was set aside is elsewhere now."""
+        self.sealed_size -= segment.end - segment.synced_end
+        segment.end = segment.synced_end
+        self.set_aside.discard(segment.number)
+
     def meta(self, *new: int) -> ReplicaMeta:
         """What replica.meta has to say now, with `new` segments behind the others."""
         lengths = [(one.number, 0 if one.number in self.open_ended else one.end) for one in self.segments.values()]
@@ -118,18 +133,6 @@ class Replica:
         except BaseException:
             self.open_ended = former
             raise
-
-
-def reserve_ahead(segment: Segment, segment_bytes: int) -> None:
-    """Reserve space for what was just placed and for more to come, so that the file system hands out long extents."""
-    if segment.end <= segment.reserved_end:
-        return
-    begin = max(segment.reserved_end, DATA_OFFSET)
-    stop = max(segment.end, min(segment.end + SEGMENT_PREALLOCATE_BYTES, segment_bytes))
-    segment.reserved_end = stop
-    # Reserving is a courtesy: on a disk this full the write itself decides, and a tombstone may still fit.
-    with contextlib.suppress(DiskFull):
-        segment.file.reserve(begin, stop - begin)
 
 
 def create_replica(disk: Disk, partition: int, capacity: int, incarnation: bytes, now_ms: int) -> Replica:
@@ -172,7 +175,8 @@ def open_replica(disk: Disk, partition: int, ends: dict[tuple[int, int], int]) -
         end = length or max(ends.get((partition, number), 0), DATA_OFFSET)
         if not length:
             open_ended.add(number)
-        segments[number] = Segment(number, file, seed_of(meta.incarnation, number), end, expiry_class, created_ms)
+        seed = seed_of(meta.incarnation, number)
+        segments[number] = Segment(number, file, seed, end, expiry_class, created_ms, synced_end=end)
     _remove_unlisted(disk, partition, segments)
     # Of each class the highest segment without a length is active; ascending order lets the last one win.
     active = {segments[number].expiry_class: segments[number] for number in sorted(open_ended)}

@@ -7,7 +7,7 @@ behind the end that replica.meta, checkpoint and journal agree on was never ackn
 
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from xxhash import xxh3_64_intdigest
@@ -61,9 +61,13 @@ def seed_of(incarnation: bytes, number: int) -> int:
     return xxh3_64_intdigest(incarnation + number.to_bytes(4, "little"))
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Segment:
-    """An open segment. `end` is the offset behind the last record, that of the group being written included."""
+    """An open segment. `end` is the offset behind the last record, that of the group being written included.
+
+    `tail` has records that the file may not have yet, by their offsets: whoever reads looks there first. Up to
+    `synced_end` the last checkpoint has made the file durable.
+    """
 
     number: int
     file: File
@@ -72,6 +76,24 @@ class Segment:
     expiry_class: int = 0
     created_ms: int = 0
     reserved_end: int = 0
+    synced_end: int = DATA_OFFSET
+    tail: dict[int, bytes] = field(default_factory=dict)
+    tail_bytes: int = 0
+
+    def pread(self, size: int, offset: int) -> bytes:
+        """Up to `size` bytes, wherever they are: a record that is held, a part of one, or many. May block."""
+        # The tail first: what is not in it any more by the time of the read is in the file.
+        held = tuple(self.tail.items())
+        found = self.file.pread(size, offset)
+        end = min(offset + size, self.end)
+        pieces = [(at, data) for at, data in held if at < end and at + len(data) > offset]
+        if not pieces:
+            return found
+        whole = bytearray(found.ljust(end - offset, b"\x00"))
+        for at, data in pieces:
+            first, last = max(at, offset), min(at + len(data), end)
+            whole[first - offset : last - offset] = data[first - at : last - at]
+        return bytes(whole)
 
 
 def encode_segment_header(
@@ -118,9 +140,12 @@ class Damage:
     key: bytes = b""
 
 
-def scan(segment: Segment) -> Iterator[ScannedRecord | Damage]:
-    """All records up to `segment.end`, in order, bodies checked; reads on behind damage at the next valid header."""
-    offset = DATA_OFFSET
+def scan(segment: Segment, start: int = DATA_OFFSET) -> Iterator[ScannedRecord | Damage]:
+    """All records up to `segment.end`, in order, bodies checked; reads on behind damage at the next valid header.
+
+    `start` is where a record begins.
+    """
+    offset = start
     window = b""
     window_at = offset
     while offset < segment.end:
@@ -147,11 +172,11 @@ def scan(segment: Segment) -> Iterator[ScannedRecord | Damage]:
         offset += header.record_size
 
 
-def scan_readable(segment: Segment) -> Iterator[ScannedRecord | Damage]:
+def scan_readable(segment: Segment, start: int = DATA_OFFSET) -> Iterator[ScannedRecord | Damage]:
     """All records, as `scan`; where the disk cannot read on, damage to the end."""
-    offset = DATA_OFFSET
+    offset = start
     try:
-        for found in scan(segment):
+        for found in scan(segment, start):
             offset = found.offset
             yield found
     except DiskUnavailable as error:
@@ -159,7 +184,7 @@ def scan_readable(segment: Segment) -> Iterator[ScannedRecord | Damage]:
 
 
 def _read(segment: Segment, offset: int, size: int) -> bytes:
-    return bytes(segment.file.pread(min(size, segment.end - offset), offset))
+    return segment.pread(min(size, segment.end - offset), offset)
 
 
 def _next_header(segment: Segment, offset: int) -> int:

@@ -12,7 +12,8 @@ How it all comes back after a crash is in `recovery.py`; what a group does is in
 import contextlib
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Final
 
 from ambry.blob.blob_id import BINARY_SIZE
@@ -46,12 +47,13 @@ from ambry.limits import (
     COMMIT_GROUP_RECORDS_MAX,
     HOT_RECORDS_BYTES_MAX,
     JOURNAL_BODY_BYTES_MAX,
+    LOG_FAILURES_MAX,
     REPLICAS_PER_DISK_MAX,
     RETIRED_SEGMENT_S,
 )
 from ambry.storage.accounts import Accounts
 from ambry.storage.commit import Answer, CommitGroup, Mutation
-from ambry.storage.compaction_plan import Retention, SegmentFacts
+from ambry.storage.compaction_plan import FOR_EVER, Retention, SegmentFacts
 from ambry.storage.compactor import Compaction, CompactionReport, OnDamage
 from ambry.storage.disk import Buffer, Disk
 from ambry.storage.hot_records import HotRecords
@@ -76,6 +78,7 @@ from ambry.storage.record import check_body, decode_header, decode_meta, read_wh
 from ambry.storage.replica import Replica, create_replica, no_replica
 from ambry.storage.segment import DATA_OFFSET, Damage, Segment
 from ambry.storage.survey import SURVEY_PREFIX, Survey, decode_survey, encode_survey, look_at, survey_key
+from ambry.storage.tail import Held, Tails, write_records
 
 QUARANTINE_FOLDER: Final = "quarantine"
 """Below the disk's folder: damaged records as they were found, <partition>-<segment>-<offset>.record."""
@@ -86,6 +89,18 @@ _ROWS_PER_PAGE: Final = 256
 
 _MOVES_PER_READ_MAX: Final = 3
 """A read looks into the index again when compaction moved its blob meanwhile; one blob is not moved this often."""
+
+
+@dataclass(frozen=True, slots=True)
+class _CheckpointPlan:
+    """What a checkpoint has to make durable, as things stood when it began."""
+
+    covered: tuple[int, int, int]
+    """Position, sequence and epoch of the journal."""
+    held: dict[Segment, Held]
+    dirty: list[tuple[Replica, Segment]]
+    closed: list[tuple[Replica, set[int]]]
+    ends: tuple[tuple[int, int, int], ...]
 
 
 class DiskStore:
@@ -119,6 +134,10 @@ class DiskStore:
         self._checkpoint_lock = threading.Lock()
         self._compaction_lock = threading.Lock()
         self._retired: list[tuple[float, Segment]] = []
+        self._tails = Tails(settings.segment_bytes)
+        self._covered: tuple[int, int, int] | None = None
+        self._log_failures = 0
+        self._damages: list[tuple[int, int, Damage]] = []
         self._hot = HotRecords(HOT_RECORDS_BYTES_MAX)
         self._failure: AmbryError | None = None
 
@@ -150,10 +169,11 @@ class DiskStore:
             self.checkpoint()
 
     def _commit_group(self, plan: Callable[[CommitGroup], None]) -> list[Answer]:
-        free_bytes = self._disk.free_bytes() - self._settings.reserve_bytes
+        free_bytes = self.free_bytes()
         group = CommitGroup(
             self._disk,
             self._replicas,
+            self._tails,
             segment_bytes=self._settings.segment_bytes,
             now_ms=self._clock.now_ms(),
             next_lsn=self._next_lsn,
@@ -170,6 +190,9 @@ class DiskStore:
                 batch.append((STATE_APPLIED, self._journal.sequence.to_bytes(8, "little")))
                 self._index.write(batch)
                 group.publish()
+            for replica, segment, error in group.troubled:
+                self._set_aside(replica, segment, error)
+            self._write_tails()
         except BaseException as error:
             # Also for a bug: ends were moved for records that may not be there, so nothing may follow them.
             self._fail(error)
@@ -213,7 +236,7 @@ class DiskStore:
         blob_id = entry.id_head + key[1:]
         segment = replica.segments[entry.segment]
         try:
-            data = segment.file.pread(entry.record_size, entry.offset)
+            data = segment.pread(entry.record_size, entry.offset)
         except DiskUnavailable:
             return None
         try:
@@ -277,7 +300,9 @@ class DiskStore:
                 and (segment := replica.segments.get(number)) is not None
             ):
                 # The usual case, all of a live blob, without the objects on the way that `_read` makes.
-                data = segment.file.pread_now(record_size, offset)
+                data: Buffer | None = segment.tail.get(offset)
+                if data is None:
+                    data = segment.file.pread_now(record_size, offset)
                 if data is None:
                     return None
                 try:
@@ -333,50 +358,150 @@ class DiskStore:
     # --- upkeep ------------------------------------------------------------------------------------------------
 
     def checkpoint(self, *, always: bool = False) -> None:
-        """Make logs and index durable and free the journal; nothing to do unless something changed, or `always`."""
+        """Make logs and index durable and free the journal; nothing to do unless something changed, or `always`.
+
+        Raises DiskFull when there is no room for that, and another time may do better; DiskUnavailable when the store
+        has failed.
+        """
         with self._checkpoint_lock:
-            with self._lock:
-                self.check_usable()
-                has_changes = self._journal.used_bytes or any(one.dirty for one in self._replicas.values())
-                if not (has_changes or always):
-                    return
-                position, sequence, epoch = self._journal.position, self._journal.sequence, self._journal.epoch
-                dirty = [(replica, sorted(replica.dirty)) for replica in self._replicas.values() if replica.dirty]
-                syncs = [replica.segments[number].file.sync for replica, numbers in dirty for number in numbers]
-                sealed = [
-                    (replica, closed)
-                    for replica in self._replicas.values()
-                    if (closed := replica.open_ended & replica.sealed)
-                ]
-                ends = tuple(
-                    (replica.partition, number, replica.segments[number].end)
-                    for replica in self._replicas.values()
-                    for number in sorted(replica.open_ended)
-                )
-                for replica in self._replicas.values():
-                    replica.dirty = set()
             try:
-                self._disk.run_all(syncs)
-                self._index.flush()
-                with self._lock:
-                    for replica, closed in sealed:
-                        replica.close_ends(self._disk, closed)
-                generation = self._generation + 1
-                self._journal.write_checkpoint(Checkpoint(generation, position, sequence, epoch, ends))
-                self._generation = generation
+                while True:
+                    self._rescue()
+                    with self._lock:
+                        self.check_usable()
+                        if any(replica.set_aside for replica in self._replicas.values()):
+                            continue
+                        plan = self._plan_checkpoint(always=always)
+                    if plan is None:
+                        return
+                    if self._write_and_sync(plan):
+                        break
+                self._finish_checkpoint(plan)
             except DiskFull:
-                # Nothing that was written is in doubt, and the journal still has it: another time may do better.
-                with self._lock:
-                    for replica, numbers in dirty:
-                        replica.dirty.update(number for number in numbers if number in replica.segments)
+                # Nothing that was written is in doubt, and the journal still has it.
                 raise
             except AmbryError as error:
                 # Never again: pages that a failed sync dropped are in the journal, and only the next opening redoes it.
                 with self._lock:
                     self._fail(error)
                 raise
-            with self._lock:
-                self._journal.free_to(position, sequence)
+        damages, self._damages = self._damages, []
+        for partition, number, damage in damages:
+            self.quarantine(partition, number, damage)
+
+    def _plan_checkpoint(self, *, always: bool) -> "_CheckpointPlan | None":
+        replicas = self._replicas.values()
+        if not (self._journal.used_bytes or always or any(one.dirty for one in replicas)):
+            return None
+        plan = _CheckpointPlan(
+            covered=(self._journal.position, self._journal.sequence, self._journal.epoch),
+            held={one.segment: one for one in self._tails.held()},
+            dirty=[(replica, replica.segments[number]) for replica in replicas for number in sorted(replica.dirty)],
+            closed=[(replica, numbers) for replica in replicas if (numbers := replica.open_ended & replica.sealed)],
+            ends=tuple(
+                (replica.partition, number, replica.segments[number].end)
+                for replica in replicas
+                for number in sorted(replica.open_ended)
+            ),
+        )
+        for replica in replicas:
+            replica.dirty = set()
+        return plan
+
+    def _write_and_sync(self, plan: "_CheckpointPlan") -> bool:
+        """Write the tails and sync the logs; False when a log failed and was set aside. Raises DiskFull."""
+        errors: dict[Segment, AmbryError] = {}
+
+        def write_and_sync(segment: Segment) -> None:
+            try:
+                if segment in plan.held:
+                    write_records(segment, plan.held[segment].records, self._settings.segment_bytes)
+                segment.file.sync()
+            except (DiskFull, DiskUnavailable) as error:
+                errors[segment] = error
+
+        self._disk.run_all([partial(write_and_sync, segment) for _, segment in plan.dirty])
+        full: list[AmbryError] = []
+        with self._lock:
+            for replica, segment in plan.dirty:
+                error = errors.get(segment)
+                if isinstance(error, DiskFull):
+                    full.append(error)
+                    if segment.number in replica.segments:
+                        replica.dirty.add(segment.number)
+                elif error is not None:
+                    self._set_aside(replica, segment, error)
+                elif segment in plan.held:
+                    self._tails.written(segment, plan.held[segment].records)
+        if full:
+            raise full[0]
+        return not errors
+
+    def _finish_checkpoint(self, plan: "_CheckpointPlan") -> None:
+        """Everything up to the plan is in logs and synced; what comes now makes the journal before it superfluous."""
+        self._index.flush()
+        with self._lock:
+            for replica, closed in plan.closed:
+                replica.close_ends(self._disk, closed)
+        position, sequence, epoch = plan.covered
+        generation = self._generation + 1
+        self._journal.write_checkpoint(Checkpoint(generation, position, sequence, epoch, plan.ends))
+        self._generation = generation
+        with self._lock:
+            self._journal.free_to(position, sequence)
+            self._covered = plan.covered
+            for partition, number, end in plan.ends:
+                segment = self._replicas[partition].segments.get(number)
+                if segment is not None:
+                    segment.synced_end = end
+
+    # --- logs that fail ----------------------------------------------------------------------------------------
+
+    def _write_tails(self) -> None:
+        """Write the tails that are large enough. Under the lock; what fails here is acknowledged and in the journal."""
+        for replica, segment in self._tails.full():
+            try:
+                self._tails.write(segment)
+            except DiskFull:
+                # Held on: the next checkpoint tries again, and says so when there is still no room.
+                return
+            except DiskUnavailable as error:
+                self._set_aside(replica, segment, error)
+
+    def _set_aside(self, replica: Replica, segment: Segment, error: AmbryError) -> None:
+        """Let a segment whose file failed take no more records; what it may have lost is in memory from here on.
+
+        That is everything since the last checkpoint, and the journal has it. Under the lock. Raises the error when it
+        happens too often, or before the first checkpoint.
+        """
+        self._log_failures += 1
+        if self._covered is None or self._log_failures > LOG_FAILURES_MAX:
+            raise error
+        if segment.number in replica.set_aside:
+            return
+        entries = self._journal.read_entries(*self._covered, replica.partition, segment.number)
+        self._tails.keep(segment, ((entry.offset, bytes(entry.data)) for entry in entries))
+        replica.seal_early(segment)
+
+    def _rescue(self) -> None:
+        """Copy what segments that were set aside have behind their synced ends to new ones, and cut them back to there.
+
+        Raises DiskFull, and DiskUnavailable when the new segments fail as well.
+        """
+        for replica in self.replicas:
+            for number in sorted(replica.set_aside):
+                segment = replica.segments[number]
+                relocation = self._compaction_of(replica, FOR_EVER, lambda _: None, self._note_damage)
+                try:
+                    relocation.relocate(segment)
+                except DiskFull as error:
+                    if relocation.is_adopted:
+                        raise DiskUnavailable(f"the disk was full in the middle of a move: {error}") from error
+                    raise
+                with self._lock:
+                    self.check_usable()
+                    replica.cut_back(segment)
+                    segment.tail = {}
 
     def fill_journal(self) -> bool:
         """Make the next part of the journal usable; False when all of it is."""
@@ -456,16 +581,7 @@ class DiskStore:
                 needed_bytes = sum(use.live_bytes + use.dead_bytes for use in uses)
             if needed_bytes > self.compaction_room():
                 raise DiskFull("compaction needs as much space as it keeps", needed=needed_bytes)
-            compaction = Compaction(
-                self._disk,
-                self,
-                replica,
-                segment_bytes=self._settings.segment_bytes,
-                retention=self.retention,
-                now_ms=self._clock.now_ms(),
-                pace=pace,
-                on_damage=on_damage,
-            )
+            compaction = self._compaction_of(replica, self.retention, pace, on_damage)
             try:
                 report, retired = compaction.run(numbers)
             except Exception as error:
@@ -480,6 +596,23 @@ class DiskStore:
                     self._index.write([(survey_key(partition, number), None) for number in report.compacted])
             self.close_retired(now_s - RETIRED_SEGMENT_S)
             return report
+
+    def _compaction_of(
+        self, replica: Replica, retention: Retention, pace: Callable[[int], None], on_damage: OnDamage
+    ) -> Compaction:
+        return Compaction(
+            self._disk,
+            self,
+            replica,
+            segment_bytes=self._settings.segment_bytes,
+            retention=retention,
+            now_ms=self._clock.now_ms(),
+            pace=pace,
+            on_damage=on_damage,
+        )
+
+    def _note_damage(self, partition: int, number: int, damage: Damage) -> None:
+        self._damages.append((partition, number, damage))
 
     def compaction_room(self) -> int:
         """Bytes that a compaction may write before it frees any: reserved space included, but for a last part."""
@@ -570,7 +703,8 @@ class DiskStore:
 
     def free_bytes(self) -> int:
         """Bytes that puts may still take on this disk."""
-        return max(self._disk.free_bytes() - self._settings.reserve_bytes, 0)
+        # What is held will be written as well.
+        return max(self._disk.free_bytes() - self._settings.reserve_bytes - self._tails.size, 0)
 
     def _replica(self, blob_id: bytes) -> Replica:
         replica = self._replicas.get(int.from_bytes(blob_id[12:16], "big"))
@@ -622,6 +756,9 @@ def _read(
     replica: Replica, segment: Segment, entry: Entry, request: GetRequest, pread: Callable[[int, int], Buffer | None]
 ) -> GetAnswer | None:
     """Read and verify what `request` asks of the record that `entry` points to. None when `pread` would block."""
+    held = segment.tail.get(entry.offset)
+    if held is not None:
+        pread = partial(_part_of, held, entry.offset)
     try:
         if request.start == 0 and request.stop >= entry.body_size:
             data = pread(entry.record_size, entry.offset)
@@ -632,6 +769,10 @@ def _read(
         return _read_part(segment, entry, request, pread)
     except CorruptRecord as error:
         raise _located(error, replica, segment, entry.offset) from error
+
+
+def _part_of(record: bytes, record_at: int, size: int, offset: int) -> bytes:
+    return record[offset - record_at : offset - record_at + size]
 
 
 def _located(error: CorruptRecord, replica: Replica, segment: Segment, offset: int) -> CorruptRecord:
