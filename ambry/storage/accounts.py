@@ -17,6 +17,7 @@ _FIELDS: Final = struct.Struct("<QQQQ")
 USE_SIZE: Final = _FIELDS.size
 SEGMENT_PREFIX: Final = b"u"
 CONTAINER_PREFIX: Final = b"a"
+_KEYS_MAX: Final = 10_000
 LAYOUT: Final = (("live_count", 0, 8), ("live_bytes", 8, 8), ("dead_count", 16, 8), ("dead_bytes", 24, 8))
 
 
@@ -46,6 +47,7 @@ class Accounts:
     def __init__(self, rows: Iterable[tuple[bytes, bytes]] = ()) -> None:
         self._uses = {key: Use(*_FIELDS.unpack(value)) for key, value in rows}
         self._changed: set[bytes] = set()
+        self._keys: dict[tuple[int, int | bytes], bytes] = {}
 
     def of_segment(self, partition: int, segment: int) -> Use:
         """Sizes are those of records."""
@@ -72,8 +74,8 @@ class Accounts:
 
     def put(self, partition: int, segment: int, id_head: bytes, count: int, record_bytes: int, body_bytes: int) -> None:
         """`count` new live blobs of one container in one segment."""
-        self._add(segment_key(partition, segment), count, record_bytes)
-        self._add(container_key(partition, id_head), count, body_bytes)
+        self._add(self._segment_key(partition, segment), count, record_bytes)
+        self._add(self._container_key(partition, id_head), count, body_bytes)
 
     def change(self, partition: int, before: Entry | None, after: Entry | None) -> None:
         """An entry became another one; None is no entry."""
@@ -85,17 +87,33 @@ class Accounts:
     def batch(self) -> list[tuple[bytes, bytes | None]]:
         """The totals that changed since the last call; those of nothing are deleted."""
         rows: list[tuple[bytes, bytes | None]] = []
+        pack = _FIELDS.pack
         for key in self._changed:
             use = self._uses[key]
-            # Only sums are meaningful: the changes of one blob within a group may come here in any order.
-            assert min(use.live_count, use.live_bytes, use.dead_count, use.dead_bytes) >= 0
             if use.live_count or use.dead_count:
-                rows.append((key, _FIELDS.pack(use.live_count, use.live_bytes, use.dead_count, use.dead_bytes)))
+                # Only sums are meaningful: the changes of one blob within a group may come here in any order. A
+                # negative sum cannot be packed.
+                rows.append((key, pack(use.live_count, use.live_bytes, use.dead_count, use.dead_bytes)))
             else:
                 del self._uses[key]
                 rows.append((key, None))
         self._changed.clear()
         return rows
+
+    def _segment_key(self, partition: int, segment: int) -> bytes:
+        """`segment_key`, made once: a group over many partitions needs hundreds."""
+        key = self._keys.get((partition, segment))
+        if key is None:
+            key = self._keys[partition, segment] = segment_key(partition, segment)
+        return key
+
+    def _container_key(self, partition: int, id_head: bytes) -> bytes:
+        key = self._keys.get((partition, id_head))
+        if key is None:
+            if len(self._keys) > _KEYS_MAX:
+                self._keys.clear()
+            key = self._keys[partition, id_head] = container_key(partition, id_head)
+        return key
 
     def _add(self, key: bytes, count: int, size: int) -> None:
         use = self._uses.get(key)
@@ -107,8 +125,8 @@ class Accounts:
 
     def _count(self, partition: int, entry: Entry, sign: int) -> None:
         for key, size in (
-            (segment_key(partition, entry.segment), entry.record_size),
-            (container_key(partition, entry.id_head), entry.body_size),
+            (self._segment_key(partition, entry.segment), entry.record_size),
+            (self._container_key(partition, entry.id_head), entry.body_size),
         ):
             use = self._uses.get(key)
             if use is None:

@@ -39,18 +39,19 @@ from ambry.storage.expiry_class import expiry_class_of
 from ambry.storage.index_entry import (
     HAS_BODY,
     ID_HEAD_SIZE,
+    STATE_APPLIED,
     Entry,
     Place,
     change_key,
     decode_entry,
     encode_entry,
     encode_new_put,
-    end_lsn_key,
     merge,
     repair_key,
 )
 from ambry.storage.journal import BODY_ELSEWHERE
 from ambry.storage.journal import encode_entry as encode_journal_entry
+from ambry.storage.late_rows import LateRows
 from ambry.storage.record import RecordKind, decode_header, encode_meta, padding_after, record_size
 from ambry.storage.replica import Replica, check_capacity, no_replica
 from ambry.storage.segment import Segment
@@ -109,6 +110,7 @@ class CommitGroup:
         self._batches: dict[int, list[tuple[bytes, bytes | None]]] = {}
         self._overlay: dict[bytes, bytes] = {}
         self._dependent: list[tuple[bytes, int]] = []
+        self._end_lsns: dict[Replica, int] = {}
         self.next_lsn = next_lsn
         self.answers: list[Answer] = []
         self.troubled: list[tuple[Replica, Segment, AmbryError]] = []
@@ -348,6 +350,9 @@ class CommitGroup:
 
         A failure fails all requests of its replica: their records lean on each other.
         """
+        for run in self._runs:
+            if run.segment.end > run.segment.reserved_end:
+                self._reserve(run)
         # Large bodies beside each other: while the disk takes one, the page cache takes the next.
         self._disk.run_all([partial(self._write_and_sync, run) for run in self._runs if run.needs_sync])
         failed: dict[int, AmbryError] = {}
@@ -377,9 +382,17 @@ class CommitGroup:
             if cause is not None:
                 self.answers[index] = cause
 
-    def _write_and_sync(self, run: _Run) -> None:
+    def _reserve(self, run: _Run) -> None:
+        """Space for what is held as well: it is acknowledged before it is written."""
         try:
             reserve_ahead(run.segment, self._segment_bytes)
+        except DiskUnavailable as error:
+            run.error = error
+
+    def _write_and_sync(self, run: _Run) -> None:
+        if run.error is not None:
+            return
+        try:
             run.segment.file.write_out(run.pieces, run.start)
             run.segment.file.sync()
         except (DiskFull, DiskUnavailable) as error:
@@ -402,7 +415,7 @@ class CommitGroup:
         table = [row for run in self._runs for row in run.table]
         return table + [data for run in self._runs for data in run.journal]
 
-    def index_batch(self, accounts: Accounts) -> list[tuple[bytes, bytes | None]]:
+    def index_batch(self, accounts: Accounts, late: LateRows, sequence: int) -> list[tuple[bytes, bytes | None]]:
         """All changes of the index, with the newest LSN of each replica and the totals that change with them."""
         batch = [change for rows in self._batches.values() for change in rows]
         for run in self._runs:
@@ -413,23 +426,20 @@ class CommitGroup:
         for run in self._runs:
             for before, after in run.changes:
                 accounts.change(run.replica.partition, before, after)
-        batch += accounts.batch()
-        batch += [
-            (end_lsn_key(partition), lsn.to_bytes(LSN_SIZE, "little")) for partition, lsn in self._end_lsns().items()
-        ]
-        return batch
-
-    def _end_lsns(self) -> dict[int, int]:
-        """A replica may have runs in several segments; the newest LSN of all of them counts."""
-        ends: dict[int, int] = {}
+        rows = accounts.batch()
+        self._end_lsns = {}
         for run in self._runs:
-            ends[run.replica.partition] = max(run.end_lsn, ends.get(run.replica.partition, 0))
-        return ends
+            # A replica may have runs in several segments; the newest LSN of all of them counts.
+            self._end_lsns[run.replica] = max(run.end_lsn, self._end_lsns.get(run.replica, 0))
+        rows += [(replica.end_lsn_key, lsn.to_bytes(LSN_SIZE, "little")) for replica, lsn in self._end_lsns.items()]
+        batch += late.of_group(sequence, rows)
+        batch.append((STATE_APPLIED, sequence.to_bytes(8, "little")))
+        return batch
 
     def publish(self) -> None:
         """After the index: the newest LSNs are what peers may ask for."""
-        for partition, lsn in self._end_lsns().items():
-            self._replicas[partition].end_lsn = lsn
+        for replica, lsn in self._end_lsns.items():
+            replica.end_lsn = lsn
 
 
 def _state_record(

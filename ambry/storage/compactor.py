@@ -100,6 +100,10 @@ class Host(Protocol):
         """The totals; to be changed under the lock."""
         ...
 
+    def write_totals(self, batch: list[tuple[bytes, bytes | None]]) -> None:
+        """Write a batch to the index with the totals that changed; under the lock."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class _Move:
@@ -353,9 +357,8 @@ class Compaction:
                     entry = decode_entry(value) if value is not None else None
                     if not self._move(move, entry, batch):
                         yield move.source
-                batch += self._host.accounts.batch()
                 if batch:
-                    self._host.index.write(batch)
+                    self._host.write_totals(batch)
 
     def _move(self, move: _Move, entry: Entry | None, batch: list[tuple[bytes, bytes | None]]) -> bool:
         """One entry; False when what was decided does not hold any more and the source is still needed."""

@@ -27,7 +27,7 @@ class File(Protocol):
         ...
 
     def write_out(self, pieces: Sequence[Buffer], offset: int) -> None:
-        """As pwrite, for large bodies that are synced next: the disk may begin while the rest is copied."""
+        """As pwrite, for much that is synced soon: the disk may begin while the rest is copied."""
         ...
 
     def sync(self) -> None:

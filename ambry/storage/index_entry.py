@@ -44,7 +44,7 @@ _FIELDS: Final = struct.Struct("<BBHIIIIIIQQQQ12s")
 ENTRY_SIZE: Final = 72
 assert _FIELDS.size == ENTRY_SIZE
 
-INDEX_VERSION: Final = b"\x02"
+INDEX_VERSION: Final = b"\x03"
 """Of the index as a whole: which key spaces it has. The index is a cache, so another version is simply rebuilt."""
 
 ID_HEAD_SIZE: Final = 12

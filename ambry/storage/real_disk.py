@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Final
 
 from ambry.errors import AmbryError, DirectoryInUse, DirectoryUnusable, DiskFull, DiskUnavailable
-from ambry.limits import MIB
+from ambry.limits import KIB, MIB
 from ambry.storage.disk import Buffer
 
 IOV_MAX: Final = 1024
@@ -31,6 +31,9 @@ RUN_THREADS: Final = 8
 
 WRITE_OUT_BYTES: Final = MIB
 """Part of a large write that is handed to the disk before the next part is copied."""
+
+WRITE_OUT_BYTES_MIN: Final = 128 * KIB
+"""Less than this is not worth a hint: many small requests would hold up the journal's."""
 
 LOCK_NAME: Final = "lock"
 TEMPORARY_SUFFIX: Final = ".tmp"
@@ -130,15 +133,13 @@ class RealFile:
 
     def write_out(self, pieces: Sequence[Buffer], offset: int) -> None:
         """As pwrite, in parts that the disk begins to take while the next one is copied. Durable only after `sync`."""
-        for piece in pieces:
-            view = memoryview(piece)
-            for first in range(0, len(view), WRITE_OUT_BYTES):
-                part = view[first : first + WRITE_OUT_BYTES]
-                self.pwrite([part], offset)
-                if _sync_file_range is not None:
-                    # A hint: what comes of it, the sync that follows will say.
-                    _sync_file_range(self._descriptor, offset, len(part), _SYNC_FILE_RANGE_WRITE)
-                offset += len(part)
+        for part in _parts(pieces):
+            self.pwrite(part, offset)
+            size = sum(map(len, part))
+            if _sync_file_range is not None and size >= WRITE_OUT_BYTES_MIN:
+                # A hint: what comes of it, the sync that follows will say.
+                _sync_file_range(self._descriptor, offset, size, _SYNC_FILE_RANGE_WRITE)
+            offset += size
 
     def _write_rest(self, data: bytes, count: int, offset: int) -> None:
         """A short write (a signal, or more than 2 GiB) goes on where it stopped; a full disk raises then."""
@@ -185,6 +186,25 @@ class RealFile:
         if descriptor >= 0:
             with _errors_of(f"close of {self._path}"):
                 os.close(descriptor)
+
+
+def _parts(pieces: Sequence[Buffer]) -> Iterator[list[Buffer]]:
+    """The pieces in order, those above WRITE_OUT_BYTES cut, gathered up to about that size."""
+    part: list[Buffer] = []
+    size = 0
+    for piece in pieces:
+        view: Buffer = piece
+        if len(piece) > WRITE_OUT_BYTES:
+            view = memoryview(piece)
+        while view:
+            part.append(view[:WRITE_OUT_BYTES])
+            size += len(part[-1])
+            view = view[WRITE_OUT_BYTES:]
+            if size >= WRITE_OUT_BYTES:
+                yield part
+                part, size = [], 0
+    if part:
+        yield part
 
 
 class RealDisk:

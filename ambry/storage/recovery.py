@@ -39,6 +39,7 @@ from ambry.storage.index_entry import (
 )
 from ambry.storage.journal import BODY_ELSEWHERE, Checkpoint, Group, GroupReader, Journal, JournalEntry
 from ambry.storage.journal import PATH as JOURNAL_PATH
+from ambry.storage.late_rows import LateRows, settle
 from ambry.storage.record import Header, decode_header, decode_meta
 from ambry.storage.replica import Replica, open_replica, settle_ends
 from ambry.storage.replica_meta import (
@@ -96,6 +97,7 @@ def open_store(
     index, applied = _open_index(index_source, meta.disk_id)
     rebuilds = applied < checkpoint.sequence
     groups = journal.read_groups(checkpoint.position, checkpoint.sequence, checkpoint.epoch)
+    late = LateRows(0) if rebuilds else settle(index, applied)
     accounts = Accounts() if rebuilds else load_accounts(index)
     redo = _Redo(replicas, None if rebuilds else IndexUpdates(index, accounts), applied)
     redo.all(groups, journal)
@@ -121,6 +123,7 @@ def open_store(
         journal=journal,
         replicas=replicas,
         accounts=accounts,
+        late=late,
         next_lsn=(epoch << COUNTER_BITS) + 1,
         generation=checkpoint.generation,
         settings=settings,

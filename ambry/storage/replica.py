@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from ambry.errors import CorruptRecord, DirectoryUnusable, DiskFull, NoSuchReplica
 from ambry.storage.disk import Disk
+from ambry.storage.index_entry import end_lsn_key
 from ambry.storage.replica_meta import ReplicaMeta, read_replica_meta, replica_meta_path, write_replica_meta
 from ambry.storage.segment import (
     DATA_OFFSET,
@@ -22,7 +23,7 @@ from ambry.storage.segment import (
 )
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Replica:
     """An open replica.
 
@@ -43,6 +44,10 @@ class Replica:
     end_lsn: int = 0
     dirty: set[int] = field(default_factory=set)
     set_aside: set[int] = field(default_factory=set)
+    end_lsn_key: bytes = b""
+
+    def __post_init__(self) -> None:
+        self.end_lsn_key = end_lsn_key(self.partition)
 
     @property
     def log_size(self) -> int:

@@ -118,7 +118,7 @@ def _is_int(value: Any, stop: int) -> bool:
 
 def _are_segments(value: list[Any]) -> bool:
     return (
-        any(isinstance(one, list) and one[-1:] == [0] for one in value)
+        bool(value)
         and all(isinstance(one, list) and len(one) == 2 and all(_is_int(part, 2**32) for part in one) for one in value)
         and all(left[0] < right[0] for left, right in pairwise(value))
     )

@@ -17,7 +17,7 @@ from functools import partial
 from typing import Final
 
 from ambry.blob.blob_id import BINARY_SIZE
-from ambry.blob.checksums import CHECKSUM_SIZE, blocks_match, checksum_vector, vector_matches, vector_size
+from ambry.blob.checksums import checksum_vector
 from ambry.blob.requests import (
     ChangeEntry,
     ChangesAnswer,
@@ -32,18 +32,14 @@ from ambry.clock import Clock
 from ambry.config import StorageSettings
 from ambry.errors import (
     AmbryError,
-    BlobDeleted,
-    BlobNotFound,
     CorruptRecord,
     DirectoryUnusable,
     DiskFull,
     DiskUnavailable,
     NoSuchReplica,
-    NotHere,
 )
 from ambry.limits import (
     CHANGES_PER_PAGE_MAX,
-    CHECKSUM_BLOCK_BYTES,
     COMMIT_GROUP_RECORDS_MAX,
     HOT_RECORDS_BYTES_MAX,
     JOURNAL_BODY_BYTES_MAX,
@@ -64,7 +60,6 @@ from ambry.storage.index_entry import (
 from ambry.storage.index_entry import (
     HAS_BODY,
     ID_HEAD_SIZE,
-    STATE_APPLIED,
     VERSION,
     Entry,
     blob_key,
@@ -74,7 +69,9 @@ from ambry.storage.index_entry import (
     unpack_entry,
 )
 from ambry.storage.journal import ALIGNMENT, ENTRY_SIZE, GROUP_BYTES_MAX, GROUP_HEADER_SIZE, Checkpoint, Journal
-from ambry.storage.record import check_body, decode_header, decode_meta, read_whole
+from ambry.storage.late_rows import LateRows
+from ambry.storage.reading import checked_entry, located, read_record
+from ambry.storage.record import check_body, decode_header, read_whole
 from ambry.storage.replica import Replica, create_replica, no_replica
 from ambry.storage.segment import DATA_OFFSET, Damage, Segment
 from ambry.storage.survey import SURVEY_PREFIX, Survey, decode_survey, encode_survey, look_at, survey_key
@@ -114,6 +111,7 @@ class DiskStore:
         journal: Journal,
         replicas: dict[int, Replica],
         accounts: Accounts,
+        late: LateRows,
         next_lsn: int,
         generation: int,
         settings: StorageSettings,
@@ -125,6 +123,7 @@ class DiskStore:
         self._journal = journal
         self._replicas = replicas
         self._accounts = accounts
+        self._late = late
         self._next_lsn = next_lsn
         self._generation = generation
         self._settings = settings
@@ -186,9 +185,7 @@ class DiskStore:
             group.write_logs()
             if group.count:
                 self._journal.append(group.count, group.journal_payload())
-                batch = group.index_batch(self._accounts)
-                batch.append((STATE_APPLIED, self._journal.sequence.to_bytes(8, "little")))
-                self._index.write(batch)
+                self._index.write(group.index_batch(self._accounts, self._late, self._journal.sequence))
                 group.publish()
             for replica, segment, error in group.troubled:
                 self._set_aside(replica, segment, error)
@@ -308,15 +305,15 @@ class DiskStore:
                 try:
                     time_ms, properties, body, body_size, root = read_whole(data, segment.seed, blob_id)
                 except CorruptRecord as error:
-                    raise _located(error, replica, segment, offset) from error
+                    raise located(error, replica, segment, offset) from error
                 state = LIVE_FOR_EVER if not life and expires_at_ms == NEVER else BlobState(life, expires_at_ms)
                 answer = GetAnswer(state, time_ms, properties, body_size, root, 0, body.toreadonly())
                 self._hot.add(blob_id, value, answer)
                 return answer
-        entry = _checked_entry(value, request, replica)
+        entry = checked_entry(value, request, replica)
         segment = replica.segments.get(entry.segment)
         # Without its segment: compaction moved the blob since the look into the index. `get` looks again.
-        return _read(replica, segment, entry, request, segment.file.pread_now) if segment is not None else None
+        return read_record(replica, segment, entry, request, segment.file.pread_now) if segment is not None else None
 
     def get(self, request: GetRequest) -> GetAnswer:
         """Verified bytes of a blob. May block.
@@ -325,10 +322,10 @@ class DiskStore:
         """
         replica = self._replica(request.blob_id)
         for _ in range(_MOVES_PER_READ_MAX):
-            entry = _checked_entry(self._index.get(blob_key(request.blob_id)), request, replica)
+            entry = checked_entry(self._index.get(blob_key(request.blob_id)), request, replica)
             segment = replica.segments.get(entry.segment)
             if segment is not None:
-                answer = _read(replica, segment, entry, request, segment.file.pread)
+                answer = read_record(replica, segment, entry, request, segment.file.pread)
                 assert answer is not None
                 return answer
         raise CorruptRecord("the index points to a segment that is not there", partition=replica.partition)
@@ -415,7 +412,7 @@ class DiskStore:
         def write_and_sync(segment: Segment) -> None:
             try:
                 if segment in plan.held:
-                    write_records(segment, plan.held[segment].records, self._settings.segment_bytes)
+                    write_records(segment, plan.held[segment].records)
                 segment.file.sync()
             except (DiskFull, DiskUnavailable) as error:
                 errors[segment] = error
@@ -651,6 +648,10 @@ class DiskStore:
             for key, value in page
         }
 
+    def write_totals(self, batch: list[tuple[bytes, bytes | None]]) -> None:
+        """Write a batch to the index together with the totals that its changes have changed. Under the lock."""
+        self._index.write(batch + self._late.settled(self._journal.sequence, self._accounts.batch()))
+
     def close_retired(self, before_s: float) -> None:
         """Close the files of segments that were retired before a moment of the monotonic clock: no read has them."""
         for retired_s, segment in self._retired:
@@ -731,81 +732,3 @@ def _group_size_max(requests: Sequence[Mutation]) -> int:
             if len(request.body) <= JOURNAL_BODY_BYTES_MAX:
                 size += len(request.body) + len(request.vector)
     return size
-
-
-def _checked_entry(value: bytes | None, request: GetRequest, replica: Replica) -> Entry:
-    """The entry of a blob that may be read here. Refusals tell whose word it is, or the state: a quorum needs both."""
-    if value is None:
-        raise BlobNotFound("no such blob", incarnation=replica.incarnation)
-    entry = decode_entry(value)
-    if entry.id_head != request.blob_id[:ID_HEAD_SIZE]:
-        # The unique part exists under another account, container or kind: for this id that is no blob.
-        raise BlobNotFound("no such blob", incarnation=replica.incarnation)
-    if entry.life & 1 and not (request.include_deleted and entry.has_body):
-        raise BlobDeleted("the blob was deleted", **_told(entry))
-    if not entry.has_body:
-        raise NotHere("the replica has no bytes of this blob", **_told(entry))
-    return entry
-
-
-def _told(entry: Entry) -> dict[str, int]:
-    return {"life": entry.life, "expires_at_ms": entry.expires_at_ms, "time_ms": entry.time_ms}
-
-
-def _read(
-    replica: Replica, segment: Segment, entry: Entry, request: GetRequest, pread: Callable[[int, int], Buffer | None]
-) -> GetAnswer | None:
-    """Read and verify what `request` asks of the record that `entry` points to. None when `pread` would block."""
-    held = segment.tail.get(entry.offset)
-    if held is not None:
-        pread = partial(_part_of, held, entry.offset)
-    try:
-        if request.start == 0 and request.stop >= entry.body_size:
-            data = pread(entry.record_size, entry.offset)
-            if data is None:
-                return None
-            time_ms, properties, body, body_size, root = read_whole(data, segment.seed, request.blob_id)
-            return GetAnswer(entry.state, time_ms, properties, body_size, root, 0, body)
-        return _read_part(segment, entry, request, pread)
-    except CorruptRecord as error:
-        raise _located(error, replica, segment, entry.offset) from error
-
-
-def _part_of(record: bytes, record_at: int, size: int, offset: int) -> bytes:
-    return record[offset - record_at : offset - record_at + size]
-
-
-def _located(error: CorruptRecord, replica: Replica, segment: Segment, offset: int) -> CorruptRecord:
-    return CorruptRecord(error.message, partition=replica.partition, segment=segment.number, offset=offset)
-
-
-def _read_part(
-    segment: Segment, entry: Entry, request: GetRequest, pread: Callable[[int, int], Buffer | None]
-) -> GetAnswer | None:
-    """The blocks of 64 KiB around a range, each verified; the vector is verified as a whole against its root."""
-    meta = pread(entry.body_offset, entry.offset)
-    if meta is None:
-        return None
-    header = decode_header(meta, segment.seed)
-    key, properties = decode_meta(header, meta, segment.seed)
-    if key != request.blob_id or header.body_size != entry.body_size or header.body_offset != entry.body_offset:
-        raise CorruptRecord("the record is of another blob")
-    start = min(request.start, entry.body_size)
-    stop = min(request.stop, entry.body_size)
-    body: Buffer = b""
-    if start < stop:
-        first_block = start // CHECKSUM_BLOCK_BYTES
-        blocks_at = first_block * CHECKSUM_BLOCK_BYTES
-        blocks_end = min(-(-stop // CHECKSUM_BLOCK_BYTES) * CHECKSUM_BLOCK_BYTES, entry.body_size)
-        body_at = entry.offset + entry.body_offset
-        vector = pread(vector_size(entry.body_size), body_at + entry.body_size)
-        blocks = pread(blocks_end - blocks_at, body_at + blocks_at)
-        if vector is None or blocks is None:
-            return None
-        if not vector_matches(vector, header.root, entry.body_size):
-            raise CorruptRecord("the checksum vector does not have its root")
-        wanted = vector[first_block * CHECKSUM_SIZE :]
-        if len(blocks) != blocks_end - blocks_at or not blocks_match(blocks, wanted):
-            raise CorruptRecord("the body does not have its checksums")
-        body = memoryview(blocks)[start - blocks_at : stop - blocks_at]
-    return GetAnswer(entry.state, header.time_ms, properties, entry.body_size, header.root, start, body)

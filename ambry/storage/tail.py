@@ -3,7 +3,7 @@
 A commit group has records for as many logs as it has partitions. The journal makes all of them durable with one write,
 so a log gets its records later and many at a time: when it has SEGMENT_TAIL_BYTES_MAX of them, when a disk has
 TAILS_BYTES_MAX, and before every checkpoint. Until then a read finds them in the segment's `tail`. After a crash the
-redo of the journal writes what was held (docs/decisions/0010 has the figures).
+redo of the journal writes what was held (docs/decisions/0020 has the figures).
 
 A record stays in its tail until it is in the file, so a reader that does not find it in the tail finds it there.
 Everything here happens under the store's lock, but for `write_records`.
@@ -37,10 +37,9 @@ class Held:
 class Tails:
     """The tails of all segments of a disk. `size` is their bytes."""
 
-    __slots__ = ("_full", "_replicas", "_segment_bytes", "_tail_bytes_max", "size")
+    __slots__ = ("_full", "_replicas", "_tail_bytes_max", "size")
 
     def __init__(self, segment_bytes: int) -> None:
-        self._segment_bytes = segment_bytes
         self._tail_bytes_max = min(SEGMENT_TAIL_BYTES_MAX, segment_bytes // _SHARE_OF_SEGMENT)
         self._replicas: dict[Segment, Replica] = {}
         self._full: set[Segment] = set()
@@ -68,7 +67,7 @@ class Tails:
     def write(self, segment: Segment) -> None:
         """Write a segment's tail to its file. Raises DiskFull or DiskUnavailable: then it is held on."""
         records = tuple(segment.tail.items())
-        write_records(segment, records, self._segment_bytes)
+        write_records(segment, records)
         self.written(segment, records)
 
     def written(self, segment: Segment, records: Records) -> None:
@@ -92,11 +91,10 @@ class Tails:
         self._full.discard(segment)
 
 
-def write_records(segment: Segment, records: Records, segment_bytes: int) -> None:
+def write_records(segment: Segment, records: Records) -> None:
     """Write records to their places; the same bytes again do no harm. Raises DiskFull or DiskUnavailable."""
-    reserve_ahead(segment, segment_bytes)
     for start, pieces in _neighbours(records):
-        segment.file.pwrite(pieces, start)
+        segment.file.write_out(pieces, start)
 
 
 def reserve_ahead(segment: Segment, segment_bytes: int) -> None:

@@ -33,6 +33,7 @@ class Mutant:
 
 _COMPACTION: Final = ("tests/storage/test_compaction.py",)
 _QUARANTINE: Final = ("tests/storage/test_quarantine.py",)
+_LOGS: Final = ("tests/storage/test_failed_logs.py",)
 _UPKEEP: Final = ("tests/datanode/test_upkeep.py",)
 
 MUTANTS: Final = (
@@ -45,27 +46,26 @@ MUTANTS: Final = (
     Mutant(
         "large body is not synced in its log",
         "ambry/storage/commit.py",
-        "        if run.error is None:\n            run.segment.file.sync()\n",
+        "            run.segment.file.sync()\n",
         "",
     ),
     Mutant(
         "checkpoint does not sync the logs",
         "ambry/storage/store.py",
-        "                self._disk.run_all(syncs)\n",
-        "",
+        "                segment.file.sync()\n            except",
+        "                pass\n            except",
     ),
     Mutant(
         "checkpoint does not flush the index",
         "ambry/storage/store.py",
-        "                self._index.flush()\n                with self._lock:\n",
-        "                with self._lock:\n",
+        "        self._index.flush()\n        with self._lock:\n",
+        "        with self._lock:\n",
     ),
     Mutant(
         "index before the journal",
         "ambry/storage/store.py",
-        "                self._journal.append(group.count, group.journal_payload())\n"
-        "                batch = group.index_batch(self._accounts)\n",
-        "                batch = group.index_batch(self._accounts)\n                self._index.write(batch)\n"
+        "                self._journal.append(group.count, group.journal_payload())\n",
+        "                self._index.write(group.index_batch(self._accounts, self._late, self._journal.sequence + 1))\n"
         "                self._journal.append(group.count, group.journal_payload())\n",
     ),
     Mutant(
@@ -154,8 +154,8 @@ MUTANTS: Final = (
     Mutant(
         "compaction moves before it lists its copies",
         "ambry/storage/compactor.py",
-        "                replica.adopt(self._disk, work.outputs)\n",
-        "                replica.segments.update({one.number: one for one in work.outputs})\n",
+        "                self._replica.adopt(self._disk, self._work.outputs)\n",
+        "                self._replica.segments.update({one.number: one for one in self._work.outputs})\n",
         _COMPACTION,
     ),
     Mutant(
@@ -234,6 +234,48 @@ MUTANTS: Final = (
         "            run.batch.append((repair_key(key), None))\n            new_value",
         "            new_value",
         _QUARANTINE,
+    ),
+    Mutant(
+        "held records are forgotten unwritten",
+        "ambry/storage/tail.py",
+        "        write_records(segment, records)\n        self.written",
+        "        self.written",
+        _LOGS,
+    ),
+    Mutant(
+        "a checkpoint does not write what is held",
+        "ambry/storage/store.py",
+        "                    write_records(segment, plan.held[segment].records)\n",
+        "                    pass\n",
+        _LOGS,
+    ),
+    Mutant(
+        "what a failed log lost is not fetched from the journal",
+        "ambry/storage/store.py",
+        "        self._tails.keep(segment, ((entry.offset, bytes(entry.data)) for entry in entries))\n",
+        "        self._tails.keep(segment, [(entry.offset, bytes(entry.data)) for entry in entries][:0])\n",
+        _LOGS,
+    ),
+    Mutant(
+        "a failed log takes more records",
+        "ambry/storage/replica.py",
+        "            del self.active[segment.expiry_class]\n            self.sealed_size += segment.end\n",
+        "            pass\n",
+        _LOGS,
+    ),
+    Mutant(
+        "a failed log is cut back before its records are elsewhere",
+        "ambry/storage/store.py",
+        "                    relocation.relocate(segment)\n",
+        "                    pass\n",
+        _LOGS,
+    ),
+    Mutant(
+        "late rows of settled groups count",
+        "ambry/storage/late_rows.py",
+        "        if settled < written <= sequence:\n",
+        "        if written != settled:\n",
+        (*_LOGS, *_COMPACTION),
     ),
 )
 
