@@ -4,7 +4,7 @@ A group over 50 partitions changes 150 of them, and each costs the index as much
 all of them into one row, next to its other changes and in the same batch; that row says what the rows are after the
 group, not by how much they changed. When LATE_GROUPS_MAX groups have done so, and whenever somebody else writes such
 rows, they are written as themselves (`settled`), with a mark up to which group that holds. Opening does the same. So
-the rows are exact after any crash, as if every group had written them (docs/decisions/0020 has the figures).
+the rows are exact after any crash, as if every group had written them (docs/decisions/0012 has the figures).
 
 Knows keys and values, not what they mean.
 """

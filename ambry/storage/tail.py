@@ -3,7 +3,7 @@
 A commit group has records for as many logs as it has partitions. The journal makes all of them durable with one write,
 so a log gets its records later and many at a time: when it has SEGMENT_TAIL_BYTES_MAX of them, when a disk has
 TAILS_BYTES_MAX, and before every checkpoint. Until then a read finds them in the segment's `tail`. After a crash the
-redo of the journal writes what was held (docs/decisions/0020 has the figures).
+redo of the journal writes what was held (docs/decisions/0012 has the figures).
 
 A record stays in its tail until it is in the file, so a reader that does not find it in the tail finds it there.
 Everything here happens under the store's lock, but for `write_records`.
