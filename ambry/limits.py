@@ -344,6 +344,12 @@ NAME_MAPPED_BYTES: Final = 1 * GIB
 ACCOUNT_NUMBER_MAX: Final = 2**32 - 2
 """Numbers of accounts and containers have 32 bits in a blob id; the last one stands for none."""
 
+ACCOUNTS_MAX: Final = 100_000
+"""Accounts of a store: every frontend process holds all of them, with their containers."""
+
+ACCESS_KEYS_MAX: Final = 100_000
+"""Access keys of a store; every frontend process holds all of them, about 1 KiB each."""
+
 CONTAINER_LIST_ITEMS_MAX: Final = 1000
 """Containers of one change, media types of one policy."""
 
@@ -373,6 +379,13 @@ SIGNED_QUERY_PARAMETERS_MAX: Final = 16
 
 BEARER_TOKEN_CHARACTERS_MAX: Final = 256
 """A longer token is none of ours, and not worth its hash."""
+
+ACCESS_POLL_MS: Final = 1_000
+"""How often a frontend process looks whether accounts or keys have changed: a key that was removed elsewhere ends
+within twice this time."""
+
+JSON_BODY_BYTES_MAX: Final = 1 * MIB
+"""Body of a request that is JSON."""
 
 CALLER_CONTAINERS_KEPT_MAX: Final = 4096
 """Containers in which one caller's rights are kept ready; those of others are worked out anew."""
