@@ -134,6 +134,14 @@ class NodeTlsSettings:
     authority_file: Path
 
 
+class Authentication(StrEnum):
+    """Whether requests have to show credentials. AUTO: where the frontend can be reached from other machines."""
+
+    AUTO = "auto"
+    REQUIRED = "required"
+    OFF = "off"
+
+
 @dataclass(frozen=True, slots=True)
 class FrontendSettings:
     """`ambry frontend --config FILE`."""
@@ -151,8 +159,21 @@ class FrontendSettings:
     port: Port = 1174
     """Address and port that clients reach."""
 
+    name_store: str | None = None
+    """Where names, accounts and keys are: sqlite:FILE, or postgresql://USER@HOST/DATABASE. Without it there is the
+    default account only."""
+
+    authentication: Authentication = Authentication.AUTO
+    """Whether requests have to show credentials; auto: if the address can be reached from other machines."""
+
     insecure_listen: bool = False
-    """There is no authentication yet: listening beyond loopback must be asked for in so many words."""
+    """Listen beyond loopback without authentication: whoever reaches the port may do everything."""
+
+    master_secret_file: Path | None = None
+    """Master secrets of access keys, one a line, the newest first; without it, one derived from the cluster secret."""
+
+    secure_path_prefix: str | None = None
+    """Path prefix behind which containers are reached that want the secure path."""
 
     workers: Annotated[int, Range(Unit.COUNT, 1, 256)] = 1
     """Processes that share the port."""
@@ -352,6 +373,14 @@ def load_secret(path: Path | None, environment: Mapping[str, str] = os.environ) 
     if len(secret) < limits.SECRET_BYTES_MIN:
         raise BadConfiguration(f"{origin}: a cluster secret has {limits.SECRET_BYTES_MIN} characters at least")
     return secret
+
+
+def load_secret_lines(path: Path) -> list[bytes]:
+    """The secrets of a file, one a line, for its owner's eyes only. Raises BadConfiguration, as `load_secret`."""
+    lines = [line.strip() for line in load_secret(path).splitlines() if line.strip()]
+    if any(len(line) < limits.SECRET_BYTES_MIN for line in lines):
+        raise BadConfiguration(f"{path}: each secret has {limits.SECRET_BYTES_MIN} characters at least")
+    return lines
 
 
 def line_of(text: str, keys: tuple[str | int, ...]) -> int | None:

@@ -18,18 +18,16 @@ from urllib.parse import quote, unquote
 
 import click
 
+from ambry.cli.asking import TOKEN_VARIABLE, url_option
 from ambry.cli.http_client import PIECE_BYTES, BlobClient
 from ambry.cli.progress import Progress, progress_of
 from ambry.config import parse_duration_ms
 from ambry.errors import AmbryError, BadRequest
 from ambry.limits import TTL_SECONDS_MAX
 
-DEFAULT_URL: Final = "http://127.0.0.1:1174"
 _SERVICE_ID: Final = "ambry-cli"
 
-_url_option = click.option(
-    "--url", envvar="AMBRY_URL", default=DEFAULT_URL, show_default=True, help="Server; or environment AMBRY_URL."
-)
+_url_option = url_option
 _json_option = click.option("--json", "as_json", is_flag=True, help="One JSON object a line on standard output.")
 
 
@@ -147,7 +145,7 @@ def _each(
 ) -> None:
     """Run an operation for each name, one after the other; go on after a failure, and exit with 1 at the end."""
     try:
-        unopened = BlobClient(url)
+        unopened = BlobClient(url, os.environ.get(TOKEN_VARIABLE))
     except BadRequest as error:
         raise click.BadParameter(error.message, param_hint="--url") from error
 

@@ -13,20 +13,30 @@ from typing import Final
 
 import click
 
-from ambry.access.keys import masters_from
-from ambry.cli.listen import check_free, refuse_beyond_loopback
+from ambry.access.keys import Masters, masters_from
+from ambry.cli.listen import check_free, is_beyond_loopback, is_open, refuse_without_keys
 from ambry.cli.processes import Stop, Workers, configure_logs, parent_gone, run
 from ambry.cli.tls import node_client_context
 from ambry.clock import SystemClock
 from ambry.cluster.embedded import DATACENTRE, read_registry
 from ambry.cluster.map import ClusterMap
 from ambry.cluster.static_map import load_static_map
-from ambry.config import FrontendSettings, LogFormat, LogLevel, LogSettings, load, load_secret
+from ambry.config import (
+    Authentication,
+    FrontendSettings,
+    LogFormat,
+    LogLevel,
+    LogSettings,
+    load,
+    load_secret,
+    load_secret_lines,
+)
 from ambry.errors import BadConfiguration
 from ambry.frontend.access import Access
 from ambry.frontend.app import Frontend
 from ambry.logs import get_logger
 from ambry.metrics import Metrics
+from ambry.names.open import open_database, sqlite_url
 from ambry.protocol.datanode import Datanode
 from ambry.transport.client import RemoteDatanode
 
@@ -47,6 +57,9 @@ class FrontendJob:
     cluster_map: ClusterMap
     datacentre: int
     secret: bytes
+    name_store: str | None
+    how_insecure: str
+    """What to write to listen beyond loopback without authentication."""
 
 
 @click.command()
@@ -55,10 +68,7 @@ def frontend(config: Path) -> None:
     """Run a frontend; config/frontend.toml shows every setting."""
     settings = load(config, FrontendSettings)
     configure_logs(settings.log)
-    refuse_beyond_loopback(
-        settings.host, is_allowed=settings.insecure_listen, how=f"insecure_listen = true in {config}"
-    )
-    job = _job_of(settings)
+    job = _job_of(settings, config)
     more = Workers(["worker", "--config", str(config.absolute())], settings.workers - 1)
     run(lambda: _serve(job, more))
 
@@ -69,21 +79,35 @@ def frontend(config: Path) -> None:
 @click.option("--node-port", type=int, default=0)
 @click.option("--host", default="127.0.0.1")
 @click.option("--port", type=int, required=True)
+@click.option("--auth", default="auto", type=click.Choice([each.value for each in Authentication]))
+@click.option("--insecure-listen", is_flag=True)
 @click.option("--log-level", default="info", type=click.Choice([each.value for each in LogLevel]))
 @click.option("--log-format", default="auto", type=click.Choice([each.value for each in LogFormat]))
-def worker(
-    config: Path | None, data: Path | None, node_port: int, host: str, port: int, log_level: str, log_format: str
+def worker(  # noqa: PLR0917 -- one parameter for each option
+    config: Path | None,
+    data: Path | None,
+    node_port: int,
+    host: str,
+    port: int,
+    auth: str,
+    insecure_listen: bool,  # noqa: FBT001 -- click's way of handing flags over
+    log_level: str,
+    log_format: str,
 ) -> None:
     """One more frontend process on a port; ends when its standard input does."""
     if config is not None:
         settings = replace(load(config, FrontendSettings), port=port, workers=_SEVERAL)
-        job = _job_of(settings)
+        job = _job_of(settings, config)
     else:
         assert data is not None
         log = LogSettings(LogLevel(log_level), LogFormat(log_format))
-        settings = embedded_settings(data, host, port, _SEVERAL, log)
+        settings = replace(
+            embedded_settings(data, host, port, _SEVERAL, log),
+            authentication=Authentication(auth),
+            insecure_listen=insecure_listen,
+        )
         cluster_map, secret = read_registry(data, node_port)
-        job = FrontendJob(settings, cluster_map, DATACENTRE.number, secret)
+        job = embedded_job(settings, cluster_map, secret, data)
     configure_logs(settings.log)
     run(lambda: _work(job))
 
@@ -95,12 +119,24 @@ def embedded_settings(data: Path, host: str, port: int, workers: int, log: LogSe
     )
 
 
-def _job_of(settings: FrontendSettings) -> FrontendJob:
+def embedded_job(settings: FrontendSettings, cluster_map: ClusterMap, secret: bytes, data: Path) -> FrontendJob:
+    """The job of a frontend that belongs to a data directory: its names are there, too."""
+    return FrontendJob(settings, cluster_map, DATACENTRE.number, secret, sqlite_url(data), "--insecure-listen")
+
+
+def _job_of(settings: FrontendSettings, config: Path) -> FrontendJob:
     cluster_map = load_static_map(settings.cluster_map)
     numbers = {each.name: each.number for each in cluster_map.datacentres.values()}
     if settings.datacentre not in numbers:
         raise BadConfiguration(f"{settings.cluster_map}: there is no datacentre {settings.datacentre!r}")
-    return FrontendJob(settings, cluster_map, numbers[settings.datacentre], load_secret(settings.secret_file))
+    return FrontendJob(
+        settings,
+        cluster_map,
+        numbers[settings.datacentre],
+        load_secret(settings.secret_file),
+        settings.name_store,
+        f"insecure_listen = true in {config}",
+    )
 
 
 async def _serve(job: FrontendJob, workers: Workers) -> None:
@@ -164,6 +200,12 @@ async def start_http(
     """Listen, together with the workers, until `stack` unwinds. Returns the port."""
     settings = job.settings
     clock = SystemClock()
+    opens = is_open(settings.host, settings.authentication, is_insecure=settings.insecure_listen, how=job.how_insecure)
+    masters = masters_of(settings, job.secret)
+    database = None
+    if job.name_store is not None:
+        database = await asyncio.to_thread(open_database, job.name_store)
+        stack.push_async_callback(database.close)
     server = Frontend(
         cluster_map=job.cluster_map,
         datacentre=job.datacentre,
@@ -172,7 +214,9 @@ async def start_http(
         metrics=metrics,
         settings=settings,
         node=own_name,
-        access=Access(clock, masters=masters_from(job.secret)),
+        masters=masters,
+        access=Access(clock, masters=masters, is_open=opens, secure_prefix=settings.secure_path_prefix),
+        database=database,
     )
     grace_s = settings.shutdown_grace_ms / 1000
 
@@ -181,6 +225,17 @@ async def start_http(
         await asyncio.gather(server.stop(grace_s), workers.stop(grace_s + _WORKER_END_S))
 
     stack.push_async_callback(stop_all)
+    await server.load()
+    key_count = len(server.services.access.snapshot.keys)
+    refuse_without_keys(settings.host, key_count, is_open=opens, how=job.how_insecure)
+    if not opens and settings.tls is None and is_beyond_loopback(settings.host):
+        _log.warning("tokens and bodies are sent without encryption: set tls, or put a proxy with TLS before this")
     _, port = await server.start(settings.host, settings.port, reuse_port=settings.workers > 1)
     workers.start("--port", str(port))
     return port
+
+
+def masters_of(settings: FrontendSettings, secret: bytes) -> Masters:
+    """The master secrets of access keys. Raises BadConfiguration."""
+    path = settings.master_secret_file
+    return masters_from(secret, () if path is None else load_secret_lines(path))

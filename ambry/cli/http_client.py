@@ -1,4 +1,4 @@
-"""The native HTTP API as the command line uses it: one blob at a time, streamed, verified by length and digest.
+"""The native HTTP API as the command line uses it: one blob at a time, streamed, verified by length and digest; JSON.
 
 It knows HTTP and bytes; files, terminals and exit statuses are its callers'. Errors of the server come back as the
 classes of `ambry.errors` that they were there, found by the name in the JSON of the answer.
@@ -12,7 +12,7 @@ import json
 import re
 from collections.abc import AsyncIterator, Callable, Mapping
 from types import TracebackType
-from typing import Final, Self
+from typing import Any, Final, Self
 
 import aiohttp
 
@@ -31,14 +31,16 @@ _DIGESTS: Final = {"sha-256": "sha256", "sha-512": "sha512", "md5": "md5"}
 class BlobClient:
     """A session with one server. Use as an async context manager."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, token: str | None = None) -> None:
         if not re.match(r"https?://[^/\s]+", url):
             raise BadRequest(f"{url!r} is not the URL of a server, such as http://127.0.0.1:1174", field="url")
         self._url = url.rstrip("/")
+        self._token = token
         self._session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> Self:
         self._session = aiohttp.ClientSession(
+            headers={} if self._token is None else {"Authorization": f"Bearer {self._token}"},
             # Stored bytes as they are: a blob put with a content encoding keeps it.
             auto_decompress=False,
             read_bufsize=PIECE_BYTES,
@@ -92,13 +94,22 @@ class BlobClient:
         async with self._request("DELETE", f"/{_checked(blob_id)}"):
             pass
 
+    async def document(
+        self, method: str, path: str, headers: Mapping[str, str], document: object = None
+    ) -> dict[str, Any]:
+        """JSON out, JSON in: accounts, containers, keys."""
+        body = None if document is None else json.dumps(document).encode()
+        async with self._request(method, path, headers=headers, data=body) as answer:
+            found: dict[str, Any] = json.loads(await answer.read())
+            return found
+
     @contextlib.asynccontextmanager
     async def _request(
         self,
         method: str,
         path: str,
         headers: Mapping[str, str] | None = None,
-        data: AsyncIterator[bytes] | None = None,
+        data: AsyncIterator[bytes] | bytes | None = None,
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         """An answer of success, whose body has not been read. Other answers are raised."""
         assert self._session is not None

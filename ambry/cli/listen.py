@@ -4,17 +4,39 @@ import ipaddress
 import socket
 from collections.abc import Iterable
 
+from ambry.config import Authentication
 from ambry.errors import CannotStart
 
 
-def refuse_beyond_loopback(host: str, *, is_allowed: bool, how: str) -> None:
-    """Raise CannotStart if `host` is reachable from other machines and nobody asked for that. `how` says how to."""
-    if is_allowed or all(ipaddress.ip_address(address).is_loopback for address in _addresses(host)):
-        return
-    raise CannotStart(
-        f"{host} can be reached from other machines, and there is no authentication yet: whoever reaches the port may "
-        f"read, write and delete. If that is what you want, say so with {how}"
-    )
+def is_beyond_loopback(host: str) -> bool:
+    """Whether other machines can reach it. Raises CannotStart for what is no address of this machine."""
+    return not all(ipaddress.ip_address(address).is_loopback for address in _addresses(host))
+
+
+def is_open(host: str, authentication: Authentication, *, is_insecure: bool, how: str) -> bool:
+    """Whether requests need no credentials on this address.
+
+    Raises CannotStart where that would let other machines in and nobody asked for it; `how` says how to ask.
+    """
+    if authentication is Authentication.REQUIRED:
+        return False
+    if not is_beyond_loopback(host):
+        return True
+    if authentication is Authentication.OFF and not is_insecure:
+        raise CannotStart(
+            f"{host} can be reached from other machines, and authentication is off: whoever reaches the port may read, "
+            f"write and delete. If that is what you want, say so with {how}"
+        )
+    return is_insecure
+
+
+def refuse_without_keys(host: str, key_count: int, *, is_open: bool, how: str) -> None:
+    """Raise CannotStart if requests need credentials and there are none; `how` says how to do without."""
+    if not is_open and not key_count:
+        raise CannotStart(
+            f"requests to {host} need an access key, and there is none: make one with `ambry key create`; or, if "
+            f"whoever reaches the port may do everything, say so with {how}"
+        )
 
 
 def check_free(host: str, port: int) -> None:

@@ -21,6 +21,9 @@ _COMMANDS: Final = {
     "get": ("ambry.cli.blobs", "Write a blob to a file or to standard output."),
     "stat": ("ambry.cli.blobs", "Show what is known about a blob."),
     "rm": ("ambry.cli.blobs", "Delete blobs."),
+    "account": ("ambry.cli.account", "Make, show, change and delete accounts."),
+    "container": ("ambry.cli.container", "Make, show, change and delete containers; their policy."),
+    "key": ("ambry.cli.key", "Make, list and remove access keys."),
 }
 """Command to module and to its line in the help; without a line, it is ours to call and is not shown.
 

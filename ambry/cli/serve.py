@@ -8,7 +8,7 @@ import contextlib
 import json
 import os
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -16,11 +16,11 @@ import click
 
 from ambry import __version__
 from ambry.cli.datanode import open_datanode, watch_connections
-from ambry.cli.frontend import FrontendJob, embedded_settings, start_http
-from ambry.cli.listen import check_free, refuse_beyond_loopback
+from ambry.cli.frontend import embedded_job, embedded_settings, start_http
+from ambry.cli.listen import check_free, is_open
 from ambry.cli.processes import Stop, Workers, configure_logs, run
 from ambry.cluster.embedded import EmbeddedRegistry
-from ambry.config import FrontendSettings, LogFormat, LogLevel, LogSettings, StorageSettings
+from ambry.config import Authentication, FrontendSettings, LogFormat, LogLevel, LogSettings, StorageSettings
 from ambry.limits import GIB
 from ambry.logs import get_logger
 from ambry.metrics import Metrics
@@ -41,6 +41,8 @@ class ServeOptions:
     port: int
     partitions: int | None
     workers: int
+    authentication: Authentication
+    insecure_listen: bool
     log: LogSettings
     as_json: bool
     started_s: float
@@ -53,7 +55,14 @@ class ServeOptions:
 @click.option("--port", default=1174, show_default=True, type=click.IntRange(0, 65_535), help="0: any free port.")
 @click.option("--partitions", type=int, help="Partitions; more may be added later.  [default: by the size of the disk]")
 @click.option("--workers", default=1, show_default=True, type=click.IntRange(1, 256), help="Processes on the port.")
-@click.option("--insecure-listen", is_flag=True, help="Listen beyond loopback, although there is no authentication.")
+@click.option(
+    "--auth",
+    default="auto",
+    show_default=True,
+    type=click.Choice([each.value for each in Authentication]),
+    help="Whether requests need an access key; auto: beyond loopback.",
+)
+@click.option("--insecure-listen", is_flag=True, help="Listen beyond loopback without authentication.")
 @click.option("--log-level", default="info", show_default=True, type=click.Choice([each.value for each in LogLevel]))
 @click.option("--log-format", default="auto", show_default=True, type=click.Choice([each.value for each in LogFormat]))
 @click.option("--json", "as_json", is_flag=True, help="Say where it listens as one JSON object on standard output.")
@@ -64,6 +73,7 @@ def serve(  # noqa: PLR0917 -- one parameter for each option
     port: int,
     partitions: int | None,
     workers: int,
+    auth: str,
     insecure_listen: bool,  # noqa: FBT001 -- click's way of handing flags over
     log_level: str,
     log_format: str,
@@ -72,11 +82,15 @@ def serve(  # noqa: PLR0917 -- one parameter for each option
     """Run the store with its data in DIRECTORY (or --data), which is created where it does not exist."""
     if directory is not None and data is not None:
         raise click.UsageError("give the data directory once: as DIRECTORY or as --data")
-    refuse_beyond_loopback(host, is_allowed=insecure_listen, how="--insecure-listen")
+    authentication = Authentication(auth)
+    # Said before a data directory is made; whether there is a key is seen when it is open.
+    is_open(host, authentication, is_insecure=insecure_listen, how="--insecure-listen")
     log = LogSettings(LogLevel(log_level), LogFormat(log_format))
     configure_logs(log)
     folder = directory or data or Path("ambry-data")
-    options = ServeOptions(folder, host, port, partitions, workers, log, as_json, time.monotonic())
+    options = ServeOptions(
+        folder, host, port, partitions, workers, authentication, insecure_listen, log, as_json, time.monotonic()
+    )
     run(lambda: _serve(options))
 
 
@@ -97,9 +111,13 @@ async def _serve(options: ServeOptions) -> None:
             watch_connections(node_server, metrics)
             stack.push_async_callback(node_server.stop, _GRACE_S)
             _, node_port = await node_server.start(_LOOPBACK, 0)
-        settings = embedded_settings(registry.folder, options.host, options.port, options.workers, options.log)
+        settings = replace(
+            embedded_settings(registry.folder, options.host, options.port, options.workers, options.log),
+            authentication=options.authentication,
+            insecure_listen=options.insecure_listen,
+        )
         workers = Workers(_worker_arguments(settings, registry, node_port), options.workers - 1)
-        job = FrontendJob(settings, registry.cluster_map, registry.datacentre, registry.secret)
+        job = embedded_job(settings, registry.cluster_map, registry.secret, registry.folder)
         port = await start_http(job, {node.name: datanode}, node.name, metrics, workers, stack)
         _say_ready(options, registry, port)
         await stop.wait()
@@ -110,6 +128,7 @@ def _worker_arguments(settings: FrontendSettings, registry: EmbeddedRegistry, no
     # No secret on the command line, where everybody can read it: the worker reads the registry's.
     return [
         *("worker", "--data", str(registry.folder), "--node-port", str(node_port), "--host", settings.host),
+        *("--auth", settings.authentication.value, *(["--insecure-listen"] if settings.insecure_listen else [])),
         *("--log-level", settings.log.level, "--log-format", settings.log.format),
     ]
 

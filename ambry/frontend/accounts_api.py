@@ -9,13 +9,19 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from typing import Any, Final, TypeAlias
 
+from aiohttp import web
+
 from ambry.access.accounts import Account, Container, parse_account_change, parse_container_change
 from ambry.access.keys import Right, parse_key_request
 from ambry.access.snapshot import Caller, Snapshot
 from ambry.errors import BadRequest, Forbidden, NoSuchAccount
+from ambry.frontend import answers
 from ambry.frontend.access import ACCOUNT_HEADER, CONTAINER_HEADER
+from ambry.frontend.answers import JSON_TYPE
+from ambry.frontend.call import Call, Methods, Operation, RequestBody, Route, let_continue
+from ambry.frontend.connection import BodyResponse, Services
 from ambry.frontend.directory import Directory
-from ambry.limits import CONTAINER_LIST_ITEMS_MAX
+from ambry.limits import CONTAINER_LIST_ITEMS_MAX, JSON_BODY_BYTES_MAX
 
 Document: TypeAlias = dict[str, Any]
 AccountsOperation: TypeAlias = Callable[[Caller, Mapping[str, str], bytes], Awaitable[Document]]
@@ -26,40 +32,71 @@ _KEY_HEADER: Final = "x-ambry-key-id"
 
 
 class AccountsApi:
-    """The operations, by path and method. `snapshot` gives the one of this moment."""
+    """The operations, by path and method."""
 
-    __slots__ = ("_directory", "_snapshot")
+    __slots__ = ("_services",)
 
-    def __init__(self, directory: Directory, snapshot: Callable[[], Snapshot]) -> None:
-        self._directory = directory
-        self._snapshot = snapshot
+    def __init__(self, services: Services) -> None:
+        self._services = services
 
-    def operations(self) -> dict[str, dict[str, tuple[str, AccountsOperation]]]:
-        """Path, method, name in the metrics, operation."""
+    def routes(self) -> dict[str, Methods]:
+        """Path to method to operation."""
         return {
             "/accounts": {
-                "GET": ("get_accounts", self._get_accounts),
-                "POST": ("change_accounts", self._post_accounts),
-                "DELETE": ("delete_account", self._delete_account),
+                "GET": self._route("get_accounts", self._get_accounts),
+                "POST": self._route("change_accounts", self._post_accounts),
+                "DELETE": self._route("delete_account", self._delete_account),
             },
             "/accounts/containers": {
-                "GET": ("get_containers", self._get_containers),
-                "POST": ("change_containers", self._post_containers),
-                "DELETE": ("delete_container", self._delete_container),
+                "GET": self._route("get_containers", self._get_containers),
+                "POST": self._route("change_containers", self._post_containers),
+                "DELETE": self._route("delete_container", self._delete_container),
             },
             "/accounts/keys": {
-                "GET": ("get_keys", self._get_keys),
-                "POST": ("make_key", self._post_key),
-                "DELETE": ("remove_key", self._delete_key),
+                "GET": self._route("get_keys", self._get_keys),
+                "POST": self._route("make_key", self._post_key),
+                "DELETE": self._route("remove_key", self._delete_key),
             },
         }
+
+    def _route(self, label: str, operation: AccountsOperation) -> Route:
+        return Route(label, self._answering(operation))
+
+    def _answering(self, operation: AccountsOperation) -> Operation:
+        """An operation on documents as one on requests."""
+
+        async def answer(call: Call) -> web.StreamResponse:
+            let_continue(call.request)
+            body = await self._body(call)
+            document = await operation(call.caller, call.request.headers, body)
+            text = json.dumps(document).encode() + b"\n"
+            now_ms = self._services.clock.now_ms()
+            return BodyResponse(answers.text_answer(200, text, JSON_TYPE, now_ms, call.request_id))
+
+        return answer
+
+    async def _body(self, call: Call) -> bytes:
+        """All of a body of JSON. Raises TooLarge."""
+        source = RequestBody(call.request, self._services, JSON_BODY_BYTES_MAX)
+        pieces = []
+        while piece := await source.read():
+            pieces.append(piece)
+        return b"".join(pieces)
+
+    @property
+    def _snapshot(self) -> Snapshot:
+        return self._services.access.snapshot
+
+    @property
+    def _directory(self) -> Directory:
+        return self._services.directory
 
     # --- accounts ----------------------------------------------------------------------------------------------
 
     async def _get_accounts(self, caller: Caller, headers: Mapping[str, str], body: bytes) -> Document:
         """One account by name or number, or all that the caller may change."""
         del body
-        snapshot = self._snapshot()
+        snapshot = self._snapshot
         if ACCOUNT_HEADER in headers or _ACCOUNT_ID_HEADER in headers:
             found = [self._account(caller, headers)]
         else:
@@ -74,14 +111,14 @@ class AccountsApi:
         caller.admit_over(None, Right.ADMIN)
         changes = [parse_account_change(each) for each in _list(body, "accounts")]
         changed = await self._directory.change_accounts(caller, changes)
-        return {"accounts": [_shown(self._snapshot(), account, hides=False) for account in changed]}
+        return {"accounts": [_shown(self._snapshot, account, hides=False) for account in changed]}
 
     async def _delete_account(self, caller: Caller, headers: Mapping[str, str], body: bytes) -> Document:
         """It is closed at once; its data go over time, and then its name is free."""
         del body
         caller.admit_over(None, Right.ADMIN)
         closed = await self._directory.close_account(caller, self._account(caller, headers))
-        return {"accounts": [_shown(self._snapshot(), closed, hides=False)]}
+        return {"accounts": [_shown(self._snapshot, closed, hides=False)]}
 
     # --- containers --------------------------------------------------------------------------------------------
 
@@ -90,7 +127,7 @@ class AccountsApi:
         if CONTAINER_HEADER in headers:
             return {"containers": [self._container(caller, headers).as_json()]}
         account = self._account(caller, headers)
-        return {"containers": [each.as_json() for each in self._snapshot().containers_of(account.number)]}
+        return {"containers": [each.as_json() for each in self._snapshot.containers_of(account.number)]}
 
     async def _post_containers(self, caller: Caller, headers: Mapping[str, str], body: bytes) -> Document:
         account = self._account(caller, headers)
@@ -107,7 +144,7 @@ class AccountsApi:
 
     async def _get_keys(self, caller: Caller, headers: Mapping[str, str], body: bytes) -> Document:
         del body
-        keys = self._snapshot().keys.values()
+        keys = self._snapshot.keys.values()
         if ACCOUNT_HEADER in headers or _ACCOUNT_ID_HEADER in headers:
             number = self._account(caller, headers).number
             keys_of = [key for key in keys if key.account == number]
@@ -132,7 +169,7 @@ class AccountsApi:
         key_id = headers.get(_KEY_HEADER)
         if key_id is None:
             raise BadRequest(f"{_KEY_HEADER} says which key", field=_KEY_HEADER)
-        key = self._snapshot().keys.get(key_id)
+        key = self._snapshot.keys.get(key_id)
         if key is None:
             caller.admit_over(None, Right.ADMIN)
             raise NoSuchAccount("no such key")
@@ -144,7 +181,7 @@ class AccountsApi:
 
     def _account(self, caller: Caller, headers: Mapping[str, str]) -> Account:
         """The account that headers name, by someone who may change it. Raises Forbidden, NoSuchAccount, BadRequest."""
-        snapshot = self._snapshot()
+        snapshot = self._snapshot
         account: Account | None
         name, number = headers.get(ACCOUNT_HEADER), headers.get(_ACCOUNT_ID_HEADER)
         if name is not None:
@@ -162,7 +199,7 @@ class AccountsApi:
 
     def _container(self, caller: Caller, headers: Mapping[str, str]) -> Container:
         account = self._account(caller, headers)
-        container = self._snapshot().by_name.get((account.name, headers.get(CONTAINER_HEADER, "")))
+        container = self._snapshot.by_name.get((account.name, headers.get(CONTAINER_HEADER, "")))
         if container is None:
             raise NoSuchAccount(f"no such container; {CONTAINER_HEADER} says which")
         return container

@@ -11,6 +11,7 @@ from typing import Final
 
 from aiohttp import web_server
 
+from ambry.access.keys import Masters
 from ambry.clock import Clock
 from ambry.cluster.map import ClusterMap
 from ambry.config import FrontendSettings
@@ -18,6 +19,7 @@ from ambry.errors import CannotStart
 from ambry.frontend.access import Access
 from ambry.frontend.chance import Chance
 from ambry.frontend.connection import Connection, HttpServer, Services
+from ambry.frontend.directory import Directory
 from ambry.frontend.fast_lane import FastConnection
 from ambry.frontend.native import NativeApi
 from ambry.frontend.operations import Operations
@@ -32,6 +34,7 @@ from ambry.limits import (
 )
 from ambry.logs import get_logger
 from ambry.metrics import Metrics
+from ambry.names.sql import Database
 from ambry.protocol.datanode import Datanode
 
 _log = get_logger(__name__)
@@ -53,21 +56,32 @@ class Frontend:
         metrics: Metrics,
         settings: FrontendSettings,
         node: str,
+        masters: Masters | None = None,
         access: Access | None = None,
+        database: Database | None = None,
         connection_class: type[Connection] = FastConnection,
     ) -> None:
-        """Without `access` nobody is asked who he is, and there is the default account only."""
+        """Without `access` nobody is asked who he is; without `database` there is the default account only.
+
+        `masters` are what `access` checks signatures with.
+        """
         chance = Chance()
         self.operations = Operations(
             cluster_map=cluster_map, datacentre=datacentre, datanodes=datanodes, clock=clock, chance=chance
         )
-        self.services = Services(self.operations, metrics, RequestIds(chance), clock, node, access or Access(clock))
+        access = access or Access(clock, masters=masters)
+        directory = Directory(access, database, masters, clock, chance.token)
+        self.services = Services(self.operations, metrics, RequestIds(chance), clock, node, access, directory, database)
         self._tls = _tls_context(settings)
         self._connection_class = connection_class
         self._server: HttpServer | None = None
         self._listener: asyncio.Server | None = None
         self._watch: asyncio.Task[None] | None = None
         _watch_operations(metrics, self.operations)
+
+    async def load(self) -> None:
+        """Load accounts and keys, and follow them. Raises NameStoreUnavailable."""
+        await self.services.directory.start()
 
     async def start(self, host: str, port: int, *, reuse_port: bool = False) -> tuple[str, int]:
         """Listen; the address that was taken, where port 0 is replaced. Raises CannotStart for a port in use."""
@@ -100,6 +114,7 @@ class Frontend:
             self._watch.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._watch
+        await self.services.directory.stop()
         await self.operations.close(max(deadline - asyncio.get_running_loop().time(), 0.1))
         self._server = self._listener = self._watch = None
 

@@ -20,11 +20,13 @@ from ambry.clock import Clock
 from ambry.errors import AmbryError, BadRequest, HeadersTooLarge, Overloaded
 from ambry.frontend.access import Access
 from ambry.frontend.answers import REASONS, Answer, error_answer, status_of
+from ambry.frontend.directory import Directory
 from ambry.frontend.operations import Operations
 from ambry.frontend.request_id import RequestIds
 from ambry.limits import HTTP_BODY_IDLE_MS, HTTP_CONNECTIONS_MAX
 from ambry.logs import get_logger
 from ambry.metrics import OTHER, Metrics
+from ambry.names.sql import Database
 
 _log = get_logger(__name__)
 
@@ -45,6 +47,9 @@ class Services:
     clock: Clock
     node: str
     access: Access
+    directory: Directory
+    database: Database | None = None
+    """The name store; None where the operator gave none."""
     is_stopping: bool = False
 
 

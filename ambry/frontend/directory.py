@@ -7,8 +7,8 @@ go on, changes are refused. Every change leaves a line in the log named `audit`:
 
 import asyncio
 import contextlib
+import json
 from collections.abc import Callable, Iterable
-from typing import Final
 
 from ambry.access.accounts import Account, AccountChange, Container, ContainerChange, Status
 from ambry.access.keys import (
@@ -20,7 +20,7 @@ from ambry.access.keys import (
     NewKey,
     make_key,
 )
-from ambry.access.snapshot import Caller
+from ambry.access.snapshot import Caller, Snapshot
 from ambry.clock import Clock
 from ambry.errors import AmbryError, NameStoreUnavailable, NoSuchAccount
 from ambry.frontend.access import Access
@@ -32,8 +32,6 @@ from ambry.names.sql import Database, Session
 _log = get_logger(__name__)
 _audit = get_logger("audit")
 
-AUDIT: Final = "audit"
-
 
 class Directory:
     """The accounts of one process: reads by snapshot, changes through the name store."""
@@ -41,9 +39,14 @@ class Directory:
     __slots__ = ("_access", "_clock", "_database", "_is_behind", "_masters", "_random", "_watch")
 
     def __init__(
-        self, access: Access, database: Database | None, masters: Masters, clock: Clock, random: Callable[[int], bytes]
+        self,
+        access: Access,
+        database: Database | None,
+        masters: Masters | None,
+        clock: Clock,
+        random: Callable[[int], bytes],
     ) -> None:
-        """Without a database there is the default account only, and nothing can be changed."""
+        """Without a database there is the default account only, and nothing can be changed; without masters, no key."""
         self._access = access
         self._database = database
         self._masters = masters
@@ -101,7 +104,9 @@ class Directory:
         listed = tuple(changes)
         now_ms = self._clock.now_ms()
         changed = await self._changeable().write(lambda session: accounts.change_accounts(session, listed, now_ms))
-        for account in changed:
+        for account, change in zip(changed, listed, strict=True):
+            for inner in change.containers:
+                _record(caller, "container changed", account=account.number, name=inner.name, policy=dict(inner.policy))
             _record(caller, "account changed", account=account.number, name=account.name, status=account.status.value,
                     version=account.snapshot_version)  # fmt: skip
         await self.refresh()
@@ -148,8 +153,10 @@ class Directory:
 
     async def make_key(self, caller: Caller, request: KeyRequest) -> NewKey:
         """A new key. Raises NoSuchAccount for names that are not known."""
-        made = new_key(self._access, self._masters, request, self._random, self._clock.now_ms())
-        await self._changeable().write(lambda session: accounts.add_key(session, made.key))
+        database = self._changeable()
+        assert self._masters is not None
+        made = new_key(self._access.snapshot, self._masters, request, self._random, self._clock.now_ms())
+        await database.write(lambda session: accounts.add_key(session, made.key))
         _record(caller, "key made", key_id=made.key.key_id, **_rights_of(made))
         await self.refresh()
         return made
@@ -166,10 +173,9 @@ class Directory:
 
 
 def new_key(
-    access: Access, masters: Masters, request: KeyRequest, random: Callable[[int], bytes], now_ms: int
+    snapshot: Snapshot, masters: Masters, request: KeyRequest, random: Callable[[int], bytes], now_ms: int
 ) -> NewKey:
     """The key that a request asks for, with numbers in place of names. Raises NoSuchAccount."""
-    snapshot = access.snapshot
     account: int | None = None
     grants: list[Grant] = []
     if request.account_name is not None:
@@ -203,4 +209,6 @@ def _rights_of(made: NewKey) -> dict[str, object]:
 
 
 def _record(caller: Caller, what: str, **facts: object) -> None:
-    _audit.info(what, actor=caller.name, **facts)
+    _audit.info(what, actor=caller.name, **{
+        name: json.dumps(value) if isinstance(value, dict | list) else value for name, value in facts.items()
+    })  # fmt: skip

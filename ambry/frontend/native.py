@@ -25,6 +25,7 @@ from ambry.errors import (
 )
 from ambry.frontend import answers, conditions
 from ambry.frontend.access import admit_upload, check_secure_path
+from ambry.frontend.accounts_api import AccountsApi
 from ambry.frontend.answers import Answer, Headers
 from ambry.frontend.call import (
     Call,
@@ -83,6 +84,7 @@ class NativeApi:
             "/healthCheck": {"GET": health, "HEAD": health},
             "/metrics": {"GET": metrics, "HEAD": metrics},
             "/signedUrl": {"GET": signed_url},
+            **AccountsApi(services).routes(),
         }
         self._blob: Methods = {
             "GET": Route("get_blob", self._get_blob, Right.READ),

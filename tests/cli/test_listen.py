@@ -4,7 +4,8 @@ import socket
 
 import pytest
 
-from ambry.cli.listen import bind, check_free, port_of, refuse_beyond_loopback
+from ambry.cli.listen import bind, check_free, is_beyond_loopback, is_open, port_of, refuse_without_keys
+from ambry.config import Authentication
 from ambry.errors import CannotStart
 
 
@@ -44,19 +45,37 @@ def test_a_port_may_be_taken_again_at_once() -> None:
     close(again)
 
 
-@pytest.mark.parametrize("host", ["127.0.0.1", "127.8.9.1", "localhost"])
-def test_loopback_needs_no_permission(host: str) -> None:
-    refuse_beyond_loopback(host, is_allowed=False, how="--x")
+LOOPBACK = ["127.0.0.1", "127.8.9.1", "localhost"]
+BEYOND = ["0.0.0.0", "10.1.2.3", "::"]
+
+
+@pytest.mark.parametrize("host", LOOPBACK)
+def test_on_loopback_nobody_is_asked_unless_it_is_wanted(host: str) -> None:
+    assert not is_beyond_loopback(host)
+    assert is_open(host, Authentication.AUTO, is_insecure=False, how="--x")
+    assert is_open(host, Authentication.OFF, is_insecure=False, how="--x")
+    assert not is_open(host, Authentication.REQUIRED, is_insecure=False, how="--x")
     sockets = bind(host, 0)
     assert port_of(sockets) > 0
     close(sockets)
 
 
-@pytest.mark.parametrize("host", ["0.0.0.0", "10.1.2.3", "::"])
-def test_beyond_loopback_must_be_asked_for(host: str) -> None:
-    with pytest.raises(CannotStart, match=r"no authentication yet.*--insecure-listen"):
-        refuse_beyond_loopback(host, is_allowed=False, how="--insecure-listen")
-    refuse_beyond_loopback(host, is_allowed=True, how="--insecure-listen")
+@pytest.mark.parametrize("host", BEYOND)
+def test_beyond_loopback_everybody_is_asked_unless_it_is_said_in_so_many_words(host: str) -> None:
+    assert is_beyond_loopback(host)
+    assert not is_open(host, Authentication.AUTO, is_insecure=False, how="--x")
+    assert not is_open(host, Authentication.REQUIRED, is_insecure=True, how="--x")
+    assert is_open(host, Authentication.AUTO, is_insecure=True, how="--x")
+    assert is_open(host, Authentication.OFF, is_insecure=True, how="--x")
+    with pytest.raises(CannotStart, match=r"authentication is off.*--insecure-listen"):
+        is_open(host, Authentication.OFF, is_insecure=False, how="--insecure-listen")
+
+
+def test_where_everybody_is_asked_there_must_be_a_key() -> None:
+    refuse_without_keys("0.0.0.0", 0, is_open=True, how="--x")
+    refuse_without_keys("0.0.0.0", 1, is_open=False, how="--x")
+    with pytest.raises(CannotStart, match=r"ambry key create.*--insecure-listen"):
+        refuse_without_keys("0.0.0.0", 0, is_open=False, how="--insecure-listen")
 
 
 def test_an_address_that_is_none_is_named() -> None:

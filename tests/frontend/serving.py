@@ -9,6 +9,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ambry.access.keys import Masters
 from ambry.clock import ManualClock
 from ambry.cluster.map import ClusterMap, Datacentre, Disk, Node, Partition, Replica, ReplicaState
 from ambry.config import FrontendSettings
@@ -21,6 +22,7 @@ from ambry.frontend.operations import Operations
 from ambry.frontend.put import Cut
 from ambry.limits import GIB, MIB
 from ambry.metrics import Metrics
+from ambry.names.sql import Database
 from tests.memory_datanode import MemoryDatanode
 
 default_connection: ContextVar[type[Connection]] = ContextVar("default_connection", default=Connection)
@@ -141,6 +143,8 @@ async def serving(
     budget: TransferBudget | None = None,
     connection_class: type[Connection] | None = None,
     access: Callable[[ManualClock], Access] | None = None,
+    masters: Masters | None = None,
+    database: Database | None = None,
 ) -> AsyncIterator[Serving]:
     """A frontend on a port of the system's choice. Afterwards every byte of its budget must have come back."""
     datanodes = make_nodes(nodes)
@@ -154,13 +158,16 @@ async def serving(
         metrics=metrics,
         settings=FrontendSettings(cluster_map=Path("map.toml"), datacentre="here"),
         node="frontend-1",
+        masters=masters,
         access=access(clock) if access is not None else None,
+        database=database,
         connection_class=connection_class or default_connection.get(),
     )
     if cut is not None or budget is not None:
         frontend.operations = frontend.services.operations = make_operations(
             datanodes, clock=clock, cut=cut, budget=budget, cluster_map=make_map(nodes=nodes)
         )
+    await frontend.load()
     host, port = await frontend.start("127.0.0.1", 0)
     run = Serving(frontend, datanodes, clock, metrics, host, port)
     try:

@@ -206,7 +206,7 @@ def test_keys_come_back_as_they_were_made_and_end(store_url: str) -> None:
             expires_ms=99, description="of the operator",
         ).key  # fmt: skip
         for key in (KEY, operators):
-            await database.write(lambda session, key=key: accounts.add_key(session, key))  # type: ignore[misc] # as above
+            await database.write(lambda session, key=key: accounts.add_key(session, key))  # type: ignore[misc] # as above: a default of a lambda
         assert set((await read(database)).keys) == {KEY, operators}
         await database.write(lambda session: accounts.remove_key(session, KEY.key_id))
         assert (await read(database)).keys == (operators,)
