@@ -50,6 +50,9 @@ SEGMENT_BYTES_DEFAULT: Final = 256 * MIB
 SEGMENT_PREALLOCATE_BYTES: Final = 16 * MIB
 """Space is reserved this far ahead of a log's end, so that the file system hands out long extents."""
 
+OPEN_SEGMENTS_MAX: Final = 4096
+"""Files of one disk that are kept open, and at most half of what the process may have; others open when used."""
+
 SEGMENT_TAIL_BYTES_MAX: Final = 256 * KIB
 """Records of one log that wait in memory for their write, when the journal has them; written together then."""
 

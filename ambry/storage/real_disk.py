@@ -13,6 +13,7 @@ import ctypes
 import errno
 import fcntl
 import os
+import resource
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,8 +21,9 @@ from pathlib import Path
 from typing import Final
 
 from ambry.errors import AmbryError, DirectoryInUse, DirectoryUnusable, DiskFull, DiskUnavailable
-from ambry.limits import KIB, MIB
+from ambry.limits import KIB, MIB, OPEN_SEGMENTS_MAX
 from ambry.storage.disk import Buffer
+from ambry.storage.open_files import Descriptor, OpenFiles
 
 IOV_MAX: Final = 1024
 """Pieces of one pwritev. Linux refuses more; POSIX guarantees 16, every system we know has 1024."""
@@ -75,11 +77,11 @@ def _errors_of(what: str) -> Iterator[None]:
 
 
 class RealFile:
-    """An open file. Threads may share it, except that nobody may use it while another closes it."""
+    """A file that is open while it is used (`open_files`). Threads may share it, until one of them closes it."""
 
     __slots__ = ("_descriptor", "_path", "_sync_failed", "_sync_lock")
 
-    def __init__(self, descriptor: int, path: str) -> None:
+    def __init__(self, descriptor: Descriptor, path: str) -> None:
         self._descriptor = descriptor
         self._path = path
         self._sync_failed = False
@@ -87,49 +89,52 @@ class RealFile:
 
     def pread(self, size: int, offset: int) -> bytes:
         """Up to `size` bytes; fewer only at the end of the file. Raises DiskUnavailable."""
-        try:
-            data = os.pread(self._descriptor, size, offset)
+        with self._used("read of") as number:
+            data = os.pread(number, size, offset)
             while 0 < len(data) < size:
-                more = os.pread(self._descriptor, size - len(data), offset + len(data))
+                more = os.pread(number, size - len(data), offset + len(data))
                 if not more:
                     break
                 data += more
-        except OSError as error:
-            raise _translated(error, f"read of {self._path}") from error
         return data
 
     def pread_now(self, size: int, offset: int) -> Buffer | None:
         """Exactly `size` bytes from the page cache, or None when that would block or the file is shorter."""
+        if not _RWF_NOWAIT or not _preadv:
+            return None
+        number = self._descriptor.take_now()
+        if number < 0:
+            return None
         data = bytearray(size)
         try:
-            count = _preadv(self._descriptor, (data,), offset, _RWF_NOWAIT) if _RWF_NOWAIT and _preadv else -1
+            count = _preadv(number, (data,), offset, _RWF_NOWAIT)
         except BlockingIOError:
             return None
         except OSError as error:
             if error.errno in _UNSUPPORTED:
                 return None
             raise _translated(error, f"read of {self._path}") from error
+        finally:
+            self._descriptor.leave()
         return data if count == size else None
 
     def pwrite(self, pieces: Sequence[Buffer], offset: int) -> None:
         """Write all pieces one after the other. Raises DiskFull or DiskUnavailable; then any part may be written."""
-        try:
+        with self._used("write to", changes=True) as number:
             if len(pieces) == 1:
                 # A small record of its own: half of the time above the system call went into the general case.
                 piece = pieces[0]
-                count = os.pwrite(self._descriptor, piece, offset)
+                count = os.pwrite(number, piece, offset)
                 if count < len(piece):
-                    self._write_rest(bytes(piece), count, offset)
+                    _write_rest(number, bytes(piece), count, offset)
                 return
             for first in range(0, len(pieces), IOV_MAX):
                 some = pieces[first : first + IOV_MAX]
                 size = sum(map(len, some))
-                count = os.pwritev(self._descriptor, some, offset)
+                count = os.pwritev(number, some, offset)
                 if count < size:
-                    self._write_rest(b"".join(some), count, offset)
+                    _write_rest(number, b"".join(some), count, offset)
                 offset += size
-        except OSError as error:
-            raise _translated(error, f"write to {self._path}") from error
 
     def write_out(self, pieces: Sequence[Buffer], offset: int) -> None:
         """As pwrite, in parts that the disk begins to take while the next one is copied. Durable only after `sync`."""
@@ -138,14 +143,9 @@ class RealFile:
             size = sum(map(len, part))
             if _sync_file_range is not None and size >= WRITE_OUT_BYTES_MIN:
                 # A hint: what comes of it, the sync that follows will say.
-                _sync_file_range(self._descriptor, offset, size, _SYNC_FILE_RANGE_WRITE)
+                with self._used("write to") as number:
+                    _sync_file_range(number, offset, size, _SYNC_FILE_RANGE_WRITE)
             offset += size
-
-    def _write_rest(self, data: bytes, count: int, offset: int) -> None:
-        """A short write (a signal, or more than 2 GiB) goes on where it stopped; a full disk raises then."""
-        rest = memoryview(data)
-        while count < len(data):
-            count += os.pwrite(self._descriptor, rest[count:], offset + count)
 
     def sync(self) -> None:
         """Make everything written so far durable, the size included. Raises DiskUnavailable, then always."""
@@ -153,39 +153,61 @@ class RealFile:
         with self._sync_lock:
             if self._sync_failed:
                 raise DiskUnavailable(f"an earlier sync of {self._path} failed; what it holds is not known")
-            if self._descriptor < 0:
-                raise DiskUnavailable(f"sync of {self._path}: the file is closed")
+            number = self._descriptor.take()
             try:
-                _fdatasync(self._descriptor)
+                # Before the sync, which does not cover what is written while it runs.
+                self._descriptor.is_unsynced = False
+                _fdatasync(number)
             except OSError as error:
                 self._sync_failed = True
                 raise DiskUnavailable(f"sync of {self._path}: {error.strerror}") from error
+            finally:
+                self._descriptor.leave()
 
     def size(self) -> int:
         """Bytes of the file."""
-        with _errors_of(f"size of {self._path}"):
-            return os.fstat(self._descriptor).st_size
+        with self._used("size of") as number:
+            return os.fstat(number).st_size
 
     def truncate(self, size: int) -> None:
         """Cut or extend with zeros. Durable only after `sync`."""
-        with _errors_of(f"truncation of {self._path}"):
-            os.ftruncate(self._descriptor, size)
+        with self._used("truncation of", changes=True) as number:
+            os.ftruncate(number, size)
 
     def reserve(self, offset: int, size: int) -> None:
         """Reserve space without changing the size, where the file system can; otherwise nothing. Raises DiskFull."""
         if _fallocate is None or size <= 0:
             return
-        if _fallocate(self._descriptor, _FALLOC_FL_KEEP_SIZE, offset, size) != 0:
-            code = ctypes.get_errno()
-            if code not in _UNSUPPORTED:
-                raise _translated(OSError(code, os.strerror(code)), f"reservation in {self._path}")
+        with self._used("reservation in") as number:
+            if _fallocate(number, _FALLOC_FL_KEEP_SIZE, offset, size) != 0:
+                code = ctypes.get_errno()
+                if code not in _UNSUPPORTED:
+                    raise OSError(code, os.strerror(code))
 
     def close(self) -> None:
         """Close without a sync. Closing twice is harmless."""
-        descriptor, self._descriptor = self._descriptor, -1
-        if descriptor >= 0:
-            with _errors_of(f"close of {self._path}"):
-                os.close(descriptor)
+        with _errors_of(f"close of {self._path}"):
+            self._descriptor.close()
+
+    @contextlib.contextmanager
+    def _used(self, what: str, *, changes: bool = False) -> Iterator[int]:
+        number = self._descriptor.take()
+        try:
+            yield number
+        except OSError as error:
+            raise _translated(error, f"{what} {self._path}") from error
+        finally:
+            if changes:
+                # Afterwards: a sync beside the change may have begun before it.
+                self._descriptor.is_unsynced = True
+            self._descriptor.leave()
+
+
+def _write_rest(number: int, data: bytes, count: int, offset: int) -> None:
+    """A short write (a signal, or more than 2 GiB) goes on where it stopped; a full disk raises then."""
+    rest = memoryview(data)
+    while count < len(data):
+        count += os.pwrite(number, rest[count:], offset + count)
 
 
 def _parts(pieces: Sequence[Buffer]) -> Iterator[list[Buffer]]:
@@ -213,6 +235,7 @@ class RealDisk:
     def __init__(self, root: Path | str) -> None:
         self._root = Path(root).absolute()
         self._lock_descriptor = -1
+        self._files = OpenFiles(min(OPEN_SEGMENTS_MAX, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2))
         self._runners = ThreadPoolExecutor(RUN_THREADS, thread_name_prefix="disk")
         if not self._root.exists():
             raise DirectoryUnusable(f"{self._root} does not exist")
@@ -260,12 +283,12 @@ class RealDisk:
     def open(self, path: str) -> RealFile:
         """Open an existing file for reading and writing. Raises FileNotFoundError."""
         with _errors_of(f"open of {path}"):
-            return RealFile(os.open(self._full(path), os.O_RDWR), path)
+            return self._file(path, os.O_RDWR)
 
     def create(self, path: str) -> RealFile:
         """Create an empty file; FileExistsError when there is one. Its name is durable after `sync_folder`."""
         with _errors_of(f"creation of {path}"):
-            return RealFile(os.open(self._full(path), os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644), path)
+            return self._file(path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
 
     def replace(self, path: str, data: bytes) -> None:
         """Put a small file in place as a whole, durably: write, sync, rename, sync the folder."""
@@ -274,7 +297,7 @@ class RealDisk:
         with _errors_of(f"replacement of {path}"):
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(temporary)
-            file = RealFile(os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644), path)
+            file = self._file(path + TEMPORARY_SUFFIX, os.O_RDWR | os.O_CREAT | os.O_EXCL)
             try:
                 file.pwrite([data], 0)
                 # Sync the file before its name: a durable name for an empty file would look like lost data.
@@ -315,7 +338,7 @@ class RealDisk:
     def sync_folder(self, folder: str) -> None:
         """Make the names in a folder durable."""
         with _errors_of(f"sync of folder {folder or '.'}"):
-            descriptor = os.open(self._full(folder), os.O_RDONLY | getattr(os, "O_DIRECTORY", 0))
+            descriptor = self._files.open(self._full(folder), os.O_RDONLY | getattr(os, "O_DIRECTORY", 0))
             try:
                 os.fsync(descriptor)
             finally:
@@ -337,6 +360,10 @@ class RealDisk:
         with _errors_of("free space"):
             stat = os.statvfs(self._root)
         return stat.f_bavail * stat.f_frsize
+
+    def _file(self, path: str, flags: int) -> RealFile:
+        full = self._full(path)
+        return RealFile(Descriptor(self._files, full, self._files.open(full, flags)), path)
 
     def _full(self, path: str) -> str:
         assert not path.startswith("/")

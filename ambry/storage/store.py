@@ -324,10 +324,17 @@ class DiskStore:
         for _ in range(_MOVES_PER_READ_MAX):
             entry = checked_entry(self._index.get(blob_key(request.blob_id)), request, replica)
             segment = replica.segments.get(entry.segment)
-            if segment is not None:
+            if segment is None:
+                continue
+            try:
                 answer = read_record(replica, segment, entry, request, segment.file.pread)
-                assert answer is not None
-                return answer
+            except DiskUnavailable:
+                if replica.segments.get(entry.segment) is segment:
+                    raise
+                # Compaction moved the blob and removed the file meanwhile.
+                continue
+            assert answer is not None
+            return answer
         raise CorruptRecord("the index points to a segment that is not there", partition=replica.partition)
 
     def changes(self, request: ChangesRequest) -> ChangesAnswer:

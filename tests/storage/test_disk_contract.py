@@ -13,7 +13,7 @@ import pytest
 
 from ambry.errors import DirectoryInUse, DirectoryUnusable, DiskFull, DiskUnavailable
 from ambry.storage.disk import Disk, File
-from ambry.storage.real_disk import IOV_MAX, TEMPORARY_SUFFIX, RealDisk
+from ambry.storage.real_disk import IOV_MAX, TEMPORARY_SUFFIX, RealDisk, _write_rest
 from ambry.storage.sim_disk import SimDisk
 
 AnyDisk: TypeAlias = RealDisk | SimDisk
@@ -241,7 +241,8 @@ def test_a_full_real_disk_is_disk_full() -> None:
 def test_a_short_write_goes_on_where_it_stopped(tmp_path: Path) -> None:
     file = RealDisk(tmp_path).create("file")
     file.pwrite([b"abc"], 5)
-    file._write_rest(b"abcdefgh", 3, 5)
+    with file._used("write to", changes=True) as number:
+        _write_rest(number, b"abcdefgh", 3, 5)
     assert file.pread(100, 5) == b"abcdefgh"
     file.close()
 

@@ -1,0 +1,174 @@
+"""Descriptors of a disk's files: as many files as there are, and only so many of them open.
+
+A disk of 4 TB has 16 000 segments, and a process may have far fewer files open. So a file gives its descriptor up when
+nobody uses it and others want theirs, and opens it again with the next use. Never given up: a descriptor that a call is
+using, and one whose file has been written to since its last sync: only that one is sure to hear that a write failed.
+
+Which one goes: the files stand in a circle, each use marks its file, and a hand goes round that takes the first one
+without a mark and removes the others' (the clock of Corbató, 1968). Threads may share everything here.
+"""
+
+import contextlib
+import errno
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from ambry.errors import DiskUnavailable
+
+_NO_MORE: Final = frozenset({errno.EMFILE, errno.ENFILE})
+_GIVEN_UP_AT_ONCE: Final = 16
+"""Descriptors that are given up when the process or the machine has none left."""
+
+
+class OpenFiles:
+    """At most `files_max` descriptors that could be given up are open."""
+
+    def __init__(self, files_max: int) -> None:
+        self._files_max = files_max
+        self._lock = threading.Lock()
+        self._files: list[Descriptor] = []
+        self._hand = 0
+
+    @property
+    def count(self) -> int:
+        """Descriptors that are open."""
+        return len(self._files)
+
+    def open(self, path: str, flags: int, mode: int = 0o644) -> int:
+        """As os.open; when there are no descriptors left, some of ours are given up first. Raises OSError."""
+        while True:
+            try:
+                return os.open(path, flags, mode)
+            except OSError as error:
+                if error.errno not in _NO_MORE or not self._give_up(_GIVEN_UP_AT_ONCE):
+                    raise
+
+    def add(self, file: "Descriptor") -> None:
+        """A file has been opened; others may have to give theirs up."""
+        with self._lock:
+            self._files.append(file)
+            excess = len(self._files) - self._files_max
+        if excess > 0:
+            self._give_up(excess, spare=file)
+
+    def remove(self, file: "Descriptor") -> None:
+        """A file has been closed."""
+        with self._lock, contextlib.suppress(ValueError):
+            self._files.remove(file)
+
+    def _give_up(self, count: int, spare: "Descriptor | None" = None) -> int:
+        """Close up to `count` descriptors; how many were."""
+        given_up = 0
+        with self._lock:
+            # Twice round: the first time may only remove marks.
+            for _ in range(2 * len(self._files)):
+                if given_up >= count or not self._files:
+                    break
+                self._hand %= len(self._files)
+                file = self._files[self._hand]
+                if file is not spare and file.give_up():
+                    # Order does not matter in a circle.
+                    self._files[self._hand] = self._files[-1]
+                    self._files.pop()
+                    given_up += 1
+                else:
+                    self._hand += 1
+        return given_up
+
+
+class Descriptor:
+    """One file's descriptor, open or not. Raises DiskUnavailable when it cannot be opened again, or was closed."""
+
+    __slots__ = ("_busy", "_is_closed", "_is_marked", "_lock", "_number", "_path", "_pool", "is_unsynced")
+
+    def __init__(self, pool: OpenFiles, path: str, number: int) -> None:
+        self._pool = pool
+        self._path = path
+        self._number = number
+        self._lock = threading.Lock()
+        self._busy = 0
+        self._is_marked = True
+        self._is_closed = False
+        self.is_unsynced = False
+        """Written to since its last sync. Set by whoever has taken the number."""
+        pool.add(self)
+
+    @contextlib.contextmanager
+    def used(self) -> Iterator[int]:
+        """The descriptor's number, which stays good inside. May block to open the file again."""
+        number = self.take()
+        try:
+            yield number
+        finally:
+            self.leave()
+
+    def take(self) -> int:
+        """The number, good until `leave`. May block."""
+        with self._lock:
+            is_new = self._number < 0
+            if is_new:
+                self._open()
+            self._busy += 1
+            self._is_marked = True
+            number = self._number
+        if is_new:
+            self._pool.add(self)
+        return number
+
+    def take_now(self) -> int:
+        """The same without blocking; -1, and nothing to leave, when the file is not open or being opened."""
+        if self._is_closed:
+            raise self._closed()
+        if not self._lock.acquire(blocking=False):
+            return -1
+        try:
+            if self._number >= 0:
+                self._busy += 1
+                self._is_marked = True
+            return self._number
+        finally:
+            self._lock.release()
+
+    def leave(self) -> None:
+        """The number is not used any more by whoever took it."""
+        with self._lock:
+            self._busy -= 1
+
+    def give_up(self) -> bool:
+        """Close if nobody needs it; whether it was closed. Does not wait for anyone."""
+        if not self._lock.acquire(blocking=False):
+            return False
+        try:
+            if self._busy or self.is_unsynced or self._number < 0:
+                return False
+            if self._is_marked:
+                self._is_marked = False
+                return False
+            number, self._number = self._number, -1
+        finally:
+            self._lock.release()
+        os.close(number)
+        return True
+
+    def close(self) -> None:
+        """Close for good. Closing twice is harmless. Raises OSError."""
+        with self._lock:
+            self._is_closed = True
+            number, self._number = self._number, -1
+        self._pool.remove(self)
+        if number >= 0:
+            os.close(number)
+
+    def _open(self) -> None:
+        if self._is_closed:
+            raise self._closed()
+        try:
+            self._number = self._pool.open(self._path, os.O_RDWR)
+        except OSError as error:
+            raise DiskUnavailable(f"{Path(self._path).name} cannot be opened again: {error.strerror}") from error
+
+    def _closed(self) -> DiskUnavailable:
+        return DiskUnavailable(f"{Path(self._path).name}: the file is closed")
