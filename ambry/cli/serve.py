@@ -17,13 +17,14 @@ import click
 from ambry import __version__
 from ambry.cli.datanode import open_datanode, watch_connections
 from ambry.cli.frontend import embedded_job, embedded_settings, start_http
-from ambry.cli.listen import check_free, is_open
+from ambry.cli.listen import check_free, is_open, refuse_without_keys
 from ambry.cli.processes import Stop, Workers, configure_logs, run
 from ambry.cluster.embedded import EmbeddedRegistry
 from ambry.config import Authentication, FrontendSettings, LogFormat, LogLevel, LogSettings, StorageSettings
 from ambry.limits import GIB
 from ambry.logs import get_logger
 from ambry.metrics import Metrics
+from ambry.names.open import FILE_NAME
 from ambry.transport.server import DatanodeServer
 
 _log = get_logger(__name__)
@@ -83,11 +84,13 @@ def serve(  # noqa: PLR0917 -- one parameter for each option
     if directory is not None and data is not None:
         raise click.UsageError("give the data directory once: as DIRECTORY or as --data")
     authentication = Authentication(auth)
-    # Said before a data directory is made; whether there is a key is seen when it is open.
-    is_open(host, authentication, is_insecure=insecure_listen, how="--insecure-listen")
     log = LogSettings(LogLevel(log_level), LogFormat(log_format))
     configure_logs(log)
     folder = directory or data or Path("ambry-data")
+    opens = is_open(host, authentication, is_insecure=insecure_listen, how="--insecure-listen")
+    if not (folder / FILE_NAME).exists():
+        # Said before a data directory is made; in one that exists the keys are counted when it is open.
+        refuse_without_keys(host, 0, is_open=opens, how="--insecure-listen")
     options = ServeOptions(
         folder, host, port, partitions, workers, authentication, insecure_listen, log, as_json, time.monotonic()
     )
