@@ -73,6 +73,13 @@ class StorageSettings:
     expired_retention_ms: Annotated[int, Range(Unit.MS, 0, 3650 * 86_400_000)] = 86_400_000
     """An expired blob's bytes stay this long: more than any clock is wrong."""
 
+    sweep_interval_ms: Annotated[int, Range(Unit.MS, 60_000, 365 * 86_400_000)] = 86_400_000
+    """Between two passes of the sweeper, which collects chunks that no blob owns any more."""
+
+    sweep_percent_max: Annotated[int, Range(Unit.COUNT, 0, 100)] = 1
+    """A pass of the sweeper that would take more than this share of a partition's chunks takes none and raises an
+    alarm. Chunks of deleted blobs do not count."""
+
     compaction_bytes_per_s: Annotated[int, Range(Unit.BYTES, 0, 16 * GIB)] = 32 * MIB
     """Compaction reads at most this much of a disk in a second, and less while commits are slow; 0 turns it off."""
 

@@ -110,6 +110,15 @@ INDEX_CACHE_BYTES: Final = 64 * MIB
 INDEX_MEMTABLE_BYTES: Final = 16 * MIB
 """One memtable of one disk's index. A checkpoint flushes it, so it need not be large."""
 
+SWEEP_MARGIN_MS: Final = 86_400_000
+"""The sweeper waits this much longer than a deadline or a retention: far more than clocks differ."""
+
+SWEEP_ALWAYS_MAX: Final = 64
+"""Chunks that a pass may take whatever share of all they are: a store with few chunks is no cause for alarm."""
+
+SWEEP_UPLOADS_KNOWN_MAX: Final = 16 * KIB
+"""Uploads that a pass remembers; beyond it, it asks for their manifests again."""
+
 CHANGES_PER_PAGE_MAX: Final = 1000
 """Entries of one answer to `changes since`."""
 

@@ -1,5 +1,6 @@
 """`ambry datanode`: the disks of one node of a cluster map, behind the wire protocol. `check` looks at one offline."""
 
+import asyncio
 import contextlib
 from pathlib import Path
 
@@ -10,15 +11,18 @@ from ambry.cli import inspect as inspect_command
 from ambry.cli.admin import AdminServer
 from ambry.cli.listen import bind, port_of
 from ambry.cli.processes import Stop, configure_logs, run
-from ambry.cli.tls import node_server_context
+from ambry.cli.tls import node_client_context, node_server_context
 from ambry.clock import SystemClock
 from ambry.cluster.map import ClusterMap, Node
 from ambry.cluster.static_map import load_static_map
 from ambry.config import DatanodeSettings, StorageSettings, load, load_secret
 from ambry.datanode.local import LocalDatanode, Placement
+from ambry.datanode.sweeper import Sweeper
 from ambry.errors import AmbryError, BadConfiguration, CannotStart
 from ambry.logs import get_logger
 from ambry.metrics import Metrics
+from ambry.protocol.datanode import Datanode
+from ambry.transport.client import RemoteDatanode
 from ambry.transport.server import DatanodeServer
 
 _log = get_logger(__name__)
@@ -67,6 +71,33 @@ def watch_connections(server: DatanodeServer, metrics: Metrics) -> None:
     metrics.watch_gauge("ambry_node_connections", "Connections from other processes.", lambda: server.connections)
 
 
+def connect_peers(
+    cluster_map: ClusterMap,
+    local: LocalDatanode,
+    settings: DatanodeSettings,
+    secret: bytes,
+    stack: contextlib.AsyncExitStack,
+) -> dict[str, Datanode]:
+    """Every datanode of the map by its name, this one without a socket. Connections are made when they are needed."""
+    ssl = node_client_context(settings.node_tls) if settings.node_tls else None
+    peers: dict[str, Datanode] = {}
+    for peer in cluster_map.nodes.values():
+        if peer.name == settings.node:
+            peers[peer.name] = local
+            continue
+        remote = RemoteDatanode(peer.host, peer.port, peer.name, cluster_map.fingerprint, secret, settings.node, ssl)
+        stack.push_async_callback(remote.close)
+        peers[peer.name] = remote
+    return peers
+
+
+async def stopped(task: "asyncio.Task[None]") -> None:
+    """End a background task and wait for its end."""
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task
+
+
 async def _serve(settings: DatanodeSettings) -> None:
     stop = Stop()
     cluster_map = load_static_map(settings.cluster_map)
@@ -80,6 +111,10 @@ async def _serve(settings: DatanodeSettings) -> None:
     async with contextlib.AsyncExitStack() as stack:
         local = await open_datanode(cluster_map, node, settings.storage, metrics)
         stack.push_async_callback(local.close)
+        peers = connect_peers(cluster_map, local, settings, secret, stack)
+        sweeper = Sweeper(node.name, local, peers, lambda: cluster_map, settings.storage, SystemClock())
+        sweeper.watch(metrics)
+        stack.push_async_callback(stopped, asyncio.create_task(sweeper.run(), name="sweeper"))
         server = DatanodeServer(local, node.name, cluster_map.fingerprint, secret, ssl)
         watch_connections(server, metrics)
         stack.push_async_callback(server.stop, settings.shutdown_grace_ms / 1000)

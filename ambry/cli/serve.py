@@ -4,6 +4,7 @@ With --workers N, N - 1 more processes share the port; they reach the datanode o
 on a loopback port that only holders of the directory's secret can use.
 """
 
+import asyncio
 import contextlib
 import json
 import os
@@ -15,12 +16,14 @@ from typing import Final
 import click
 
 from ambry import __version__
-from ambry.cli.datanode import open_datanode, watch_connections
+from ambry.cli.datanode import open_datanode, stopped, watch_connections
 from ambry.cli.frontend import embedded_job, embedded_settings, start_http
 from ambry.cli.listen import check_free, is_open, refuse_without_keys
 from ambry.cli.processes import Stop, Workers, configure_logs, run
+from ambry.clock import SystemClock
 from ambry.cluster.embedded import EmbeddedRegistry
 from ambry.config import Authentication, FrontendSettings, LogFormat, LogLevel, LogSettings, StorageSettings
+from ambry.datanode.sweeper import Sweeper
 from ambry.limits import GIB
 from ambry.logs import get_logger
 from ambry.metrics import Metrics
@@ -107,6 +110,16 @@ async def _serve(options: ServeOptions) -> None:
         node = registry.node
         datanode = await open_datanode(registry.cluster_map, node, StorageSettings(), metrics)
         stack.push_async_callback(datanode.close)
+        sweeper = Sweeper(
+            node.name,
+            datanode,
+            {node.name: datanode},
+            lambda: registry.cluster_map,
+            StorageSettings(),
+            SystemClock(),
+        )
+        sweeper.watch(metrics)
+        stack.push_async_callback(stopped, asyncio.create_task(sweeper.run(), name="sweeper"))
         # Nobody connects to it where there are no workers; then it does not listen.
         node_server = DatanodeServer(datanode, node.name, registry.cluster_map.fingerprint, registry.secret)
         node_port = 0
