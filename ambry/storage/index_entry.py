@@ -194,7 +194,7 @@ def merge(entry: Entry | None, header: Header, key: bytes, place: Place) -> Entr
     """The entry after one more record, whichever of the blob's records were seen before.
 
     States are joined, the newest LSN wins, and a body stays where it was first put: a second put record of the same
-    bytes adds nothing.
+    bytes adds nothing, unless it is newer than all that is known; then it is a repair, and the first one is damaged.
     """
     has_body = header.kind is RecordKind.PUT
     if entry is None:
@@ -215,7 +215,7 @@ def merge(entry: Entry | None, header: Header, key: bytes, place: Place) -> Entr
     is_newer = header.lsn > entry.lsn
     # A put that compaction copied has the LSN of the blob's newest change, but keeps the time of its own creation.
     has_newer_time = is_newer or (header.lsn == entry.lsn and not has_body)
-    takes_place = not entry.has_body and (has_body or is_newer)
+    takes_place = (has_body or is_newer) if not entry.has_body else (has_body and is_newer)
     flags = entry.flags
     if has_body and takes_place:
         flags |= HAS_BODY

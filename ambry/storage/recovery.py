@@ -16,7 +16,7 @@ blobs (but for 6). Nothing acknowledged is lost, nothing deleted returns: the jo
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ambry.clock import Clock
 from ambry.config import StorageSettings
@@ -25,6 +25,7 @@ from ambry.storage.accounts import CONTAINER_PREFIX, SEGMENT_PREFIX, Accounts
 from ambry.storage.disk import Disk
 from ambry.storage.index import Index, IndexSource, pages
 from ambry.storage.index_entry import (
+    HAS_BODY,
     INDEX_VERSION,
     STATE_APPLIED,
     STATE_DISK,
@@ -36,11 +37,12 @@ from ambry.storage.index_entry import (
     encode_entry,
     end_lsn_key,
     merge,
+    repair_key,
 )
 from ambry.storage.journal import BODY_ELSEWHERE, Checkpoint, Group, GroupReader, Journal, JournalEntry
 from ambry.storage.journal import PATH as JOURNAL_PATH
 from ambry.storage.late_rows import LateRows, settle
-from ambry.storage.record import Header, decode_header, decode_meta
+from ambry.storage.record import Header, RecordKind, decode_header, decode_meta
 from ambry.storage.replica import Replica, open_replica, settle_ends
 from ambry.storage.replica_meta import (
     COUNTER_BITS,
@@ -238,23 +240,34 @@ class IndexUpdates:
         self._entries: dict[bytes, Entry] = {}
         self._changes: dict[bytes, bytes | None] = {}
         self._end_lsns: dict[int, int] = {}
+        self._damaged: set[bytes] = set()
 
     def __len__(self) -> int:
         return len(self._entries)
 
-    def add(self, partition: int, header: Header, blob_id: bytes, place: Place) -> None:
-        """One record."""
+    def add(self, partition: int, header: Header, blob_id: bytes, place: Place, *, is_damaged: bool = False) -> None:
+        """One record. A put whose body is damaged gives way to another put of its blob: the bytes came back later."""
         key = blob_key(blob_id)
         entry = self._entries.get(key)
         if entry is None:
             value = self._index.get(key)
             entry = decode_entry(value) if value is not None else None
-        merged = merge(entry, header, blob_id, place)
+        before = entry
+        if header.kind is RecordKind.PUT:
+            if is_damaged and (entry is None or not entry.has_body):
+                self._damaged.add(key)
+            elif key in self._damaged and not is_damaged and entry is not None:
+                self._damaged.remove(key)
+                before = replace(entry, flags=entry.flags & ~HAS_BODY)
+        merged = merge(before, header, blob_id, place)
         self._entries[key] = merged
         self._accounts.change(partition, entry, merged)
         if entry is not None and entry.lsn != merged.lsn:
             self._changes[change_key(partition, entry.lsn)] = None
         self._changes[change_key(partition, merged.lsn)] = key[5:]
+        if entry is not None and (merged.life & 1 or (merged.has_body and not entry.has_body)):
+            # The index may know of the hole, and not of its end.
+            self._changes[repair_key(key)] = None
         if partition not in self._end_lsns:
             stored = self._index.get(end_lsn_key(partition))
             self._end_lsns[partition] = int.from_bytes(stored or b"", "little")
@@ -300,7 +313,8 @@ def rebuild_index(
                 if isinstance(found, Damage):
                     yield partition, number, found
                 if found.header is not None:
-                    updates.add(partition, found.header, found.key, Place(number, found.offset))
+                    place, is_damaged = Place(number, found.offset), isinstance(found, Damage)
+                    updates.add(partition, found.header, found.key, place, is_damaged=is_damaged)
                     count += 1
                 if len(updates) >= _BATCH_RECORDS:
                     updates.write([])

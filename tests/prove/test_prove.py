@@ -1,12 +1,15 @@
 """A small share of every proof, so that none of them rots: the full runs are `make prove`."""
 
+import random
+
 import pytest
 
 from tests.prove.flips import prove_flips
 from tests.prove.fuzz import prove_fuzz
 from tests.prove.images import prove_images
-from tests.prove.machine import prove_machine
+from tests.prove.machine import EPISODE_STEPS, RULES, prove_machine
 from tests.prove.mutants import MUTANTS, ROOT, Mutant
+from tests.storage.test_store_machine import StoreMachine
 
 
 def test_a_second_of_images_holds_what_was_acknowledged() -> None:
@@ -28,10 +31,16 @@ def test_a_second_of_noise_is_answered_by_every_decoder() -> None:
     assert figures["executions"] >= 1000
 
 
-def test_a_round_of_the_machine_counts_its_steps() -> None:
-    figures = prove_machine(1, 0.0)
+def test_two_seconds_of_the_machine_are_clean() -> None:
+    figures = prove_machine(random.randrange(2**32), 2.0)
     assert isinstance(figures["steps"], int)
-    assert figures["steps"] > 100
+    assert figures["steps"] >= EPISODE_STEPS
+
+
+def test_the_machine_takes_every_rule() -> None:
+    rules = {name for name, method in vars(StoreMachine).items() if hasattr(method, "hypothesis_stateful_rule")}
+    assert len(rules) > 10
+    assert rules <= set(RULES)
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)

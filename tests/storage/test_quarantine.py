@@ -176,6 +176,46 @@ def test_an_index_made_anew_never_leads_to_wrong_bytes() -> None:
     assert _answer(world, 5) == world.models[0].get(GetRequest(blob_id(5), 0, WHOLE))
 
 
+def test_an_index_made_anew_prefers_the_repaired_bytes_to_the_damaged_ones() -> None:
+    world = _filled()
+    _flip(world, 5, 300)
+    assert _work(world, Peer(*PUTS)).figures.repairs == 1
+    world.crash()
+    world.discard_index()
+    world.open()
+    assert world.report.index_rebuilt
+    assert _answer(world, 5) == world.models[0].get(GetRequest(blob_id(5), 0, WHOLE))
+    world.check_accounts()
+
+
+def test_a_repair_that_the_index_forgot_is_redone() -> None:
+    """Whichever part of damage and repair the index knows of: the good bytes are found, and nobody waits for them."""
+    world = _filled()
+    _flip(world, 5, 300)
+    segment, _ = _place(world, 5)
+    segment.file.sync()
+    assert _work(world, Peer(*PUTS)).figures.repairs == 1
+    states = world.source.index.crash_states()
+    assert len(states) >= 3
+    for index in states:
+        left = world.left_with(world.disk, index)
+        left.open()
+        assert _answer(left, 5) == world.models[0].get(GetRequest(blob_id(5), 0, WHOLE))
+        assert left.store.repair_queue(9) == []
+        left.check_accounts()
+
+
+def test_a_death_that_the_index_forgot_takes_the_blob_from_the_repair_queue() -> None:
+    world = _filled()
+    _flip(world, 5, 300)
+    _work(world)
+    world.store.commit([update(blob_id(5), Change.DELETE)])
+    for index in world.source.index.crash_states():
+        left = world.left_with(world.disk, index)
+        left.open()
+        assert left.store.repair_queue(9) == []
+
+
 @pytest.mark.parametrize("at", [1606, 1614])
 def test_a_right_body_beside_a_damaged_vector_or_padding_is_written_anew(at: int) -> None:
     world = _filled()
