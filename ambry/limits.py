@@ -323,6 +323,18 @@ RECLAIM_QUEUE_MAX: Final = 64 * KIB
 NAME_BYTES_MAX: Final = 1024
 """A name, in bytes of UTF-8: as in S3."""
 
+NAME_LIST_COUNT_MAX: Final = 1000
+"""Entries of one page of a list: as in Ambry and in S3."""
+
+NAME_LIST_ROWS_MAX: Final = 20_000
+"""Rows that one page looks at; a page that meets many expired names ends early and has a token."""
+
+NAME_RETENTION_MS: Final = 7 * 86_400_000
+"""How long a version that was replaced or deleted can still be read: as long as a deleted blob can come back."""
+
+NAME_ORPHAN_AGE_MS: Final = 86_400_000
+"""A named blob that has no row after this long never gets one: far longer than any upload's last step."""
+
 NAME_QUEUE_JOBS_MAX: Final = 8 * KIB
 """Changes that wait for the name store of one process; one more is Overloaded."""
 

@@ -65,6 +65,7 @@ CREATE TABLE names (
     digest TEXT NOT NULL,
     details TEXT NOT NULL,
     passed_on BYTES NOT NULL,
+    source INT8 NOT NULL,
     arrived_ms INT8 NOT NULL
 );
 CREATE UNIQUE INDEX names_by_name ON names (account, container, name, version, datacentre, kind);
