@@ -360,6 +360,13 @@ NAME_CACHE_BYTES: Final = 16 * MIB
 """Page cache of one connection to an embedded name store: the upper levels of its trees, for tens of millions of
 names."""
 
+NAME_FOLD_ROWS: Final = 24 * KIB
+"""Rows that an embedded name store changes before its log is folded into its file: 64 MiB of log where names come in no
+order."""
+
+NAME_LOG_ROWS_MAX: Final = 8 * NAME_FOLD_ROWS
+"""Rows after which the writer itself folds a log that never came to rest: half a GiB."""
+
 NAME_MAPPED_BYTES: Final = 1 * GIB
 """How much of an embedded name store is mapped: pages that the system has cached are read without being copied."""
 

@@ -5,6 +5,10 @@ and commits once: with `synchronous=FULL` that is one sync of the write-ahead lo
 runs the next group gathers. Only after it is anyone answered. Several processes (`ambry serve --workers`) share the
 file: `BEGIN IMMEDIATE` lets one write at a time, and readers are never in the way.
 
+The write-ahead log is folded into the file by a thread of its own and seldom: names come in no order, so a page that
+was changed a hundred times is then written once, and nobody waits for it. Only if the log grows all the same, because
+writes never pause, the writer folds the rest itself.
+
 This module knows SQLite; it does not know what is in the tables.
 """
 
@@ -21,8 +25,10 @@ from typing import Any, Final, cast
 from ambry.errors import NameStoreUnavailable, Overloaded
 from ambry.limits import (
     NAME_CACHE_BYTES,
+    NAME_FOLD_ROWS,
     NAME_GROUP_JOBS_MAX,
     NAME_LOCK_WAIT_MS,
+    NAME_LOG_ROWS_MAX,
     NAME_MAPPED_BYTES,
     NAME_QUEUE_JOBS_MAX,
     NAME_READERS,
@@ -102,8 +108,12 @@ class SqliteDatabase:
         self._is_closing = False
         self._writer_connection = self._connect()
         self._readers = ThreadPoolExecutor(NAME_READERS, thread_name_prefix="names-read")
+        self._fold = threading.Event()
+        self._asked_at = self._folded_at = 0
         self._writer = threading.Thread(target=self._write_loop, name="names-write", daemon=True)
+        self._folder = threading.Thread(target=self._fold_loop, name="names-fold", daemon=True)
         self._writer.start()
+        self._folder.start()
 
     # --- reading -----------------------------------------------------------------------------------------------
 
@@ -156,6 +166,7 @@ class SqliteDatabase:
             if group:
                 self._write_group(group)
                 _answer(group)
+                self._watch_log()
 
     def _write_group(self, group: list[_Request]) -> None:
         """Run and commit a group. Afterwards every request has its outcome, and nothing half-done is left."""
@@ -193,6 +204,36 @@ class SqliteDatabase:
             request.outcome = (None, error)
         connection.execute("RELEASE job")
 
+    # --- folding the log into the file ---------------------------------------------------------------------------
+
+    def _watch_log(self) -> None:
+        """After a group: have the log folded when it has grown; do it here when it has grown far too much."""
+        changed = self._writer_connection.total_changes
+        if changed - self._folded_at >= NAME_LOG_ROWS_MAX:
+            with contextlib.suppress(sqlite3.Error):
+                self._writer_connection.execute("PRAGMA wal_checkpoint(RESTART)").fetchone()
+            self._folded_at = self._asked_at = changed
+        elif changed - self._asked_at >= NAME_FOLD_ROWS:
+            self._asked_at = changed
+            self._fold.set()
+
+    def _fold_loop(self) -> None:
+        connection = self._connect()
+        while True:
+            self._fold.wait()
+            if self._is_closing:
+                return
+            self._fold.clear()
+            before = self._writer_connection.total_changes
+            try:
+                _, in_log, folded = connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+            except sqlite3.Error as error:
+                _log.warning("the log of the name store was not folded", error=str(error))
+                continue
+            if in_log == folded:
+                # All of it: the next write begins the log again at its front.
+                self._folded_at = before
+
     # --- connections -------------------------------------------------------------------------------------------
 
     def _connect(self) -> sqlite3.Connection:
@@ -204,6 +245,7 @@ class SqliteDatabase:
             # A commit is durable when it returns; the log is folded into the file in the writer's pauses.
             connection.execute("PRAGMA journal_mode=WAL")
             connection.execute("PRAGMA synchronous=FULL")
+            connection.execute("PRAGMA wal_autocheckpoint=0")
             connection.execute(f"PRAGMA cache_size=-{NAME_CACHE_BYTES // 1024}")
             connection.execute(f"PRAGMA mmap_size={NAME_MAPPED_BYTES}")
             connection.execute("PRAGMA temp_store=MEMORY")
@@ -222,6 +264,8 @@ class SqliteDatabase:
 
     def _close(self) -> None:
         self._writer.join()
+        self._fold.set()
+        self._folder.join()
         self._readers.shutdown()
         for connection in self._connections:
             with contextlib.suppress(sqlite3.Error):
