@@ -150,7 +150,7 @@ def row_of(found: Row) -> NameRow:
 
 @value
 class Current:
-    """What a name stands for now."""
+    """What a name stands for at present."""
 
     version: int
     datacentre: int
