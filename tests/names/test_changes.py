@@ -3,7 +3,7 @@
 import asyncio
 import os
 import random
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
@@ -35,11 +35,11 @@ def key(name: bytes) -> Key:
     return Key(7, 8, name)
 
 
-def run(url: str, story: Callable[[Database], object]) -> None:
+def run(url: str, story: Callable[[Database], Awaitable[None]]) -> None:
     async def tell() -> None:
         database = open_database(url)
         try:
-            await story(database)  # type: ignore[misc] # a coroutine function
+            await story(database)
         finally:
             await database.close()
 
