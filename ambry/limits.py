@@ -335,6 +335,10 @@ NAME_RETENTION_MS: Final = 7 * 86_400_000
 NAME_ORPHAN_AGE_MS: Final = 86_400_000
 """A named blob that has no row after this long never gets one: far longer than any upload's last step."""
 
+NAME_CHECK_FIRST_BYTES: Final = 256 * KIB
+"""A named upload of this size is refused before its body is taken, where that can be seen; below it, the look would
+cost more than the body."""
+
 NAME_QUEUE_JOBS_MAX: Final = 8 * KIB
 """Changes that wait for the name store of one process; one more is Overloaded."""
 

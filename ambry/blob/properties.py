@@ -30,6 +30,9 @@ KEYS: Final = {
     "container_name": "c",
     "name": "n",
     "name_version": "v",  # [hybrid logical clock, datacentre]
+    "name_kind": "k",  # record about a name without a body: 2 delete marker, 3 purge of this version; absent: a put
+    "name_blob": "b",  # delete marker: binary id of the blob that the name passed on
+    "name_target": "w",  # delete marker: the name in the same container that has the blob from this version on
     "manifest_ids": "m",  # chunk only: binary ids that the upload reserved for its manifest
     "upload_id": "i",  # chunk only: 16 bytes
     "deadline_ms": "d",  # chunk only: the manifest is put before this moment or never
@@ -62,6 +65,9 @@ class Properties:
     container_name: str | None = None
     name: str | None = None
     name_version: tuple[int, int] | None = None
+    name_kind: int | None = None
+    name_blob: bytes | None = None
+    name_target: str | None = None
     manifest_ids: tuple[bytes, ...] = ()
     upload_id: bytes | None = None
     deadline_ms: int | None = None
@@ -129,9 +135,9 @@ def _is_count(value: object) -> bool:
 def _checked(name: str, value: Any) -> Any:
     """A value of the type that its field promises. Raises CorruptRecord."""
     match name:
-        case "size" | "deadline_ms" | "level":
+        case "size" | "deadline_ms" | "level" | "name_kind":
             good = _is_count(value)
-        case "upload_id":
+        case "upload_id" | "name_blob":
             good = isinstance(value, bytes)
         case "user_metadata":
             good = isinstance(value, dict) and all(isinstance(v, str) for pair in value.items() for v in pair)

@@ -17,7 +17,7 @@ from ambry.access.keys import Masters, masters_from
 from ambry.cli.listen import check_free, is_beyond_loopback, is_open, refuse_without_keys
 from ambry.cli.processes import Stop, Workers, configure_logs, parent_gone, run
 from ambry.cli.tls import node_client_context
-from ambry.clock import SystemClock
+from ambry.clock import Clock, SystemClock
 from ambry.cluster.embedded import DATACENTRE, read_registry
 from ambry.cluster.map import ClusterMap
 from ambry.cluster.static_map import load_static_map
@@ -34,9 +34,11 @@ from ambry.config import (
 from ambry.errors import BadConfiguration
 from ambry.frontend.access import Access
 from ambry.frontend.app import Frontend
+from ambry.frontend.chance import Chance
 from ambry.logs import get_logger
 from ambry.metrics import Metrics
-from ambry.names.open import open_database, sqlite_url
+from ambry.names.open import ensure_epoch, open_database, sqlite_url
+from ambry.names.sql import Database
 from ambry.protocol.datanode import Datanode
 from ambry.transport.client import RemoteDatanode
 
@@ -189,6 +191,18 @@ async def _start(job: FrontendJob, workers: Workers, stack: contextlib.AsyncExit
     return await start_http(job, datanodes, own_name, metrics, workers, stack)
 
 
+async def open_names(url: str | None, clock: Clock, stack: contextlib.AsyncExitStack) -> Database | None:
+    """The name store at `url`, open until `stack` unwinds. Raises CannotStart, NameStoreUnavailable."""
+    if url is None:
+        return None
+    # On a thread: a first start makes the tables, and a server may take its time.
+    database = await asyncio.to_thread(open_database, url)
+    stack.push_async_callback(database.close)
+    epoch = await ensure_epoch(database, lambda: Chance().token(8).hex(), clock.now_ms())
+    _log.info("name store is open", kind=database.dialect.value, epoch=epoch.number)
+    return database
+
+
 async def start_http(
     job: FrontendJob,
     datanodes: Mapping[str, Datanode],
@@ -202,10 +216,7 @@ async def start_http(
     clock = SystemClock()
     opens = is_open(settings.host, settings.authentication, is_insecure=settings.insecure_listen, how=job.how_insecure)
     masters = masters_of(settings, job.secret)
-    database = None
-    if job.name_store is not None:
-        database = await asyncio.to_thread(open_database, job.name_store)
-        stack.push_async_callback(database.close)
+    database = await open_names(job.name_store, clock, stack)
     server = Frontend(
         cluster_map=job.cluster_map,
         datacentre=job.datacentre,

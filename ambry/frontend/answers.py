@@ -7,6 +7,7 @@ request id are arguments. Messages of errors that are not the client's fault are
 """
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from email.utils import formatdate
 from functools import lru_cache
@@ -194,6 +195,15 @@ def blob_headers(
         ("x-ambry-ttl", _ttl(state, created_ms)),
         ("x-ambry-life-version", str(state.life // 2)),
     ]
+
+
+def named_headers(headers: Headers, lines: Iterable[tuple[str, str]]) -> Headers:
+    """Headers of a blob that was asked for by its name, which may stand for another one soon: caches have to ask."""
+    found = [
+        (name, "no-cache") if name == "Cache-Control" and value != "no-store" else (name, value)
+        for name, value in headers
+    ]
+    return [*found, *lines]
 
 
 def _cache_control(state: BlobState, now_ms: int) -> str:

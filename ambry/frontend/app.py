@@ -21,6 +21,7 @@ from ambry.frontend.chance import Chance
 from ambry.frontend.connection import Connection, HttpServer, Services
 from ambry.frontend.directory import Directory
 from ambry.frontend.fast_lane import FastConnection
+from ambry.frontend.named_operations import NamedOperations
 from ambry.frontend.native import NativeApi
 from ambry.frontend.operations import Operations
 from ambry.frontend.request_id import RequestIds
@@ -72,6 +73,8 @@ class Frontend:
         access = access or Access(clock, masters=masters)
         directory = Directory(access, database, masters, clock, chance.token)
         self.services = Services(self.operations, metrics, RequestIds(chance), clock, node, access, directory, database)
+        if database is not None:
+            self.services.names = NamedOperations(database, self.operations, clock, datacentre)
         self._tls = _tls_context(settings)
         self._connection_class = connection_class
         self._server: HttpServer | None = None

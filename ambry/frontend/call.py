@@ -41,6 +41,8 @@ class Call:
     """Whether it came through the operator's secure path."""
     container: Container = DEFAULT_CONTAINER
     """Of the blob in the path; the caller has the right that the operation needs."""
+    named_lines: tuple[tuple[str, str], ...] = ()
+    """For a blob that was asked for by its name: headers that say which one it is."""
 
     @property
     def blob_id(self) -> bytes:

@@ -147,6 +147,27 @@ def evaluate(headers: Mapping[str, str], etag: str, modified_s: int) -> Outcome:
     return Outcome.PROCEED
 
 
+def parse_etags(value: str | None, field: str, *, is_strong: bool) -> frozenset[str] | None:
+    """The entity tags of If-Match (strong) or If-None-Match, `*` as itself; None where there is no such header.
+
+    Raises BadRequest. A weak tag is never equal in the strong comparison, so it is left out there.
+    """
+    if value is None:
+        return None
+    if value.strip(" \t") == "*":
+        return frozenset({"*"})
+    found: set[str] = set()
+    at = 0
+    while at < len(value):
+        member = _ETAG_MEMBER.match(value, at)
+        if member is None:
+            raise BadRequest(f"{field} is no list of entity tags", field=field)
+        if not (is_strong and member[1]):
+            found.add(member[2])
+        at = member.end()
+    return frozenset(found)
+
+
 def range_applies(if_range: str | None, etag: str, modified_s: int) -> bool:
     """Whether a Range counts under this If-Range: only if it names this very blob. What cannot be read does not."""
     if if_range is None:

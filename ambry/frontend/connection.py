@@ -21,6 +21,7 @@ from ambry.errors import AmbryError, BadRequest, HeadersTooLarge, Overloaded
 from ambry.frontend.access import Access
 from ambry.frontend.answers import REASONS, Answer, error_answer, status_of
 from ambry.frontend.directory import Directory
+from ambry.frontend.named_operations import NamedOperations
 from ambry.frontend.operations import Operations
 from ambry.frontend.request_id import RequestIds
 from ambry.limits import HTTP_BODY_IDLE_MS, HTTP_CONNECTIONS_MAX
@@ -50,6 +51,8 @@ class Services:
     directory: Directory
     database: Database | None = None
     """The name store; None where the operator gave none."""
+    names: NamedOperations | None = None
+    """Operations on names, over that store."""
     is_stopping: bool = False
 
 
@@ -62,13 +65,15 @@ class ShortResponse(web.StreamResponse):
 class Connection(RequestHandler):
     """The protocol of one client connection."""
 
-    __slots__ = ("_progress", "_stuck_since", "is_awaiting_body", "received", "services")
+    __slots__ = ("_progress", "_stuck_since", "has_ended", "is_awaiting_body", "received", "services")
 
     def __init__(self, server: "HttpServer", **options: Any) -> None:  # noqa: ANN401 -- aiohttp's own, handed through
         super().__init__(server, **options)
         self.services = server.services
         self.received = 0
         self.is_awaiting_body = False
+        self.has_ended = False
+        """The client sends no more. Most have gone, some only say so and still wait for an answer."""
         self._progress = (0, 0)
         self._stuck_since: float | None = None
 
@@ -97,6 +102,7 @@ class Connection(RequestHandler):
 
     def eof_received(self) -> bool | None:  # type: ignore[override] # asyncio's own: true keeps the connection open
         """The client sends no more. What it asked for completely is answered before the connection closes."""
+        self.has_ended = True
         request = self._current_request
         if self.is_idle or (request is not None and not request.content.is_eof()) or self.ssl_context is not None:
             return None

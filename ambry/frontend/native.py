@@ -45,6 +45,8 @@ from ambry.frontend.connection import BodyResponse, Services
 from ambry.frontend.digests import DigestCheck, render_repr_digest
 from ambry.frontend.get import OpenBlob
 from ambry.frontend.headers import expiry, parse_put_headers, required_ttl
+from ambry.frontend.named import PREFIX as NAMED
+from ambry.frontend.named import Blobs, NamedApi
 from ambry.frontend.placement import OWNER_AT
 from ambry.frontend.policy import check_ttl, preflight_headers, with_policy
 from ambry.frontend.put import PutPlan
@@ -68,7 +70,7 @@ _CONDITIONS: Final = ("If-Match", "If-Unmodified-Since", "If-None-Match", "If-Mo
 class NativeApi:
     """The operations of the native API by path and method. `handle` is aiohttp's handler."""
 
-    __slots__ = ("_blob", "_fixed", "_of_blob", "_preflight_route", "_services")
+    __slots__ = ("_blob", "_fixed", "_named", "_of_blob", "_preflight_route", "_services")
 
     def __init__(self, services: Services) -> None:
         self._services = services
@@ -79,6 +81,7 @@ class NativeApi:
         user_metadata = Route("user_metadata", self._user_metadata, Right.READ)
         signed_url = Route("signed_url", self._signed_url)
         self._preflight_route = Route("preflight", self._preflight)
+        self._named = NamedApi(services, Blobs(self._get_blob, self._head_blob, self._put_plan))
         self._fixed: dict[str, Methods] = {
             "/": {"POST": put, "PUT": put},
             "/healthCheck": {"GET": health, "HEAD": health},
@@ -144,6 +147,8 @@ class NativeApi:
         subject = ""
         if request.method == "OPTIONS":
             return self._preflight_route, path
+        if path.startswith(NAMED):
+            return self._named.find(request.method, path)
         methods = self._fixed.get(path)
         if methods is None:
             subject, slash, rest = path[1:].partition("/")
@@ -399,7 +404,10 @@ def _ranges(call: Call, blob: OpenBlob, specs: tuple[conditions.RangeSpec, ...])
 
 
 def _blob_headers(call: Call, blob: OpenBlob, content_length: int) -> Headers:
-    return answers.blob_headers(blob.text_id, blob.created_ms, blob.state, call.now_ms, call.request_id, content_length)
+    headers = answers.blob_headers(
+        blob.text_id, blob.created_ms, blob.state, call.now_ms, call.request_id, content_length
+    )
+    return answers.named_headers(headers, call.named_lines) if call.named_lines else headers
 
 
 def _whole_headers(call: Call, blob: OpenBlob) -> Headers:
@@ -410,5 +418,6 @@ def _whole_headers(call: Call, blob: OpenBlob) -> Headers:
 def _not_modified(call: Call, blob: OpenBlob) -> web.StreamResponse:
     """304, with the headers of the 200 that caches want."""
     kept = {"Date", "Server", "x-ambry-request-id", "ETag", "Last-Modified", "Cache-Control"}
+    kept.update(name for name, _ in call.named_lines)
     headers = [line for line in _blob_headers(call, blob, 0) if line[0] in kept]
     return BodyResponse(Answer(304, with_policy(headers, call.container.policy)))

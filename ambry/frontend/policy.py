@@ -55,6 +55,9 @@ def _cached(name: str, value: str, policy: ContainerPolicy) -> tuple[str, str]:
     if not policy.cacheable:
         return name, _UNCACHED
     if policy.cache_ttl_s is not None:
+        if value == "no-cache":
+            # Read by its name, which may stand for something else soon; the container says how stale it may be.
+            return name, f"max-age={policy.cache_ttl_s}"
         seconds = min(int(value.removeprefix("max-age=")), policy.cache_ttl_s, CACHE_SECONDS_MAX)
         return name, f"max-age={seconds}"
     return name, value

@@ -159,10 +159,11 @@ def purge(session: Session, key: Key, version: tuple[int, int], record: bytes, n
     return found.blob_id if found.kind == RowKind.MARKER or owns_its_blob(found, rows) else None
 
 
-def move(session: Session, source: NameRow, target: Key, condition: Condition, now_ms: int) -> Moved:
+def move(session: Session, source: NameRow, target: Key, blob_id: bytes, condition: Condition, now_ms: int) -> Moved:
     """Give a name's blob another name: in one transaction the new name has it and the old one is gone.
 
-    `source` is the marker that is left, its version a proposal. Raises NameNotFound, NameExists, PreconditionFailed.
+    `source` is the marker that is left, its version a proposal; `blob_id` is what the marker's record says that the
+    name stands for. Raises NameNotFound, NameExists, PreconditionFailed also when that is no longer so.
     """
     assert source.kind == RowKind.MARKER
     assert (source.account, source.container) == (target.account, target.container)
@@ -173,6 +174,8 @@ def move(session: Session, source: NameRow, target: Key, condition: Condition, n
     current = read_current(session, source.key)
     if current is None or current.is_expired(now_ms):
         raise NameNotFound("there is nothing under the name that is to be moved")
+    if current.blob_id != blob_id:
+        raise PreconditionFailed("the name stands for another blob since it was looked up")
     condition.check_put(etags_of(read_current(session, target), now_ms))
     newest = [_newest(session, key) for key in (source.key, target)]
     version = max([source.version, *(one[0] + 1 for one in newest if one is not None)])
@@ -259,6 +262,11 @@ def read_current(session: Session, key: Key) -> Current | None:
 def read_all(session: Session, key: Key) -> list[NameRow]:
     """Every row of a name."""
     return [row_of(found) for found in session.rows(_ALL, _of(key))]
+
+
+def is_known(session: Session, key: Key) -> bool:
+    """Whether there is any row of this name."""
+    return _newest(session, key) is not None
 
 
 def find(session: Session, key: Key) -> Current:

@@ -38,6 +38,9 @@ PROPERTIES = st.builds(
     container_name=st.none() | TEXT,
     name=st.none() | TEXT,
     name_version=st.none() | st.tuples(COUNTS, COUNTS),
+    name_kind=st.none() | COUNTS,
+    name_blob=st.none() | st.binary(min_size=32, max_size=32),
+    name_target=st.none() | TEXT,
     manifest_ids=st.lists(st.binary(min_size=32, max_size=32), max_size=3).map(tuple),
     upload_id=st.none() | st.binary(min_size=16, max_size=16),
     deadline_ms=st.none() | COUNTS,
@@ -80,12 +83,12 @@ def test_any_bytes_are_properties_or_corrupt(data: bytes) -> None:
 
 WRONG_VALUES_BY_KEY: dict[str, tuple[Any, ...]] = {
     "z": (None, -1, 2**63, True, 1.0, "1", b"1", [], {}),
-    **dict.fromkeys("tefsoacn", (None, 1, b"x", [], {}, True)),
+    **dict.fromkeys("tefsoacnw", (None, 1, b"x", [], {}, True)),
     "u": (None, 1, [], {"a": 1}, {b"a": "a"}, {"a": b"b"}, {"a": {}}),
     "v": (None, 1, [1], [1, 2, 3], [1, -2], ["1", "2"], [True, 1], {}),
     "m": (None, 1, b"x", ["x"], [1], {}),
-    "i": (None, 1, "x", []),
-    **dict.fromkeys("dl", (None, -1, "x", True, 2**63)),
+    **dict.fromkeys("ib", (None, 1, "x", [])),
+    **dict.fromkeys("dlk", (None, -1, "x", True, 2**63)),
     "g": (None, 1, [], {"a": "b"}, {b"a": b"b"}),
     "r": (None, 1, "x", {}),
 }

@@ -355,7 +355,7 @@ def test_digests(field: str, algorithm: str, cut: Cut | None) -> None:
         ("GET", "/{id}/BlobInfo/more", 404, None),
         ("GET", "/a/b/c", 404, None),
         ("GET", "//", 404, None),
-        ("POST", "/named/a/b/c", 404, None),
+        ("POST", "/named/a/b/c", 405, "GET, HEAD, PUT, DELETE"),
     ],
 )
 def test_paths_and_methods(method: str, path: str, status: int, allow: str | None) -> None:

@@ -60,7 +60,7 @@ async def current(database: Database, name: bytes) -> Current | None:
 
 
 async def names(database: Database, **options: object) -> list[bytes]:
-    query = Query(7, 8, **options)  # type: ignore[arg-type] # as given
+    query = Query(7, 8, **options)  # type: ignore[arg-type] # as the test gives them
     return [entry.name for entry in (await database.read(lambda session: list_names(session, query, NOW))).entries]
 
 
@@ -185,7 +185,7 @@ def test_a_move_passes_the_blob_on_and_the_old_name_no_longer_owns_it(store_url:
         def move(source: bytes, target: bytes, condition: Condition = PLAIN) -> "asyncio.Future[changes.Moved]":
             marker = row(source, 9, kind=RowKind.MARKER)
             return asyncio.ensure_future(
-                database.write(lambda session: changes.move(session, marker, key(target), condition, NOW))
+                database.write(lambda session: changes.move(session, marker, key(target), blob(1), condition, NOW))
             )
 
         with pytest.raises(NameExists):
@@ -194,6 +194,8 @@ def test_a_move_passes_the_blob_on_and_the_old_name_no_longer_owns_it(store_url:
             await move(b"nothing", b"b")
         with pytest.raises(NotAllowed):
             await move(b"a", b"a")
+        with pytest.raises(PreconditionFailed):
+            await move(b"taken", b"c")
         moved = await move(b"a", b"b")
         assert moved.source.passed_on == moved.target.blob_id == blob(1)
         assert await names(database) == [b"b", b"taken"]
@@ -208,7 +210,8 @@ def test_a_move_passes_the_blob_on_and_the_old_name_no_longer_owns_it(store_url:
             await database.write(
                 lambda session: changes.purge(session, key(b"a"), (moved.source.version, 1), blob(10), NOW)
             )
-        await move(b"b", b"taken", UNCONDITIONAL)
+        moved = await move(b"b", b"taken", UNCONDITIONAL)
+        assert moved.target.blob_id == blob(1)
         assert await names(database) == [b"taken"]
 
     run(store_url, story)
@@ -266,8 +269,10 @@ def test_names_agree_with_a_model_whatever_is_done(store_url: str) -> None:
             elif what == "move":
                 other = chance.choice([b"a", b"b", b"e"])
                 marker = row(name, number, kind=RowKind.MARKER)
+                now = current_of(effective(rows))
+                moved_id = blob(0) if now is None else now.blob_id
                 moved = await database.write(
-                    lambda session: changes.move(session, marker, key(other), UNCONDITIONAL, NOW)
+                    lambda session: changes.move(session, marker, key(other), moved_id, UNCONDITIONAL, NOW)
                 )
                 rows.append(moved.source)
                 model.setdefault(other, []).append(moved.target)

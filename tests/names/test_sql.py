@@ -12,7 +12,7 @@ from ambry.names import schema
 from ambry.names.open import ensure_epoch, open_database
 from ambry.names.sql import Session
 from ambry.names.sqlite import SqliteDatabase
-from tests.names.postgres_server import fresh_database
+from tests.postgres_server import fresh_database
 
 
 def add(name: str) -> "Insert":

@@ -1,11 +1,11 @@
-"""What tests of the name store can ask for: a database of each kind."""
+"""What tests all over the tree can ask for: a name store of each kind."""
 
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.names.postgres_server import fresh_database, postgres_server
+from tests.postgres_server import fresh_database, postgres_server
 
 
 @pytest.fixture(scope="session")

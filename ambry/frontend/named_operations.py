@@ -1,0 +1,321 @@
+"""What a frontend does with named blobs, without HTTP: put, find, delete, purge, move, copy.
+
+A put stores the blob first, its properties saying account, container, name and version, and then writes the row: only
+the row makes the name visible, and a blob that does not get one is taken back here, or by the collector of orphans if
+this process dies in between. Changes without a blob (delete, purge, move) leave a zero-byte record of the same kind in
+the logs before their row, so that the logs alone tell the whole history of names.
+
+When the name store cannot say whether a row was written, the blob is left alone: it has a row, or the collector finds
+out after a day that it has none.
+"""
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, replace
+from typing import Final
+
+from ambry.access.accounts import Container
+from ambry.blob.blob_id import binary_from_text
+from ambry.blob.properties import Properties
+from ambry.blob.requests import Buffer
+from ambry.blob.state import NEVER
+from ambry.clock import Clock
+from ambry.errors import (
+    AmbryError,
+    BadRequest,
+    BlobDeleted,
+    BlobExpired,
+    BlobNotFound,
+    NameExpired,
+    NameNotFound,
+    NameStoreUnavailable,
+)
+from ambry.frontend.headers import GetOption
+from ambry.frontend.operations import Operations
+from ambry.frontend.put import PutPlan, Source
+from ambry.limits import NAME_CHECK_FIRST_BYTES
+from ambry.names import changes
+from ambry.names.changes import Condition
+from ambry.names.lists import Page, Query, VersionPage, list_names, list_versions
+from ambry.names.rows import Current, Key, NameRow, RowKind, Versions, effective
+from ambry.names.sql import FOREVER, Answer, Database, Job
+
+
+@dataclass(frozen=True, slots=True)
+class NamedBlob:
+    """What a name or one of its versions stands for."""
+
+    blob_id: bytes
+    version_text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Name:
+    """A name with its container."""
+
+    container: Container
+    name: bytes
+
+    @property
+    def key(self) -> Key:
+        """The same in the name store."""
+        return Key(self.container.account, self.container.number, self.name)
+
+    def properties(self, properties: Properties, version: tuple[int, int]) -> Properties:
+        """Properties of a record that belongs to this name."""
+        return replace(
+            properties,
+            account_name=self.container.account_name,
+            container_name=self.container.name,
+            name=self.name.decode("utf-8"),
+            name_version=version,
+        )
+
+
+class _Counted:
+    """A body that counts itself, and says at its end whether whoever sent it is still there."""
+
+    __slots__ = ("_source", "size")
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        self.size = 0
+
+    async def read(self) -> bytes:
+        """The next bytes."""
+        piece = await self._source.read()
+        self.size += len(piece)
+        return piece
+
+
+class _Nothing:
+    """The body of a zero-byte record."""
+
+    __slots__ = ()
+
+    async def read(self) -> bytes:
+        """The end."""
+        return b""
+
+
+_NOTHING: Final = _Nothing()
+
+
+class _Pieces:
+    """The bytes of a blob that is read, as the source of another one."""
+
+    __slots__ = ("_next",)
+
+    def __init__(self, following: Callable[[], Awaitable[Buffer]]) -> None:
+        self._next = following
+
+    async def read(self) -> bytes:
+        """The next piece; a copy, since the reader takes its own back."""
+        return bytes(await self._next())
+
+
+class NamedOperations:
+    """The operations of one frontend process on names."""
+
+    __slots__ = ("_clock", "_datacentre", "_operations", "database", "versions")
+
+    def __init__(self, database: Database, operations: Operations, clock: Clock, datacentre: int) -> None:
+        self.database = database
+        self._operations = operations
+        self._clock = clock
+        self._datacentre = datacentre
+        self.versions = Versions()
+
+    # --- put ---------------------------------------------------------------------------------------------------
+
+    async def put(
+        self, name: Name, source: Source, plan: PutPlan, condition: Condition, is_gone: Callable[[], bool]
+    ) -> NameRow:
+        """Store a body and let the name stand for it. Raises the errors of a put, NameExists, PreconditionFailed.
+
+        `is_gone` says, when the body is stored, whether the client has left; then nothing is visible and nothing stays.
+        """
+        if plan.size is None or plan.size >= NAME_CHECK_FIRST_BYTES:
+            # A body that would be refused afterwards is not worth taking.
+            await self._check_put(name.key, condition)
+        version = (self.versions.next(plan.created_ms), self._datacentre)
+        counted = _Counted(source)
+        plan = replace(plan, properties=name.properties(plan.properties, version), owner=name.container.owner)
+        blob_id = binary_from_text((await self._operations.put(counted, plan)).encode("ascii"))
+        if is_gone():
+            self._take_back(blob_id, plan.expires_at_ms)
+            raise BadRequest("the client closed the connection before the name was written", field="connection")
+        key = name.key
+        row = NameRow(
+            key.account,
+            key.container,
+            key.name,
+            *version,
+            RowKind.PUT,
+            blob_id,
+            counted.size,
+            plan.created_ms,
+            _row_expiry(plan.expires_at_ms),
+        )
+        return await self._write_put(row, condition, plan.expires_at_ms)
+
+    async def _write_put(self, row: NameRow, condition: Condition, expires_at_ms: int) -> NameRow:
+        """Write the row of a blob that was stored; without a row the blob is taken back."""
+        now_ms = self._clock.now_ms()
+        try:
+            written = await self.database.write(lambda session: changes.put(session, row, condition, now_ms))
+        except AmbryError as error:
+            if not isinstance(error, NameStoreUnavailable) or error.facts.get("is_certain"):
+                self._take_back(row.blob_id, expires_at_ms)
+            raise
+        self.versions.observe(written.version)
+        return written
+
+    async def _check_put(self, key: Key, condition: Condition) -> None:
+        now_ms = self._clock.now_ms()
+        current = await self.database.read(lambda session: changes.read_current(session, key))
+        condition.check_put(changes.etags_of(current, now_ms))
+
+    def _take_back(self, blob_id: bytes, expires_at_ms: int) -> None:
+        self._operations.reclaimer.add([blob_id], expires_at_ms)
+
+    # --- find --------------------------------------------------------------------------------------------------
+
+    async def find(self, key: Key, option: GetOption) -> NamedBlob:
+        """What a name stands for. Raises NameNotFound, NameDeleted, NameExpired."""
+        current = await self.database.read(lambda session: changes.find(session, key))
+        if current.is_expired(self._clock.now_ms()) and not option.includes_expired:
+            raise NameExpired("the name has expired")
+        return NamedBlob(current.blob_id, current.version_text)
+
+    async def find_version(self, key: Key, version: tuple[int, int]) -> NamedBlob:
+        """What one version of a name stands for. Raises NameNotFound, NameDeleted."""
+        row = await self.database.read(lambda session: changes.find_version(session, key, version))
+        return NamedBlob(row.blob_id, row.version_text)
+
+    async def list(self, query: Query) -> Page:
+        """A page of names."""
+        now_ms = self._clock.now_ms()
+        return await self.database.read(lambda session: list_names(session, query, now_ms))
+
+    async def versions_of(self, key: Key) -> VersionPage:
+        """All versions of one name, newest first."""
+        return VersionPage(effective(await self.database.read(lambda session: changes.read_all(session, key))), None)
+
+    async def list_versions(self, query: Query) -> VersionPage:
+        """A page of versions."""
+        return await self.database.read(lambda session: list_versions(session, query))
+
+    # --- changes without a body --------------------------------------------------------------------------------
+
+    async def delete(self, name: Name, condition: Condition) -> NameRow | None:
+        """Let a name be gone. What it stood for can still be read by its version, until its retention is over.
+
+        None: it was gone already. Raises NameNotFound, PreconditionFailed.
+        """
+        now_ms = self._clock.now_ms()
+        current = await self._current_or_deleted(name.key)
+        condition.check(changes.etags_of(current, now_ms))
+        if current is None:
+            return None
+        version = (max(self.versions.next(now_ms), current.version + 1), self._datacentre)
+        record = await self._put_record(name, Properties(0, name_kind=RowKind.MARKER), version)
+        marker = _marker(name.key, version, record, now_ms)
+        written = await self._write(lambda session: changes.delete(session, marker, condition, now_ms), record)
+        if written is None:
+            self._take_back(record, NEVER)
+        else:
+            self.versions.observe(written.version)
+        return written
+
+    async def purge(self, name: Name, version: tuple[int, int]) -> None:
+        """Take one version away for good, and delete its blob. Raises NameNotFound, NotAllowed."""
+        now_ms = self._clock.now_ms()
+        key = name.key
+        rows = await self.database.read(lambda session: changes.read_all(session, key))
+        if not any((row.version, row.datacentre) == version for row in rows):
+            raise NameNotFound("the name has no such version")
+        record = await self._put_record(name, Properties(0, name_kind=RowKind.PURGE), version)
+        freed = await self._write(lambda session: changes.purge(session, key, version, record, now_ms), record)
+        if freed is not None:
+            await self._delete_blob(freed)
+
+    async def move(self, source: Name, target: Name, condition: Condition) -> NameRow:
+        """Give what a name stands for another name of its container. Raises NameNotFound, NameExists, NotAllowed."""
+        now_ms = self._clock.now_ms()
+        current = await self._current_or_deleted(source.key)
+        if current is None or current.is_expired(now_ms):
+            raise NameNotFound("there is nothing under the name that is to be moved")
+        await self._check_put(target.key, condition)
+        version = (max(self.versions.next(now_ms), current.version + 1), self._datacentre)
+        properties = Properties(
+            0, name_kind=RowKind.MARKER, name_blob=current.blob_id, name_target=target.name.decode("utf-8")
+        )
+        record = await self._put_record(source, properties, version)
+        marker = _marker(source.key, version, record, now_ms)
+        moved = await self._write(
+            lambda session: changes.move(session, marker, target.key, current.blob_id, condition, now_ms), record
+        )
+        self.versions.observe(moved.target.version)
+        return moved.target
+
+    async def copy(
+        self, source: NamedBlob, target: Name, condition: Condition, expires_at_ms: int, is_gone: Callable[[], bool]
+    ) -> NameRow:
+        """Store the bytes of a blob once more, under another name: a copy is new bytes. Raises as get and put."""
+        operations = self._operations
+        blob = await operations.open(source.blob_id, GetOption.NONE, head_size=0)
+        reader = operations.reader(blob, 0, blob.size)
+        kept = blob.properties
+        properties = Properties(
+            0,
+            content_type=kept.content_type,
+            content_encoding=kept.content_encoding,
+            filename=kept.filename,
+            service_id=kept.service_id,
+            owner_id=kept.owner_id,
+            user_metadata=kept.user_metadata,
+        )
+        plan = PutPlan(properties, self._clock.now_ms(), expires_at_ms, blob.size)
+        try:
+            return await self.put(target, _Pieces(reader.next), plan, condition, is_gone)
+        finally:
+            await reader.close()
+
+    # --- steps -------------------------------------------------------------------------------------------------
+
+    async def _current_or_deleted(self, key: Key) -> Current | None:
+        """What a name stands for, None if it was deleted. Raises NameNotFound if it never was."""
+        found = await self.database.read(
+            lambda session: (changes.read_current(session, key), changes.is_known(session, key))
+        )
+        if not found[1]:
+            raise NameNotFound("there is nothing under this name")
+        return found[0]
+
+    async def _put_record(self, name: Name, properties: Properties, version: tuple[int, int]) -> bytes:
+        plan = PutPlan(name.properties(properties, version), self._clock.now_ms(), NEVER, 0, owner=name.container.owner)
+        return binary_from_text((await self._operations.put(_NOTHING, plan)).encode("ascii"))
+
+    async def _write(self, job: Job[Answer], record: bytes) -> Answer:
+        """Write what a zero-byte record says; where that surely did not happen, the record is taken back."""
+        try:
+            return await self.database.write(job)
+        except AmbryError as error:
+            if not isinstance(error, NameStoreUnavailable) or error.facts.get("is_certain"):
+                self._take_back(record, NEVER)
+            raise
+
+    async def _delete_blob(self, blob_id: bytes) -> None:
+        """Delete a blob that lost its owner; one that is gone already is fine."""
+        try:
+            await self._operations.delete(blob_id)
+        except (BlobNotFound, BlobDeleted, BlobExpired):
+            return
+
+
+def _marker(key: Key, version: tuple[int, int], record: bytes, now_ms: int) -> NameRow:
+    return NameRow(key.account, key.container, key.name, *version, RowKind.MARKER, record, 0, now_ms)
+
+
+def _row_expiry(expires_at_ms: int) -> int:
+    return min(expires_at_ms, FOREVER)
