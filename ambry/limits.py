@@ -335,6 +335,21 @@ NAME_RETENTION_MS: Final = 7 * 86_400_000
 NAME_ORPHAN_AGE_MS: Final = 86_400_000
 """A named blob that has no row after this long never gets one: far longer than any upload's last step."""
 
+NAME_UPKEEP_MS: Final = 60_000
+"""Between two rounds of upkeep of a name store."""
+
+NAME_LEASE_MS: Final = 10 * NAME_UPKEEP_MS
+"""How long a process that looks after a name store may be silent before another one does it."""
+
+NAME_COLLECT_ROWS: Final = 200
+"""Rows of names that are collected in one step: a few milliseconds of the store."""
+
+NAME_RECORDS_PER_PAGE: Final = 200
+"""Records whose properties are read in one step when logs are searched for names."""
+
+NAME_FEED_ROWS_MAX: Final = 1000
+"""Rows of one answer of the feed of names: 2 MiB where names are long."""
+
 NAME_CHECK_FIRST_BYTES: Final = 256 * KIB
 """A named upload of this size is refused before its body is taken, where that can be seen; below it, the look would
 cost more than the body."""

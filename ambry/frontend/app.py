@@ -22,6 +22,7 @@ from ambry.frontend.connection import Connection, HttpServer, Services
 from ambry.frontend.directory import Directory
 from ambry.frontend.fast_lane import FastConnection
 from ambry.frontend.named_operations import NamedOperations
+from ambry.frontend.named_upkeep import NamedUpkeep
 from ambry.frontend.native import NativeApi
 from ambry.frontend.operations import Operations
 from ambry.frontend.request_id import RequestIds
@@ -72,15 +73,39 @@ class Frontend:
         )
         access = access or Access(clock, masters=masters)
         directory = Directory(access, database, masters, clock, chance.token)
+        self.upkeep: NamedUpkeep | None = None
         self.services = Services(self.operations, metrics, RequestIds(chance), clock, node, access, directory, database)
         if database is not None:
             self.services.names = NamedOperations(database, self.operations, clock, datacentre)
+            self.upkeep = self._make_upkeep(database, datacentre, datanodes, node)
+            self.upkeep.watch(metrics)
+        self._upkeep_task: asyncio.Task[None] | None = None
         self._tls = _tls_context(settings)
         self._connection_class = connection_class
         self._server: HttpServer | None = None
         self._listener: asyncio.Server | None = None
         self._watch: asyncio.Task[None] | None = None
         _watch_operations(metrics, self.operations)
+
+    def _make_upkeep(
+        self, database: Database, datacentre: int, datanodes: Mapping[str, Datanode], node: str
+    ) -> NamedUpkeep:
+        services, operations = self.services, self.operations
+        return NamedUpkeep(
+            database=database,
+            operations=operations,
+            cluster_map=lambda: operations.cluster_map,
+            datacentre=datacentre,
+            datanodes=datanodes,
+            clock=services.clock,
+            # A process that comes back under the same name is another one.
+            holder=f"{node}-{operations.chance.token(8).hex()}",
+            versioned=lambda: [
+                (one.account, one.number)
+                for one in services.access.snapshot.containers.values()
+                if one.policy.versioning
+            ],
+        )
 
     async def load(self) -> None:
         """Load accounts and keys, and follow them. Raises NameStoreUnavailable."""
@@ -99,6 +124,8 @@ class Frontend:
             raise CannotStart(f"cannot listen on {host}:{port}: {error.strerror or error}") from error
         self._server = server
         self._watch = loop.create_task(self._watch_progress(), name="watch slow clients")
+        if self.upkeep is not None:
+            self._upkeep_task = loop.create_task(self.upkeep.run(), name="upkeep of names")
         address = self._listener.sockets[0].getsockname()
         _log.info("listening", host=address[0], port=address[1])
         return str(address[0]), int(address[1])
@@ -117,6 +144,10 @@ class Frontend:
             self._watch.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._watch
+        if self._upkeep_task is not None:
+            self._upkeep_task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._upkeep_task
         await self.services.directory.stop()
         await self.operations.close(max(deadline - asyncio.get_running_loop().time(), 0.1))
         self._server = self._listener = self._watch = None

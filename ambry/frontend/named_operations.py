@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from ambry.access.accounts import Container
-from ambry.blob.blob_id import binary_from_text
+from ambry.blob.blob_id import Kind, binary_from_text
 from ambry.blob.properties import Properties
 from ambry.blob.requests import Buffer
 from ambry.blob.state import NEVER
@@ -25,6 +25,7 @@ from ambry.errors import (
     BlobDeleted,
     BlobExpired,
     BlobNotFound,
+    DeadlineExceeded,
     NameExpired,
     NameNotFound,
     NameStoreUnavailable,
@@ -32,7 +33,7 @@ from ambry.errors import (
 from ambry.frontend.headers import GetOption
 from ambry.frontend.operations import Operations
 from ambry.frontend.put import PutPlan, Source
-from ambry.limits import NAME_CHECK_FIRST_BYTES
+from ambry.limits import NAME_CHECK_FIRST_BYTES, NAME_ORPHAN_AGE_MS, UPLOAD_DEADLINE_MS
 from ambry.names import changes
 from ambry.names.changes import Condition
 from ambry.names.lists import Page, Query, VersionPage, list_names, list_versions
@@ -144,6 +145,10 @@ class NamedOperations:
         if is_gone():
             self._take_back(blob_id, plan.expires_at_ms)
             raise BadRequest("the client closed the connection before the name was written", field="connection")
+        if self._clock.now_ms() - plan.created_ms > _row_deadline_ms(blob_id):
+            # The collector might already take the blob for an orphan.
+            self._take_back(blob_id, plan.expires_at_ms)
+            raise DeadlineExceeded("the upload took longer than a name waits for it")
         key = name.key
         row = NameRow(
             key.account,
@@ -315,6 +320,12 @@ class NamedOperations:
 
 def _marker(key: Key, version: tuple[int, int], record: bytes, now_ms: int) -> NameRow:
     return NameRow(key.account, key.container, key.name, *version, RowKind.MARKER, record, 0, now_ms)
+
+
+def _row_deadline_ms(blob_id: bytes) -> int:
+    """How long after the beginning of its upload a blob may get its row."""
+    is_composite = blob_id[1] == Kind.COMPOSITE
+    return NAME_ORPHAN_AGE_MS // 2 + (UPLOAD_DEADLINE_MS if is_composite else 0)
 
 
 def _row_expiry(expires_at_ms: int) -> int:

@@ -68,6 +68,11 @@ class Operations:
         self._means = replace(self._means, placement=self._placement)
 
     @property
+    def cluster_map(self) -> ClusterMap:
+        """The cluster map that is used at present."""
+        return self._placement.cluster_map
+
+    @property
     def is_writable(self) -> bool:
         """Whether the map has a partition that takes puts."""
         return bool(self._placement.writable)

@@ -120,6 +120,11 @@ class Placement:
         self.writable = cluster_map.writable_partitions(datacentre)
 
     @property
+    def cluster_map(self) -> ClusterMap:
+        """The cluster map behind the routes."""
+        return self._map
+
+    @property
     def map_version(self) -> int:
         """Version of the cluster map behind the routes."""
         return self._map.version
