@@ -9,7 +9,7 @@ from ambry.blob.blob_id import binary_from_text
 from ambry.errors import AmbryError, ConnectionLost
 from ambry.limits import NAME_LEASE_MS, NAME_ORPHAN_AGE_MS, NAME_RETENTION_MS
 from ambry.names.open import begin_epoch, ensure_epoch, open_database
-from ambry.names.sql import Database
+from ambry.names.sql import Database, Session
 from tests.frontend.serving import Serving, serving
 from tests.frontend.test_named import BASE, UPSERT, Failing, entries, live_bodies, put
 
@@ -137,10 +137,10 @@ def test_nothing_older_than_the_epoch_is_taken_for_an_orphan(store_url: str) -> 
         # The store is restored from a backup that does not know the name.
         now_ms = run.clock.now_ms()
 
-        def restore(session: object) -> None:
-            session.execute("DELETE FROM names")  # type: ignore[attr-defined] # a Session
-            session.execute("DELETE FROM current_names")  # type: ignore[attr-defined] # a Session
-            begin_epoch(session, "second", now_ms)  # type: ignore[arg-type] # a Session
+        def restore(session: Session) -> None:
+            session.execute("DELETE FROM names")
+            session.execute("DELETE FROM current_names")
+            begin_epoch(session, "second", now_ms)
 
         await database.write(restore)
         run.clock.advance(40 * NAME_ORPHAN_AGE_MS)
