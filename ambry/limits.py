@@ -294,6 +294,12 @@ PEER_PROBE_MS_MIN: Final = 200
 PEER_PROBE_MS_MAX: Final = 5_000
 """Longest time between two probes."""
 
+PUT_BURST_MAX: Final = 16
+"""Small puts one after the other that go to the same partition, if they come within PUT_BURST_S."""
+
+PUT_BURST_S: Final = 0.001
+"""A millisecond: about one turn of the event loop under load."""
+
 FULL_PARTITION_S: Final = 30
 """A partition whose put found no space is passed over for this long."""
 

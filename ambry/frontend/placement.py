@@ -16,7 +16,7 @@ from ambry.cluster.quorum import UNCOUNTED, write_quorum
 from ambry.errors import BadBlobId, Unavailable
 from ambry.frontend.chance import Chance
 from ambry.frontend.health import HedgeBudget, Peer
-from ambry.limits import FULL_PARTITION_S
+from ambry.limits import FULL_PARTITION_S, PUT_BURST_MAX, PUT_BURST_S
 from ambry.protocol.datanode import Datanode
 
 _KIND_AT: Final = 1
@@ -97,6 +97,9 @@ class Placement:
     """Routes under one cluster map, as seen from one datacentre."""
 
     __slots__ = (
+        "_burst",
+        "_burst_began",
+        "_burst_left",
         "_chance",
         "_datacentre",
         "_full_until",
@@ -117,6 +120,9 @@ class Placement:
         self._known: dict[bytes, Route] = {}
         self._prefixes: dict[tuple[int, Kind, bytes], bytes] = {}
         self._full_until: dict[int, float] = {}
+        self._burst = 0
+        self._burst_began = 0.0
+        self._burst_left = 0
         self.writable = cluster_map.writable_partitions(datacentre)
 
     @property
@@ -176,6 +182,20 @@ class Placement:
                 return others[chance.below(len(others))]
         return picked
 
+    def pick_in_burst(self, avoid: Collection[int], now: float) -> int:
+        """As `pick`, for small blobs: those that come within a millisecond share a partition, PUT_BURST_MAX of them.
+
+        A commit group then has a few long runs of records instead of as many runs as records. Over any longer time the
+        partitions get the same share as by `pick`.
+        """
+        if self._burst_left and not avoid and now - self._burst_began < PUT_BURST_S:
+            self._burst_left -= 1
+            return self._burst
+        picked = self.pick(avoid, now)
+        if not avoid:
+            self._burst, self._burst_began, self._burst_left = picked, now, PUT_BURST_MAX - 1
+        return picked
+
     def pick_group(self, size: int, now: float = 0.0) -> tuple[int, ...]:
         """Up to `size` different writable partitions, by chance. Raises Unavailable when there is none."""
         group: list[int] = []
@@ -186,6 +206,7 @@ class Placement:
     def refused(self, partition: int, now: float) -> None:
         """A put found no space there; others are tried first for a while."""
         self._full_until[partition] = now + FULL_PARTITION_S
+        self._burst_left = 0
 
     def _is_promising(self, partition: int, now: float) -> bool:
         if self._full_until and self._full_until.get(partition, 0.0) > now:

@@ -149,7 +149,7 @@ class SmallPut:
     def _try(self) -> None:
         placement = self._means.placement
         try:
-            partition = placement.pick(self._avoid, self._loop.time())
+            partition = placement.pick_in_burst(self._avoid, self._loop.time())
             self._blob_id = placement.mint(Kind.SIMPLE, partition, self._created_ms, self._owner)
             route = placement.route_of(self._blob_id)
         except AmbryError as error:

@@ -13,7 +13,7 @@ from ambry.frontend.chance import Chance
 from ambry.frontend.health import Peer
 from ambry.frontend.placement import Peers, Placement, kind_of
 from ambry.frontend.request_id import RequestIds
-from ambry.limits import GIB
+from ambry.limits import GIB, PUT_BURST_MAX, PUT_BURST_S
 from tests.frontend.serving import DATACENTRE, OTHER_DATACENTRE, FixedChance, make_map, make_nodes
 from tests.memory_datanode import MemoryDatanode
 
@@ -101,6 +101,33 @@ def test_picks_are_spread_and_avoid_what_failed() -> None:
     for size in (1, 3, 10):
         group = placement.pick_group(size)
         assert len(set(group)) == len(group) == min(size, 4)
+
+
+def test_small_puts_of_a_moment_share_a_partition_and_all_of_them_are_spread() -> None:
+    placement = Placement(make_map(partitions=4), DATACENTRE, Peers(make_nodes()), FixedChance())
+    bursts = []
+    for burst in range(2000):
+        began = burst * 1.0
+        picks = {placement.pick_in_burst((), began + place * PUT_BURST_S / 20) for place in range(PUT_BURST_MAX)}
+        assert len(picks) == 1
+        bursts += picks
+    counts = Counter(bursts)
+    assert set(counts) == {1, 2, 3, 4} and min(counts.values()) > 400
+
+
+def test_a_burst_of_puts_ends_with_its_number_its_time_and_with_a_refusal() -> None:
+    placement = Placement(make_map(partitions=64), DATACENTRE, Peers(make_nodes()), FixedChance())
+    many = [placement.pick_in_burst((), 1.0) for _ in range(50 * PUT_BURST_MAX)]
+    assert len(set(many)) > 10
+    late = [placement.pick_in_burst((), 2.0 + number * PUT_BURST_S) for number in range(200)]
+    assert len(set(late)) > 30
+    first = placement.pick_in_burst((), 9.0)
+    placement.refused(first, 9.0)
+    assert placement.pick_in_burst((), 9.0) != first
+    # Another try of a put goes elsewhere, and does not draw the others with it.
+    burst = placement.pick_in_burst((), 9.0)
+    assert placement.pick_in_burst((burst,), 9.0) != burst
+    assert placement.pick_in_burst((), 9.0) == burst
 
 
 def test_sealed_partitions_take_no_puts() -> None:
