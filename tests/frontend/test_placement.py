@@ -105,7 +105,7 @@ def test_picks_are_spread_and_avoid_what_failed() -> None:
 
 def test_small_puts_of_a_moment_share_a_partition_and_all_of_them_are_spread() -> None:
     placement = Placement(make_map(partitions=4), DATACENTRE, Peers(make_nodes()), FixedChance())
-    bursts = []
+    bursts: list[int] = []
     for burst in range(2000):
         began = burst * 1.0
         picks = {placement.pick_in_burst((), began + place * PUT_BURST_S / 20) for place in range(PUT_BURST_MAX)}
