@@ -70,7 +70,7 @@ def frontend(config: Path) -> None:
     """Run a frontend; config/frontend.toml shows every setting."""
     settings = load(config, FrontendSettings)
     configure_logs(settings.log)
-    job = _job_of(settings, config)
+    job = job_of(settings, config)
     more = Workers(["worker", "--config", str(config.absolute())], settings.workers - 1)
     run(lambda: _serve(job, more))
 
@@ -99,7 +99,7 @@ def worker(  # noqa: PLR0917 -- one parameter for each option
     """One more frontend process on a port; ends when its standard input does."""
     if config is not None:
         settings = replace(load(config, FrontendSettings), port=port, workers=_SEVERAL)
-        job = _job_of(settings, config)
+        job = job_of(settings, config)
     else:
         assert data is not None
         log = LogSettings(LogLevel(log_level), LogFormat(log_format))
@@ -126,7 +126,8 @@ def embedded_job(settings: FrontendSettings, cluster_map: ClusterMap, secret: by
     return FrontendJob(settings, cluster_map, DATACENTRE.number, secret, sqlite_url(data), "--insecure-listen")
 
 
-def _job_of(settings: FrontendSettings, config: Path) -> FrontendJob:
+def job_of(settings: FrontendSettings, config: Path) -> FrontendJob:
+    """The job of a frontend with settings of its own. Raises BadConfiguration."""
     cluster_map = load_static_map(settings.cluster_map)
     numbers = {each.name: each.number for each in cluster_map.datacentres.values()}
     if settings.datacentre not in numbers:
@@ -165,6 +166,18 @@ async def _work(job: FrontendJob) -> None:
 async def _start(job: FrontendJob, workers: Workers, stack: contextlib.AsyncExitStack) -> int:
     """Make connections to the datanodes of the map and listen, until `stack` unwinds. Returns the port."""
     own_name = f"frontend-{socket.gethostname()}-{os.getpid()}"
+    datanodes = connect_datanodes(job, own_name, stack)
+    metrics = Metrics()
+    metrics.watch_gauge(
+        "ambry_datanodes_connected",
+        "Datanodes that this frontend has a connection to.",
+        lambda: sum(datanode.is_connected for datanode in datanodes.values()),
+    )
+    return await start_http(job, datanodes, own_name, metrics, workers, stack)
+
+
+def connect_datanodes(job: FrontendJob, own_name: str, stack: contextlib.AsyncExitStack) -> dict[str, RemoteDatanode]:
+    """Connections to the datanodes of the map, made when they are needed, until `stack` unwinds."""
     ssl = node_client_context(job.settings.node_tls) if job.settings.node_tls else None
     datanodes = {
         node.name: RemoteDatanode(
@@ -182,13 +195,7 @@ async def _start(job: FrontendJob, workers: Workers, stack: contextlib.AsyncExit
     }
     for datanode in datanodes.values():
         stack.push_async_callback(datanode.close)
-    metrics = Metrics()
-    metrics.watch_gauge(
-        "ambry_datanodes_connected",
-        "Datanodes that this frontend has a connection to.",
-        lambda: sum(datanode.is_connected for datanode in datanodes.values()),
-    )
-    return await start_http(job, datanodes, own_name, metrics, workers, stack)
+    return datanodes
 
 
 async def open_names(url: str | None, clock: Clock, stack: contextlib.AsyncExitStack) -> Database | None:

@@ -23,6 +23,7 @@ _COMMANDS: Final = {
     "rm": ("ambry.cli.blobs", "Delete blobs."),
     "account": ("ambry.cli.account", "Make, show, change and delete accounts."),
     "container": ("ambry.cli.container", "Make, show, change and delete containers; their policy."),
+    "names": ("ambry.cli.names", "Back up, rebuild or migrate the name store."),
     "key": ("ambry.cli.key", "Make, list and remove access keys."),
 }
 """Command to module and to its line in the help; without a line, it is ours to call and is not shown.

@@ -5,7 +5,14 @@ import sys
 from collections.abc import Iterator
 
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 from rich.progress import Progress as Bars
 
 
@@ -38,16 +45,16 @@ class _Bar(Progress):
 
 
 @contextlib.contextmanager
-def progress_of(label: str, *, as_json: bool) -> Iterator[Progress]:
+def progress_of(label: str, *, as_json: bool, is_bytes: bool = True) -> Iterator[Progress]:
     """A bar on standard error while the block runs, if that is a terminal and nobody asked for JSON."""
     if as_json or not sys.stderr.isatty():
         yield Progress()
         return
+    counts = (DownloadColumn(binary_units=True), TransferSpeedColumn()) if is_bytes else (MofNCompleteColumn(),)
     bars = Bars(
         TextColumn("{task.description}"),
         BarColumn(),
-        DownloadColumn(binary_units=True),
-        TransferSpeedColumn(),
+        *counts,
         TimeRemainingColumn(),
         console=Console(stderr=True),
         transient=True,

@@ -122,6 +122,42 @@ def ensure_defaults(session: Session, now_ms: int) -> None:
     _raise_version(session)
 
 
+def restore_owner(session: Session, owner: tuple[int, int], names: tuple[str, str], now_ms: int) -> int:
+    """Make an account and a container that blobs in the logs belong to, under the numbers that are in their ids.
+
+    How many of the two were missing. A name that another one has by now gets the number behind it.
+    """
+    session.lock(_LOCK)
+    account, container = owner
+    made = 0
+    if session.row("SELECT 1 FROM accounts WHERE account = ?", (account,)) is None:
+        name = names[0] or "account"
+        if session.row("SELECT 1 FROM accounts WHERE name = ?", (name,)) is not None:
+            name = f"{name}-{account}"
+        _insert_account(session, account, name, Status.ACTIVE, now_ms)
+        _keep_number(session, "account", account)
+        made += 1
+    of_container = (account, container)
+    if session.row("SELECT 1 FROM containers WHERE account = ? AND container = ?", of_container) is None:
+        name = names[1] or "container"
+        if session.row("SELECT 1 FROM containers WHERE account = ? AND name = ?", (account, name)) is not None:
+            name = f"{name}-{container}"
+        _insert_container(session, Container(account, container, names[0], name, snapshot_version=1), now_ms)
+        _keep_number(session, f"container:{account}", container)
+        made += 1
+    if made:
+        _raise_version(session)
+    return made
+
+
+def _keep_number(session: Session, kind: str, number: int) -> None:
+    """Never give out a number that was used."""
+    row = session.row("SELECT next FROM numbers WHERE kind = ?", (kind,))
+    if row is None or row[0] <= number:
+        session.execute("DELETE FROM numbers WHERE kind = ?", (kind,))
+        session.execute("INSERT INTO numbers (kind, next) VALUES (?, ?)", (kind, number + 1))
+
+
 def change_accounts(session: Session, changes: Iterable[AccountChange], now_ms: int) -> list[Account]:
     """Make or change accounts, with their containers; all or nothing. Raises VersionConflict, BadRequest."""
     session.lock(_LOCK)

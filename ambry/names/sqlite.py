@@ -17,7 +17,7 @@ import contextlib
 import sqlite3
 import threading
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final, cast
@@ -270,6 +270,26 @@ class SqliteDatabase:
         for connection in self._connections:
             with contextlib.suppress(sqlite3.Error):
                 connection.close()
+
+
+def backup_file(path: Path, target: Path, passed: Callable[[int, int], None]) -> None:
+    """Copy a store that may be in use into a new file, complete and of one moment. Blocks.
+
+    `passed` hears of the pages that are copied and of all there are. Raises NameStoreUnavailable.
+    """
+    try:
+        with (
+            contextlib.closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as source,
+            contextlib.closing(sqlite3.connect(target)) as copy,
+        ):
+            # One transaction reads all of it, so that writers do not make it begin again and again.
+            source.backup(copy, pages=-1, progress=lambda _, left, total: passed(total - left, total))
+            copy.execute("PRAGMA journal_mode=DELETE")
+            copy.execute("DELETE FROM store WHERE key = 'restored'")
+            copy.execute("INSERT INTO store (key, value) VALUES ('restored', '')")
+            copy.commit()
+    except sqlite3.Error as error:
+        raise _unavailable(error) from error
 
 
 def _answer(group: list[_Request]) -> None:
