@@ -225,6 +225,15 @@ LANE_BLOCKS_MAX: Final = 4096
 RANGES_PER_REQUEST_MAX: Final = 64
 """Byte ranges in one GET; more are answered 416. No overlap is sent twice."""
 
+FORM_FIELDS_MAX: Final = 128
+"""Fields of a form before its file; as many as a client has metadata."""
+
+BATCH_IDS_MAX: Final = 10_000
+"""Items of one batch over HTTP: 440 KB of ids, 40 MB of blobs of 4 KiB."""
+
+BATCH_WINDOW: Final = 64
+"""Blobs of one batch that are asked for together; their bodies take one chunk of memory at most."""
+
 TRANSFER_BYTES_MAX: Final = 192 * MIB
 """Bodies of large blobs in flight in one frontend process, both ways together."""
 

@@ -120,6 +120,8 @@ def post_head(head: bytes) -> PostHead | None:
     length = lines.pop(b"content-length", b"")
     if not _LENGTH.fullmatch(length) or int(length) > LANE_BODY_BYTES_MAX:
         return None
+    if lines.get(b"content-type", b"").lower().startswith(b"multipart/"):
+        return None
     texts = {name.decode("ascii"): value.decode("ascii") for name, value in lines.items()}
     try:
         named = sent_owner(lambda name: [texts[name]] if name in texts else [])

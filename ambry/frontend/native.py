@@ -5,6 +5,7 @@ conditions (conditions.py) or statuses (answers.py); it knows aiohttp's requests
 has to be broken so that no client takes half a body for a whole one.
 """
 
+from collections.abc import Iterable
 from typing import Final
 
 from aiohttp import web
@@ -27,6 +28,8 @@ from ambry.frontend import answers, conditions
 from ambry.frontend.access import admit_upload, check_secure_path
 from ambry.frontend.accounts_api import AccountsApi
 from ambry.frontend.answers import Answer, Headers
+from ambry.frontend.batch import BatchReads
+from ambry.frontend.batch_put import BatchPut
 from ambry.frontend.call import (
     Call,
     Methods,
@@ -40,16 +43,19 @@ from ambry.frontend.call import (
     owner_sent,
     started,
 )
+from ambry.frontend.chunks_api import ChunksApi
+from ambry.frontend.cluster_api import ClusterApi
 from ambry.frontend.conditions import ByteRange, Multipart, Outcome
 from ambry.frontend.connection import BodyResponse, Services
 from ambry.frontend.digests import DigestCheck, render_repr_digest
+from ambry.frontend.form import FormBody, is_form
 from ambry.frontend.get import OpenBlob
 from ambry.frontend.headers import expiry, parse_put_headers, required_ttl
 from ambry.frontend.named import PREFIX as NAMED
 from ambry.frontend.named import Blobs, NamedApi
 from ambry.frontend.placement import OWNER_AT
 from ambry.frontend.policy import check_ttl, preflight_headers, with_policy
-from ambry.frontend.put import PutPlan
+from ambry.frontend.put import PutPlan, Source
 from ambry.frontend.signed_url import container_of_path, parse_url_wish
 from ambry.limits import BLOB_BYTES_MAX, HTTP_HEADER_BYTES_MAX, KIB
 from ambry.logs import get_logger, request_scope
@@ -80,6 +86,8 @@ class NativeApi:
         blob_info = Route("blob_info", self._blob_info, Right.READ)
         user_metadata = Route("user_metadata", self._user_metadata, Right.READ)
         signed_url = Route("signed_url", self._signed_url)
+        chunks, cluster, reads = ChunksApi(services), ClusterApi(services), BatchReads(services)
+        segment = Route("segment", chunks.segment, Right.READ)
         self._preflight_route = Route("preflight", self._preflight)
         self._named = NamedApi(services, Blobs(self._get_blob, self._head_blob, self._put_plan))
         self._fixed: dict[str, Methods] = {
@@ -88,6 +96,13 @@ class NativeApi:
             "/metrics": {"GET": metrics, "HEAD": metrics},
             "/signedUrl": {"GET": signed_url},
             **AccountsApi(services).routes(),
+            "/batch/get": {"POST": Route("batch_get", reads.get)},
+            "/batch/stat": {"POST": Route("batch_stat", reads.stat)},
+            "/batch/delete": {"POST": Route("batch_delete", reads.delete)},
+            "/batch/put": {"POST": Route("batch_put", self._batch_put)},
+            "/peers": {"GET": Route("peers", cluster.peers)},
+            "/getClusterMapSnapshot": {"GET": Route("cluster_map", cluster.cluster_map)},
+            "/statsReport": {"GET": Route("stats_report", cluster.stats_report)},
         }
         self._blob: Methods = {
             "GET": Route("get_blob", self._get_blob, Right.READ),
@@ -98,6 +113,9 @@ class NativeApi:
             "BlobInfo": {"GET": blob_info, "HEAD": blob_info},
             "UserMetadata": {"GET": user_metadata, "HEAD": user_metadata},
             "ttl": {"PUT": Route("update_ttl", self._update_ttl, Right.WRITE)},
+            "Replicas": {"GET": Route("replicas", cluster.replicas, Right.READ)},
+            "BlobChunkIds": {"GET": Route("chunk_ids", chunks.chunk_ids, Right.READ)},
+            "Segment": {"GET": segment, "HEAD": segment},
             "undelete": {"PUT": Route("undelete_blob", self._undelete_blob, Right.DELETE)},
         }
 
@@ -152,6 +170,10 @@ class NativeApi:
         methods = self._fixed.get(path)
         if methods is None:
             subject, slash, rest = path[1:].partition("/")
+            if rest.startswith("Segment/"):
+                rest = "Segment" if rest.count("/") == 1 else ""
+            elif rest == "Segment":
+                rest = ""
             methods = self._of_blob.get(rest) if slash else self._blob
         if methods is None or not path.startswith("/"):
             raise NoSuchPath("no operation has this path")
@@ -182,11 +204,20 @@ class NativeApi:
         request = call.request
         container = admit_upload(call.caller, owner_sent(request))
         check_secure_path(container, is_secure=call.is_secure)
-        plan, size_max, warnings = self._put_plan(call, container)
-        if plan.size is not None and plan.size > size_max:
+        size_max = _size_max(call)
+        if (body_size(request) or 0) > size_max:
             raise TooLarge(f"a blob has {size_max} bytes at most here")
-        let_continue(request)
-        blob_id = await self._services.operations.put(RequestBody(request, self._services, size_max), plan)
+        source: Source = RequestBody(request, self._services, size_max)
+        if is_form(request):
+            if call.caller.body_sha256 is not None:
+                raise BadRequest("a form is signed as UNSIGNED-PAYLOAD", field=CONTENT_SHA256)
+            let_continue(request)
+            source = form = FormBody(request, self._services, size_max)
+            plan, warnings = self._put_plan(call, container, await form.open(), None)
+        else:
+            plan, warnings = self._put_plan(call, container, request.headers.items(), body_size(request))
+            let_continue(request)
+        blob_id = await self._services.operations.put(source, plan)
         now_ms = self._services.clock.now_ms()
         answer = answers.created_answer(blob_id, call.now_ms, now_ms, call.request_id)
         headers = answer.headers + warnings
@@ -194,13 +225,19 @@ class NativeApi:
             headers.append(("Repr-Digest", render_repr_digest(plan.check.verify())))
         return BodyResponse(Answer(answer.status, headers))
 
-    def _put_plan(self, call: Call, container: Container) -> tuple[PutPlan, int, Headers]:
-        """What is known of an upload, how large it may be, and what its container finds wrong with it.
+    async def _batch_put(self, call: Call) -> web.StreamResponse:
+        """Many small blobs."""
+        return await BatchPut(self._services, call).run()
+
+    @staticmethod
+    def _put_plan(
+        call: Call, container: Container, lines: Iterable[tuple[str, str]], size: int | None
+    ) -> tuple[PutPlan, Headers]:
+        """What is known of an upload from its header lines, and what its container finds wrong with it.
 
         Raises BadRequest where the container insists.
         """
-        request = call.request
-        sent = parse_put_headers(request.headers.items())
+        sent = parse_put_headers(lines)
         digests = dict(sent.digests)
         if call.caller.body_sha256 is not None:
             signed = bytes.fromhex(call.caller.body_sha256)
@@ -208,16 +245,12 @@ class NativeApi:
                 raise BadRequest("two sha-256 digests that differ", field=CONTENT_SHA256)
         expires_at_ms = sent.expires_at_ms(call.now_ms)
         warnings = check_ttl(container.policy, expires_at_ms, call.now_ms)
-        url = call.caller.url
-        size_max = BLOB_BYTES_MAX if url is None or url.size_max is None else min(url.size_max, BLOB_BYTES_MAX)
         check = DigestCheck(digests, sent.wanted_digests) if digests or sent.wanted_digests else None
         durability = max(
             sent.durability, container.policy.durability, key=lambda each: each is Durability.SYNCED_REMOTE
         )
-        plan = PutPlan(
-            sent.properties, call.now_ms, expires_at_ms, body_size(request), check, durability, container.owner
-        )
-        return plan, size_max, warnings
+        plan = PutPlan(sent.properties, call.now_ms, expires_at_ms, size, check, durability, container.owner)
+        return plan, warnings
 
     # --- get ---------------------------------------------------------------------------------------------------
 
@@ -380,6 +413,12 @@ class NativeApi:
 
 
 # --- requests --------------------------------------------------------------------------------------------------
+
+
+def _size_max(call: Call) -> int:
+    """Bytes that an upload may have; a signed URL may say less."""
+    url = call.caller.url
+    return BLOB_BYTES_MAX if url is None or url.size_max is None else min(url.size_max, BLOB_BYTES_MAX)
 
 
 def _is_not_modified(call: Call, blob: OpenBlob) -> bool:

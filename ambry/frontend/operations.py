@@ -6,18 +6,19 @@ else is in put.py, get.py and update.py; this module binds them to one cluster m
 """
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import replace
 from typing import Final
 
 from ambry.access.accounts import Durability
 from ambry.blob.blob_id import VERSION, Kind
+from ambry.blob.manifest import Entry
 from ambry.blob.requests import Buffer, GetAnswer, GetRequest
 from ambry.blob.state import BlobState
 from ambry.clock import Clock
 from ambry.cluster.map import ClusterMap
 from ambry.errors import AmbryError
-from ambry.frontend import get, hedged, update
+from ambry.frontend import chunks, get, hedged, update
 from ambry.frontend.budget import TransferBudget
 from ambry.frontend.buffers import BufferPool
 from ambry.frontend.chance import Chance
@@ -36,7 +37,7 @@ _SIMPLE: Final = bytes([VERSION, Kind.SIMPLE])
 class Operations:
     """The operations of one frontend process. Make it inside a running event loop."""
 
-    __slots__ = ("_datacentre", "_means", "_placement", "budget", "chance", "clock", "peers", "reclaimer")
+    __slots__ = ("_datacentre", "_means", "_placement", "budget", "chance", "clock", "datanodes", "peers", "reclaimer")
 
     def __init__(
         self,
@@ -50,6 +51,8 @@ class Operations:
         cut: Cut | None = None,
     ) -> None:
         self._datacentre = datacentre
+        self.datanodes = datanodes
+        """By name; those of the map that are missing here are out of reach."""
         self.peers = Peers(datanodes)
         self.clock = clock
         self.chance = chance
@@ -157,6 +160,14 @@ class Operations:
     def reader(self, blob: OpenBlob, start: int, stop: int) -> PieceReader:
         """A reader of bytes start:stop of an open blob."""
         return PieceReader(self._placement, self.budget, blob, start, stop)
+
+    def chunks(self, blob: OpenBlob) -> AsyncIterator[tuple[Entry, ...]]:
+        """The chunks of an open composite blob, a leaf at a time; see chunks.chunks_of."""
+        return chunks.chunks_of(self._placement, blob)
+
+    async def segment(self, blob: OpenBlob, number: int) -> tuple[int, int]:
+        """Where a chunk of an open blob lies; see chunks.segment_range."""
+        return await chunks.segment_range(self._placement, blob, number)
 
     async def delete(self, blob_id: bytes) -> BlobState:
         """Delete a blob; see update.delete."""

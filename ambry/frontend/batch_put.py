@@ -1,0 +1,219 @@
+"""`POST /batch/put`: small blobs as they arrive, many on their way to the disks at a time.
+
+Answers are sent when the last item was taken, since many clients do not read before they have sent everything. A body
+that breaks off does not undo what was stored: its answers are given, and the end says what was wrong.
+"""
+
+import asyncio
+import json
+from collections import deque
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any, Final
+
+from aiohttp import web
+from xxhash import xxh3_64_intdigest
+
+from ambry.access.accounts import Container
+from ambry.blob.batch_format import ITEM_SIZE, Item, ItemKind, decode_item, encode_end
+from ambry.blob.properties import encode_properties
+from ambry.blob.requests import Buffer
+from ambry.errors import AmbryError, BadDigest, BadRequest, TooLarge
+from ambry.frontend.access import admit_upload, check_secure_path
+from ambry.frontend.answers import status_of
+from ambry.frontend.batch import created_item, error_head, error_item, whole_answer
+from ambry.frontend.call import Call, RequestBody, let_continue, owner_sent
+from ambry.frontend.connection import Services
+from ambry.frontend.headers import PutHeaders, parse_put_headers
+from ambry.frontend.policy import check_ttl
+from ambry.limits import BATCH_IDS_MAX, BLOB_BYTES_MAX, CHUNK_BYTES_MAX, PROPERTIES_BYTES_MAX
+
+_IN_FLIGHT_MAX: Final = 512
+"""Puts of one batch that wait for their disks: one commit group."""
+
+_SHARE_BYTES: Final = 2 * CHUNK_BYTES_MAX
+"""Bytes of a batch in memory: what waits for the disks, and the item that arrives."""
+
+_HEADER_OF_FIELD: Final = {
+    "content_type": "x-ambry-content-type",
+    "content_encoding": "x-ambry-content-encoding",
+    "filename": "x-ambry-filename",
+    "service_id": "x-ambry-service-id",
+    "owner_id": "x-ambry-owner-id",
+}
+"""Fields of an item's head, and the header of a single upload that each stands for."""
+
+
+@lru_cache(maxsize=256)
+def parse_head(head: bytes) -> PutHeaders:
+    """What an item's head says, judged as the headers of a single upload. Raises BadRequest."""
+    try:
+        document = json.loads(head) if head else {}
+    except (ValueError, RecursionError) as error:
+        raise BadRequest("the head of an item is not JSON", field="head") from error
+    if not isinstance(document, dict):
+        raise BadRequest("the head of an item is not an object", field="head")
+    return parse_put_headers(_lines_of(document))
+
+
+def _lines_of(document: dict[str, Any]) -> list[tuple[str, str]]:
+    lines: list[tuple[str, str]] = []
+    for name, value in document.items():
+        if name in _HEADER_OF_FIELD and isinstance(value, str):
+            lines.append((_HEADER_OF_FIELD[name], value))
+        elif name == "ttl_s" and type(value) is int:
+            lines.append(("x-ambry-ttl", str(value)))
+        elif name == "user_metadata" and isinstance(value, dict):
+            for key, text in value.items():
+                if not isinstance(text, str):
+                    raise BadRequest("user metadata are texts", field="user_metadata")
+                lines.append((f"x-ambry-um-{key}", text))
+        else:
+            raise BadRequest("a field of the head is unknown or of another type", field=name[:64])
+    return lines
+
+
+@dataclass(frozen=True, slots=True)
+class _Waiting:
+    """A put under way."""
+
+    outcome: "asyncio.Future[str]"
+    size: int
+
+
+class BatchPut:
+    """The puts of one request."""
+
+    __slots__ = ("_body", "_buffer", "_call", "_container", "_in_flight", "_pieces", "_services", "_waiting")
+
+    def __init__(self, services: Services, call: Call) -> None:
+        self._services = services
+        self._call = call
+        if call.caller.body_sha256 is not None:
+            raise BadRequest("items carry their own checksums: sign a batch of puts as UNSIGNED-PAYLOAD", field="body")
+        self._container: Container = admit_upload(call.caller, owner_sent(call.request))
+        check_secure_path(self._container, is_secure=call.is_secure)
+        let_continue(call.request)
+        self._body = RequestBody(call.request, services, BLOB_BYTES_MAX)
+        self._buffer = bytearray()
+        self._waiting: deque[_Waiting | AmbryError] = deque()
+        self._in_flight = 0
+        self._pieces: list[Buffer] = []
+
+    async def run(self) -> web.StreamResponse:
+        """Take all items, and answer. Raises BadRequest when not even the first is one."""
+        budget = self._services.operations.budget
+        await budget.enter(_SHARE_BYTES)
+        try:
+            count, broken = await self._take_all()
+            while self._waiting:
+                await self._settle()
+        finally:
+            for one in self._waiting:
+                if isinstance(one, _Waiting):
+                    one.outcome.cancel()
+            budget.give(_SHARE_BYTES)
+        if broken is None:
+            self._pieces.append(encode_end(count))
+        else:
+            self._pieces.append(encode_end(count, status_of(broken), error_head(broken)))
+        response = whole_answer(self._call, self._pieces)
+        if broken is not None:
+            response.force_close()
+        return response
+
+    async def _take_all(self) -> tuple[int, AmbryError | None]:
+        count = 0
+        while True:
+            try:
+                item = await self._next_item()
+                if item is None or item.kind is ItemKind.END:
+                    return count, None
+                if item.kind is not ItemKind.PUT or item.head_size > PROPERTIES_BYTES_MAX:
+                    raise BadRequest("not an item that can be put", field="body")
+                if count == BATCH_IDS_MAX:
+                    raise TooLarge(f"a batch has {BATCH_IDS_MAX} items at most")
+                await self._put(item)
+            except (BadRequest, TooLarge) as error:
+                if not count:
+                    raise
+                return count, error
+            count += 1
+
+    async def _next_item(self) -> Item | None:
+        if not await self._fill(ITEM_SIZE):
+            if self._buffer:
+                raise BadRequest("the batch ends in the middle of an item", field="body")
+            return None
+        item = decode_item(self._buffer)
+        del self._buffer[:ITEM_SIZE]
+        return item
+
+    async def _fill(self, size: int) -> bool:
+        """Have `size` bytes in the buffer; False if the body ends before."""
+        while len(self._buffer) < size:
+            piece = await self._body.read()
+            if not piece:
+                return False
+            self._buffer += piece
+        return True
+
+    async def _take(self, size: int) -> bytes:
+        if not await self._fill(size):
+            raise BadRequest("the batch ends in the middle of an item", field="body")
+        data = bytes(memoryview(self._buffer)[:size])
+        del self._buffer[:size]
+        return data
+
+    async def _put(self, item: Item) -> None:
+        head = await self._take(item.head_size)
+        if item.body_size > CHUNK_BYTES_MAX:
+            await self._skip(item.body_size)
+            self._waiting.append(TooLarge(f"a blob of a batch has {CHUNK_BYTES_MAX} bytes at most"))
+            return
+        while self._waiting and (
+            len(self._waiting) >= _IN_FLIGHT_MAX or self._in_flight + item.body_size > CHUNK_BYTES_MAX
+        ):
+            await self._settle()
+        body = await self._take(item.body_size)
+        try:
+            self._waiting.append(self._begin(head, body, item.check))
+        except AmbryError as error:
+            self._waiting.append(error)
+
+    def _begin(self, head: bytes, body: bytes, check: int) -> _Waiting:
+        if check and xxh3_64_intdigest(body) != check:
+            raise BadDigest("the body of an item is another than the one sent", field="check")
+        sent = parse_head(head)
+        now_ms = self._call.now_ms
+        expires_at_ms = sent.expires_at_ms(now_ms)
+        check_ttl(self._container.policy, expires_at_ms, now_ms)
+        properties = replace(sent.properties, size=len(body))
+        outcome = self._services.operations.put_small(
+            body,
+            encode_properties(properties),
+            now_ms,
+            expires_at_ms,
+            self._container.owner,
+            durability=self._container.policy.durability,
+        )
+        self._in_flight += len(body)
+        return _Waiting(outcome, len(body))
+
+    async def _skip(self, size: int) -> None:
+        while size:
+            piece = min(size, CHUNK_BYTES_MAX // 4)
+            await self._take(piece)
+            size -= piece
+
+    async def _settle(self) -> None:
+        """Wait for the oldest put, and note its answer."""
+        one = self._waiting.popleft()
+        if isinstance(one, AmbryError):
+            self._pieces += error_item(one)
+            return
+        self._in_flight -= one.size
+        try:
+            self._pieces.append(created_item(await one.outcome))
+        except AmbryError as error:
+            self._pieces += error_item(error)
