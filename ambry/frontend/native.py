@@ -24,7 +24,7 @@ from ambry.errors import (
     PreconditionFailed,
     TooLarge,
 )
-from ambry.frontend import answers, conditions
+from ambry.frontend import answers, conditions, openapi
 from ambry.frontend.access import admit_upload, check_secure_path
 from ambry.frontend.accounts_api import AccountsApi
 from ambry.frontend.answers import Answer, Headers
@@ -94,6 +94,7 @@ class NativeApi:
             "/": {"POST": put, "PUT": put},
             "/healthCheck": {"GET": health, "HEAD": health},
             "/metrics": {"GET": metrics, "HEAD": metrics},
+            "/openapi.json": {"GET": Route("openapi", self._openapi)},
             "/signedUrl": {"GET": signed_url},
             **AccountsApi(services).routes(),
             "/batch/get": {"POST": Route("batch_get", reads.get)},
@@ -410,6 +411,22 @@ class NativeApi:
         call.caller.admit_over(None, Right.READ)
         body = self._services.metrics.render()
         return BodyResponse(answers.text_answer(200, body, METRICS_TYPE, call.now_ms, call.request_id))
+
+    @staticmethod
+    async def _openapi(call: Call) -> web.StreamResponse:
+        """The description of this API."""
+        body = openapi.rendered()
+        return BodyResponse(answers.text_answer(200, body, answers.JSON_TYPE, call.now_ms, call.request_id))
+
+    @property
+    def operations(self) -> set[tuple[str, str]]:
+        """(method, path) of everything that is answered, as the OpenAPI description has them."""
+        found = {(method, path) for path, methods in self._fixed.items() for method in methods}
+        found |= {(method, "/{id}") for method in self._blob}
+        for rest, methods in self._of_blob.items():
+            path = f"/{{id}}/{rest}" + ("/{segment}" if rest == "Segment" else "")
+            found |= {(method, path) for method in methods}
+        return found
 
 
 # --- requests --------------------------------------------------------------------------------------------------

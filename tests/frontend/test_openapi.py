@@ -1,0 +1,142 @@
+"""The OpenAPI description: it has every operation, and the running server answers as it says."""
+
+import asyncio
+import json
+import re
+import threading
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+from schemathesis.specs.openapi.checks import (
+    content_type_conformance,
+    response_headers_conformance,
+    response_schema_conformance,
+    status_code_conformance,
+)
+
+from ambry.blob.batch_format import CONTENT_TYPE, encode_put
+from ambry.errors import AmbryError
+from ambry.frontend.answers import REASONS, STATUS
+from ambry.frontend.native import NativeApi
+from ambry.frontend.openapi import describe
+from tests.frontend.serving import serving
+
+EXAMPLES = 10
+"""Requests of each operation: sixteen operations and more, some hundred requests, a few seconds."""
+
+CHECKS = (
+    status_code_conformance,
+    content_type_conformance,
+    response_headers_conformance,
+    response_schema_conformance,
+)
+# Without this it would not know how to send one: right items, and anything.
+schemathesis.openapi.media_type(
+    CONTENT_TYPE,
+    st.one_of(
+        st.binary(max_size=200),
+        st.lists(st.binary(max_size=50), max_size=5).map(
+            lambda bodies: b"".join(encode_put(b"", len(body), 0) + body for body in bodies)
+        ),
+    ),
+)
+SCHEMA = schemathesis.openapi.from_dict(describe())
+OPERATIONS = [(method.upper(), path) for path, methods in describe()["paths"].items() for method in methods]
+
+
+@pytest.fixture(scope="module")
+def store() -> Iterator[tuple[str, str]]:
+    """A frontend on a thread of its own, and a blob in it."""
+    ready = threading.Event()
+    found: list[tuple[str, str]] = []
+    stop: list[Any] = []
+
+    async def main() -> None:
+        done = asyncio.Event()
+        async with serving() as running:
+            path = await running.put(b"hello" * 100)
+            found.append((f"http://{running.host}:{running.port}", path[1:]))
+            stop.append((asyncio.get_running_loop(), done))
+            ready.set()
+            await done.wait()
+
+    thread = threading.Thread(target=asyncio.run, args=(main(),))
+    thread.start()
+    assert ready.wait(10)
+    yield found[0]
+    loop, done = stop[0]
+    loop.call_soon_threadsafe(done.set)
+    thread.join(10)
+
+
+def test_every_operation_is_described_and_nothing_else() -> None:
+    async def operations() -> set[tuple[str, str]]:
+        async with serving() as running:
+            return NativeApi(running.frontend.services).operations
+
+    answered = asyncio.run(operations())
+    described = set(OPERATIONS)
+    # HEAD is GET without a body wherever both are; only blobs describe it.
+    assert described - answered == set()
+    assert {(method, path) for method, path in answered - described if method != "HEAD"} == set()
+
+
+def test_every_status_that_can_be_answered_is_described() -> None:
+    described = {
+        int(status)
+        for methods in describe()["paths"].values()
+        for one in methods.values()
+        for status in one["responses"]
+    }
+    assert {status for cls, status in STATUS.items() if issubclass(cls, AmbryError)} - {405} <= described
+    assert described <= set(REASONS)
+
+
+def test_the_description_is_served(store: tuple[str, str]) -> None:
+    with urllib.request.urlopen(store[0] + "/openapi.json", timeout=10) as answer:
+        assert answer.headers["Content-Type"] == "application/json"
+        assert json.load(answer) == describe()
+
+
+@pytest.mark.parametrize(("method", "path"), OPERATIONS)
+def test_the_server_answers_as_described(store: tuple[str, str], method: str, path: str) -> None:
+    url, blob_id = store
+    seen = []
+
+    @given(data=st.data())
+    @settings(
+        max_examples=EXAMPLES,
+        deadline=None,
+        database=None,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+        print_blob=True,
+    )
+    def ask(data: st.DataObject) -> None:
+        case = data.draw(SCHEMA[path][method].as_strategy())
+        if "id" in (case.path_parameters or {}) and data.draw(st.booleans()):
+            case.path_parameters["id"] = blob_id
+        response = case.call(base_url=url)
+        seen.append(response.status_code)
+        case.validate_response(response, checks=list(CHECKS))
+
+    ask()
+    assert seen
+    assert 500 not in seen
+
+
+def test_every_operation_has_an_example_that_is_typed() -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs/http-api.md").read_text(encoding="utf-8")
+    commands = "\n".join(re.findall(r"^\$ .*curl .*$", page, re.MULTILINE))
+    missing = []
+    for path in describe()["paths"]:
+        pattern = re.escape(path).replace(r"/\{id\}", r"\$\w+").replace(r"\{segment\}", "[0-9]")
+        if not re.search(r"http://127\.0\.0\.1:1174" + pattern + r"(?=[\s\"?)]|$)", commands, re.MULTILINE):
+            missing.append(path)
+    assert not missing
