@@ -94,6 +94,13 @@ class NamedApi:
             raise MethodNotAllowed("the path does not know this method", allow=", ".join(routes))
         return found, path
 
+    @property
+    def operations(self) -> set[tuple[str, str]]:
+        """(method, path) of everything that is answered, as the OpenAPI description has them."""
+        listing = "/named/{account}/{container}"
+        found = {(method, listing) for method in self._list_routes}
+        return found | {(method, listing + "/{name}") for method in self._name_routes}
+
     # --- reading -----------------------------------------------------------------------------------------------
 
     async def _get(self, call: Call) -> web.StreamResponse:

@@ -89,7 +89,7 @@ class NativeApi:
         chunks, cluster, reads = ChunksApi(services), ClusterApi(services), BatchReads(services)
         segment = Route("segment", chunks.segment, Right.READ)
         self._preflight_route = Route("preflight", self._preflight)
-        self._named = NamedApi(services, Blobs(self._get_blob, self._head_blob, self._put_plan))
+        self._named = NamedApi(services, Blobs(self._get_blob, self._head_blob, self._named_plan))
         self._fixed: dict[str, Methods] = {
             "/": {"POST": put, "PUT": put},
             "/healthCheck": {"GET": health, "HEAD": health},
@@ -229,6 +229,11 @@ class NativeApi:
     async def _batch_put(self, call: Call) -> web.StreamResponse:
         """Many small blobs."""
         return await BatchPut(self._services, call).run()
+
+    def _named_plan(self, call: Call, container: Container) -> tuple[PutPlan, int, Headers]:
+        """The same for an upload under a name, and how large it may be."""
+        plan, warnings = self._put_plan(call, container, call.request.headers.items(), body_size(call.request))
+        return plan, _size_max(call), warnings
 
     @staticmethod
     def _put_plan(
@@ -426,7 +431,7 @@ class NativeApi:
         for rest, methods in self._of_blob.items():
             path = f"/{{id}}/{rest}" + ("/{segment}" if rest == "Segment" else "")
             found |= {(method, path) for method in methods}
-        return found
+        return found | self._named.operations
 
 
 # --- requests --------------------------------------------------------------------------------------------------

@@ -68,6 +68,11 @@ PARAMETERS: Final[Document] = {
         "Digests to compute and keep: md5, sha-256, sha-512, crc32, crc32c, crc64nvme, xxh3.",
         {"type": "string", "pattern": "^(md5|sha-256|sha-512|crc32|crc32c|crc64nvme|xxh3)=[0-9]$"},
     ),
+    "upsert": _header(
+        "x-ambry-named-upsert", "Whether a name may get another blob.", {"type": "string", "enum": ["true", "false"]}
+    ),
+    "move-from": _header("x-ambry-named-move-from", "A name of the container, which this one replaces.", _PRINTABLE),
+    "copy-from": _header("x-ambry-named-copy-from", "Path of a name, whose bytes this one gets.", _PRINTABLE),
     "stats-type": _header(
         "x-ambry-stats-type", "What rows are of.", {"type": "string", "enum": ["ACCOUNT_REPORT", "PARTITION_REPORT"]}
     ),
@@ -344,12 +349,99 @@ def _operators_paths() -> Document:
     }
 
 
+def _in_path(name: str, text: str, example: str) -> Document:
+    schema = {"type": "string", "pattern": "^[a-z][a-z0-9-]{0,30}$", "examples": [example]}
+    return {"name": name, "in": "path", "required": True, "description": text, "schema": schema}
+
+
+def _in_query(name: str, text: str, schema: Document | None = None) -> Document:
+    return {"name": name, "in": "query", "description": text, "schema": schema or {"type": "string", "maxLength": 50}}
+
+
+def _names_paths() -> Document:
+    whole, part, same = _bytes("The blob."), _bytes("Parts of it."), _says("The client has it already.")
+    read = ("get-option", "read", *_OF_CONDITIONS)
+    changed = ("if-match", "if-none-match")
+    gone = (404, 410)
+    version = _in_query("version", "One version.", {"type": "string", "pattern": "^[0-9]{1,12}-[0-9]$"})
+    listing = _json("Names in order; null: nothing follows.", {
+        "entries": {"type": "array", "items": {"type": "object"}}, "nextPageToken": {"type": ["string", "null"]}
+    })  # fmt: skip
+    listed = operation("list_names", "Names of a container", {200: listing}, errors=(404,))
+    listed["parameters"] = [
+        _in_query("prefix", "How names begin."),
+        _in_query("delimiter", "Names with it behind the prefix count as one directory."),
+        _in_query("start-after", "The name after which to begin."),
+        _in_query("max-keys", "Entries at most.", {"type": "integer", "minimum": 1, "maximum": 1000}),
+        _in_query("page", "The nextPageToken of the page before."),
+        _in_query("versions", "All versions, not names.", {"type": "string", "enum": [""]}),
+    ]
+    get = operation(
+        "get_named", "The blob behind a name", {200: whole, 206: part, 304: same}, parameters=read, errors=(*gone, 416)
+    )
+    get["parameters"].append(version)
+    stated = {200: _says("Headers."), 206: _says("Headers."), 304: same}
+    put = operation(
+        "put_named",
+        "Store a blob under a name; or move or copy a name",
+        {201: _says("Stored, durably, with its name.")},
+        parameters=("upsert", "move-from", "copy-from", *changed, *_OF_UPLOAD),
+        body=_upload(),
+        errors=(*gone, 409, 413, 507),
+    )
+    del put["requestBody"]["content"]["multipart/form-data"]
+    container = [
+        _in_path("account", "Name of an account.", "default"),
+        _in_path("container", "Name of a container.", "default"),
+    ]
+    name = {"name": "name", "in": "path", "required": True, "schema": {"type": "string", "pattern": "^[a-z.]{1,20}$"}}
+    return {
+        "/named/{account}/{container}": {"parameters": container, "get": listed},
+        "/named/{account}/{container}/{name}": {
+            "parameters": [*container, {**name, "description": "Up to 1024 bytes of UTF-8; slashes are part of it."}],
+            "get": get,
+            "head": operation(
+                "head_named", "What GET would say", stated, parameters=read, errors=(*gone, 416), is_head=True
+            ),
+            "put": put,
+            "delete": operation(
+                "delete_named", "Delete a name", {202: _says("Deleted.")}, parameters=changed, errors=(*gone, 409)
+            ),
+        },
+    }
+
+
+def _accounts_paths() -> Document:
+    done = {200: _bytes("As docs/security.md says.", "application/json")}
+    document = {"required": True, "content": {"application/json": {"schema": {"type": "object"}}}}
+    paths: Document = {}
+    for path, what in (("accounts", "accounts"), ("accounts/containers", "containers"), ("accounts/keys", "keys")):
+        named = ("account", "container")
+        paths[f"/{path}"] = {
+            "get": operation(
+                f"get_{what}", f"The {what} that the caller may change", done, parameters=named, errors=(404,)
+            ),
+            "post": operation(
+                f"change_{what}",
+                f"Make or change {what}",
+                done,
+                parameters=named,
+                body=document,
+                errors=(404, 409, 413),
+            ),
+            "delete": operation(
+                f"delete_{what}", f"Delete one of the {what}", done, parameters=named, errors=(404, 409)
+            ),
+        }
+    return paths
+
+
 def describe() -> Document:
     """The whole description."""
     return {
         "openapi": "3.1.0",
         "info": {"title": "Ambry", "version": __version__, "description": "A distributed, immutable blob store."},
-        "paths": {**_store_paths(), **_blob_paths(), **_operators_paths()},
+        "paths": {**_store_paths(), **_blob_paths(), **_names_paths(), **_accounts_paths(), **_operators_paths()},
         "components": {
             "parameters": PARAMETERS,
             "schemas": SCHEMAS,
