@@ -212,7 +212,7 @@ def _blob_paths() -> Document:
     stated = {status: _says(answer["description"]) for status, answer in seen.items()}
     state = ("id", "account", "container")
     segment = ("segment", *_OF_READ, "range")
-    gone = {"errors": _RETRIED}
+    gone: Document = {"errors": _RETRIED}
     return {
         "/{id}": {
             "get": operation("get_blob", "A blob, or ranges of it", seen, parameters=read, errors=(*_RETRIED, 416)),

@@ -1,6 +1,6 @@
 """What containers use: pages in order, exact after every commit group, whatever was deleted."""
 
-from ambry.blob.requests import Change, UsageRequest
+from ambry.blob.requests import Change, ContainerUsage, UsageRequest
 from ambry.datanode.usage import usage_page
 from tests.storage.engine import World, blob_id, body_of, put, update
 
@@ -18,7 +18,7 @@ def test_pages_follow_each_other_and_add_up_to_what_is_stored() -> None:
     assert sum(row.dead_bytes for row in whole.rows) == sum(100 + n for n in range(5))
     keys = [(row.partition, row.account, row.container) for row in whole.rows]
     assert keys == sorted(set(keys))
-    rows = []
+    rows: list[ContainerUsage] = []
     after = None
     while True:
         page = usage_page([world.store], UsageRequest(after, 1))
