@@ -70,7 +70,7 @@ from ambry.storage.index_entry import (
 )
 from ambry.storage.journal import ALIGNMENT, ENTRY_SIZE, GROUP_BYTES_MAX, GROUP_HEADER_SIZE, Checkpoint, Journal
 from ambry.storage.late_rows import LateRows
-from ambry.storage.reading import checked_entry, located, read_record
+from ambry.storage.reading import checked_entry, read_record
 from ambry.storage.record import check_body, decode_header, read_whole
 from ambry.storage.replica import Replica, create_replica, no_replica
 from ambry.storage.segment import DATA_OFFSET, Damage, Segment
@@ -272,7 +272,7 @@ class DiskStore:
     # --- reading -----------------------------------------------------------------------------------------------
 
     def get_now(self, request: GetRequest) -> GetAnswer | None:
-        """The answer if index and page cache have it, else None. Raises what `get` raises."""
+        """The answer if index and page cache have it, else None. Raises what `get` raises, but not CorruptRecord."""
         blob_id = request.blob_id
         replica = self._replicas.get(int.from_bytes(blob_id[12:16], "big"))
         if replica is None or len(blob_id) != BINARY_SIZE:
@@ -304,16 +304,22 @@ class DiskStore:
                     return None
                 try:
                     time_ms, properties, body, body_size, root = read_whole(data, segment.seed, blob_id)
-                except CorruptRecord as error:
-                    raise located(error, replica, segment, offset) from error
+                except CorruptRecord:
+                    # Damaged, or moved since the look into the index: `get` can tell.
+                    return None
                 state = LIVE_FOR_EVER if not life and expires_at_ms == NEVER else BlobState(life, expires_at_ms)
                 answer = GetAnswer(state, time_ms, properties, body_size, root, 0, body.toreadonly())
                 self._hot.add(blob_id, value, answer)
                 return answer
         entry = checked_entry(value, request, replica)
         segment = replica.segments.get(entry.segment)
-        # Without its segment: compaction moved the blob since the look into the index. `get` looks again.
-        return read_record(replica, segment, entry, request, segment.file.pread_now) if segment is not None else None
+        if segment is None:
+            # Compaction moved the blob since the look into the index. `get` looks again.
+            return None
+        try:
+            return read_record(replica, segment, entry, request, segment.file.pread_now)
+        except CorruptRecord:
+            return None
 
     def get(self, request: GetRequest) -> GetAnswer:
         """Verified bytes of a blob. May block.
@@ -321,17 +327,19 @@ class DiskStore:
         Raises BlobNotFound, BlobDeleted, NotHere, NoSuchReplica, CorruptRecord, DiskUnavailable.
         """
         replica = self._replica(request.blob_id)
+        key = blob_key(request.blob_id)
         for _ in range(_MOVES_PER_READ_MAX):
-            entry = checked_entry(self._index.get(blob_key(request.blob_id)), request, replica)
+            value = self._index.get(key)
+            entry = checked_entry(value, request, replica)
             segment = replica.segments.get(entry.segment)
             if segment is None:
                 continue
             try:
                 answer = read_record(replica, segment, entry, request, segment.file.pread)
-            except DiskUnavailable:
-                if replica.segments.get(entry.segment) is segment:
+            except (CorruptRecord, DiskUnavailable):
+                if self._index.get(key) == value:
                     raise
-                # Compaction moved the blob and removed the file meanwhile.
+                # The blob was moved meanwhile, and its old place is gone.
                 continue
             assert answer is not None
             return answer

@@ -15,6 +15,8 @@ from ambry.config import StorageSettings
 from ambry.errors import AmbryError, CorruptRecord, DiskFull, DiskUnavailable
 from ambry.limits import JOURNAL_BODY_BYTES_MAX, KIB, LOG_FAILURES_MAX, MIB
 from ambry.storage.disk import File
+from ambry.storage.index import Index
+from ambry.storage.index_entry import blob_key
 from ambry.storage.journal import RING_AT
 from ambry.storage.late_rows import LATE_GROUPS_MAX, decode_rows, encode_rows
 from ambry.storage.sim_disk import PowerCut
@@ -191,6 +193,42 @@ def test_bytes_that_a_failed_sync_dropped_from_the_page_cache_come_from_the_jour
     assert world.store.failure is None
     world.check()
     survive(world)
+
+
+class Stale:
+    """An index whose first answers are older than the others: the reader was slow."""
+
+    def __init__(self, index: Index, values: list[bytes | None]) -> None:
+        self._index = index
+        self._values = values
+
+    def get(self, key: bytes) -> bytes | None:
+        return self._values.pop() if self._values else self._index.get(key)
+
+    def get_now(self, key: bytes) -> tuple[bool, bytes | None]:
+        return True, self.get(key)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._index, name)
+
+
+def test_a_read_that_began_before_its_blob_was_moved_ends_well() -> None:
+    world = opened(ROOMY)
+    fill(world, 1, 6)
+    world.disk.fail("sync", 1, DiskUnavailable, path="partitions/1/")
+    before = world.store.index.get(blob_key(blob_id(4)))
+    world.store.checkpoint()
+    world.check()
+    index = world.store._index
+    assert index.get(blob_key(blob_id(4))) != before
+    # Its old place holds nothing now.
+    world.store.replicas[0].segments[1].file.truncate(64)
+    world.store._index = cast("Index", Stale(index, [before]))
+    assert world.store.get_now(GetRequest(blob_id(4), 0, 5000)) is None
+    world.store._index = cast("Index", Stale(index, [before]))
+    assert bytes(world.store.get(GetRequest(blob_id(4), 0, 5000)).body) == body_of(4, 700)
+    world.store._index = index
+    world.check()
 
 
 @pytest.mark.parametrize("operation", ["pwrite", "sync"])
