@@ -4,7 +4,7 @@
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help serve test lint types contracts tests prove bench format lock clean
+.PHONY: help serve test lint types contracts tests zookeeper prove bench format lock clean
 
 # An interpreter to make .venv with; empty: the first of the candidates that is recent enough.
 PYTHON ?=
@@ -46,9 +46,12 @@ contracts: $(VENV)/stamp-dev  ## import-linter: layers, and one door per depende
 	@echo 'ambry: import contracts'
 	@$(BIN)/lint-imports --no-logo
 
-tests: $(VENV)/stamp-dev  ## pytest
+tests: $(VENV)/stamp-dev zookeeper  ## pytest
 	@echo 'ambry: pytest'
 	@$(BIN)/python -m pytest $(PYTEST)
+
+zookeeper:  ## make sure that the tests have a ZooKeeper; root installs the system's package
+	@.ci/zookeeper
 
 prove: $(VENV)/stamp-dev  ## the long proofs of the storage engine: make prove PROVE="images --seconds 600"
 	@$(BIN)/python -m tests.prove $(PROVE)

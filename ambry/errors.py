@@ -248,6 +248,21 @@ class ShuttingDown(AmbryError):
     retryable = True
 
 
+class StaleMap(NoSuchReplica):
+    """The sender's map is older than the partition's membership here. It reloads the map and asks again."""
+
+    code = 50
+    name = "stale_map"
+
+
+class RegistryUnavailable(AmbryError):
+    """ZooKeeper is out of reach, or has no layout. Changes of the map wait; everything else goes on."""
+
+    code = 51
+    name = "registry_unavailable"
+    retryable = True
+
+
 class NameStoreUnavailable(AmbryError):
     """The name store is locked, full or out of reach. Facts: `is_certain`, whether surely nothing was changed."""
 
@@ -279,6 +294,13 @@ class Forbidden(AmbryError):
 
     code = 81
     name = "forbidden"
+
+
+class ChangeRefused(AmbryError):
+    """A change of the cluster map that would break a promise, or names what is not there."""
+
+    code = 82
+    name = "change_refused"
 
 
 class VersionConflict(AmbryError):

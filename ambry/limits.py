@@ -469,6 +469,27 @@ SECRET_BYTES_MIN: Final = 16
 PARTITIONS_MAX: Final = 100_000
 """Partitions of one cluster map; a blob id has 32 bits for the number, the map has to fit in memory."""
 
+NODES_MAX: Final = 4096
+"""Datanodes of one cluster map; the piece of the layout that lists them must stay well under 1 MB."""
+
+REGISTRY_WAIT_S: Final = 10.0
+"""How long one question to ZooKeeper may take before it counts as out of reach."""
+
+REGISTRY_START_S: Final = 20.0
+"""How long a process that starts waits for ZooKeeper before it begins with the last map that it knows."""
+
+REGISTRY_SESSION_S: Final = 10.0
+"""A process that ZooKeeper has not heard for this long is gone from the list of those that live."""
+
+REGISTRY_LOOK_S: Final = 10.0
+"""The layout is looked at this often even if no watch has fired."""
+
+REGISTRY_HISTORY_MAX: Final = 1000
+"""Changes of the layout that are kept."""
+
+REMOVED_RETENTION_S: Final = 30 * 86_400
+"""Replicas that the map does not list any more are kept this long, where their datanode has set them aside."""
+
 PARTITION_BYTES: Final = 100 * GIB
 """Capacity of a partition that nobody gave another one. No minimum for the disk: space is taken as it is filled."""
 

@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from ambry.cluster.files import replace_file, sync_folder
 from ambry.cluster.map import ClusterMap, Datacentre, Disk, Node, Partition, Replica, ReplicaState
 from ambry.errors import BadConfiguration, CannotStart, DirectoryInUse, DirectoryUnusable
 from ambry.limits import (
@@ -132,9 +133,9 @@ class EmbeddedRegistry:
         (folder / DISK_FOLDER).mkdir(exist_ok=True)
         secret = _secret(folder / "registry" / "secret", random_bytes)
         if is_new or wanted is not stored:
-            _replace(path, encode_map(wanted), 0o644)
-            _sync_folder(folder)
-            _sync_folder(folder.parent)
+            replace_file(path, encode_map(wanted), 0o644)
+            sync_folder(folder)
+            sync_folder(folder.parent)
         return cls(folder, lock, _with_absolute_paths(wanted, folder), secret, is_new=is_new)
 
     def close(self) -> None:
@@ -281,28 +282,5 @@ def _secret(path: Path, random_bytes: Callable[[int], bytes]) -> bytes:
     try:
         return path.read_bytes().strip()
     except FileNotFoundError:
-        _replace(path, random_bytes(32).hex().encode() + b"\n", 0o600)
+        replace_file(path, random_bytes(32).hex().encode() + b"\n", 0o600)
         return path.read_bytes().strip()
-
-
-def _replace(path: Path, data: bytes, mode: int) -> None:
-    """Write, sync, rename, sync the folder: after a crash there is the old file or the new one, whole."""
-    new = path.with_suffix(".new")
-    new.unlink(missing_ok=True)
-    file = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
-    try:
-        with open(file, "wb", closefd=False) as out:
-            out.write(data)
-        os.fsync(file)
-    finally:
-        os.close(file)
-    new.rename(path)
-    _sync_folder(path.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
