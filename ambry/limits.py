@@ -484,6 +484,9 @@ REGISTRY_SESSION_S: Final = 10.0
 REGISTRY_LOOK_S: Final = 10.0
 """The layout is looked at this often even if no watch has fired."""
 
+REGISTRY_RETRY_S: Final = 1.0
+"""The same while ZooKeeper is out of reach, or has no layout that this process could use."""
+
 REGISTRY_HISTORY_MAX: Final = 1000
 """Changes of the layout that are kept."""
 

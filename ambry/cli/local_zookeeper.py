@@ -81,7 +81,7 @@ class LocalZooKeeper:
             f"tickTime={_TICK_MS}\ndataDir={self.folder / 'data'}\nclientPort={self.port}\n"
             "clientPortAddress=127.0.0.1\nmaxClientCnxns=0\nautopurge.snapRetainCount=3\nautopurge.purgeInterval=1\n"
         )
-        with open(self.folder / "log", "ab") as log:
+        with (self.folder / "log").open("ab") as log:
             # A group of its own: Ctrl-C at a terminal is for whoever started us, who stops it in order.
             self._process = subprocess.Popen(  # noqa: S603 -- found above, no shell
                 self._command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True

@@ -72,7 +72,7 @@ def put_node(old: ClusterMap, node: Node) -> ClusterMap:
         lost = {disk.path for disk in former.disks} - {disk.path for disk in node.disks}
         used = {disk for _, disk in _placed(old.partitions.values(), node.name)}
         if lost & used:
-            raise ChangeRefused(f"{sorted(lost & used)[0]} of {node.name} holds replicas: remove or move them first")
+            raise ChangeRefused(f"{min(lost & used)} of {node.name} holds replicas: remove or move them first")
     return replace(old, version=old.version + 1, nodes={**old.nodes, node.name: node})
 
 

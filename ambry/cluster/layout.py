@@ -30,6 +30,7 @@ PARTITIONS_PER_PIECE: Final = 1000
 
 HEAD: Final = "head"
 BASE: Final = "base"
+_PARTITIONS: Final = "partitions-"
 
 _MAGIC: Final = b"ambry-layout"
 _FIRST_LINE: Final = re.compile(rb"ambry-layout (\d{1,9})\n")
@@ -73,7 +74,13 @@ class Layout:
 
 def piece_of(partition: int) -> str:
     """The piece that lists a partition."""
-    return f"partitions-{partition // PARTITIONS_PER_PIECE:05d}"
+    return f"{_PARTITIONS}{partition // PARTITIONS_PER_PIECE:05d}"
+
+
+def _numbers_of(piece: str) -> range:
+    """The partitions that a piece may list: a hundred pieces are told apart by them, not by 100 000 names."""
+    first = int(piece.removeprefix(_PARTITIONS)) * PARTITIONS_PER_PIECE
+    return range(first, first + PARTITIONS_PER_PIECE)
 
 
 # --- writing ---------------------------------------------------------------------------------------------------
@@ -95,25 +102,22 @@ def changed(former: Layout, cluster_map: ClusterMap) -> tuple[Layout, frozenset[
         names.add(BASE)
     if cluster_map.partitions is not old.partitions:
         before, after = old.partitions, cluster_map.partitions
-        names |= {piece_of(number) for number, one in after.items() if before.get(number) is not one}
-        if len(after) < len(before) or before.keys() - after.keys():
-            names |= {piece_of(number) for number in before.keys() - after.keys()}
+        get = before.get
+        names |= {piece_of(number) for number in [number for number, one in after.items() if get(number) is not one]}
+        names |= {piece_of(number) for number in before.keys() - after.keys()}
     return _written(cluster_map, former.pieces, former.head.pieces, names), frozenset(names)
 
 
 def _written(
     cluster_map: ClusterMap, pieces: Mapping[str, bytes], versions: Mapping[str, int], names: Iterable[str]
 ) -> Layout:
-    wanted = set(names)
-    rows: dict[str, list[Partition]] = {name: [] for name in wanted if name != BASE}
-    if rows:
-        for number, partition in cluster_map.partitions.items():
-            found = rows.get(piece_of(number))
-            if found is not None:
-                found.append(partition)
     new_pieces, new_versions = dict(pieces), dict(versions)
-    for name in wanted:
-        content = _base(cluster_map) if name == BASE else _rows(rows[name])
+    partitions = cluster_map.partitions
+    for name in names:
+        if name == BASE:
+            content = _base(cluster_map)
+        else:
+            content = _rows([partitions[number] for number in _numbers_of(name) if number in partitions])
         new_pieces[name] = _pack({"version": cluster_map.version, **content})
         new_versions[name] = cluster_map.version
     head = Head(cluster_map.fingerprint, cluster_map.version, new_versions)
@@ -142,7 +146,7 @@ def _rows(partitions: list[Partition]) -> dict[str, object]:
     """Replicas name their disk by its place in a table that the piece brings along: it can be read by itself."""
     disks: dict[tuple[str, str], int] = {}
     rows = []
-    for one in sorted(partitions, key=lambda partition: partition.number):
+    for one in partitions:
         replicas = [
             [
                 disks.setdefault((replica.node, replica.disk_path), len(disks)),
@@ -195,18 +199,24 @@ def put_together(head: Head, pieces: Mapping[str, bytes], former: Layout | None 
     """
     old = former.cluster_map if former is not None else None
     known = former.head.pieces if former is not None else {}
-    fresh = {name for name, version in head.pieces.items() if known.get(name) != version}
-    contents = {name: _unpack(pieces[name], name) for name in fresh}
-    if any(content["version"] != head.pieces[name] for name, content in contents.items()):
-        return None
+    fresh = sorted(name for name, version in head.pieces.items() if known.get(name) != version)
+    datacentres: Mapping[int, Datacentre] = old.datacentres if old is not None else {}
+    nodes: Mapping[str, Node] = old.nodes if old is not None else {}
+    partitions: Mapping[int, Partition] = old.partitions if old is not None else {}
+    replaced = [name for name in (*fresh, *(known.keys() - head.pieces.keys())) if name != BASE]
+    if replaced:
+        partitions = _without(partitions, replaced)
     try:
-        if BASE in contents:
-            datacentres, nodes = _read_base(contents.pop(BASE))
-        else:
-            assert old is not None
-            datacentres, nodes = old.datacentres, old.nodes
-        gone = known.keys() - head.pieces.keys()
-        partitions = _read_partitions(old.partitions if old is not None else {}, contents, gone)
+        # One after the other: all of them unpacked at once would take as much memory again as the map.
+        for name in fresh:
+            content = _unpack(pieces[name], name)
+            if content["version"] != head.pieces[name]:
+                return None
+            if name == BASE:
+                datacentres, nodes = _read_base(content)
+            else:
+                assert isinstance(partitions, dict)
+                _read_partitions(content, partitions)
     except (ValueError, KeyError, TypeError, IndexError) as error:
         raise RegistryUnavailable(f"the layout cannot be read: {error!r}") from error
     kept = {name: data for name, data in pieces.items() if name in head.pieces}
@@ -255,28 +265,28 @@ def _read_base(content: dict[str, Any]) -> tuple[dict[int, Datacentre], dict[str
     return datacentres, nodes
 
 
-def _read_partitions(
-    former: Mapping[int, Partition], contents: Mapping[str, dict[str, Any]], gone: Iterable[str]
-) -> Mapping[int, Partition]:
-    gone = set(gone)
-    if not contents and not gone:
-        return former
+def _without(former: Mapping[int, Partition], pieces: Iterable[str]) -> dict[int, Partition]:
+    """A copy without the partitions of some pieces."""
     partitions = dict(former)
-    replaced = {*contents, *gone}
-    if former:
-        # What is not in the new piece has left the map.
-        for number in [number for number in former if piece_of(number) in replaced]:
-            del partitions[number]
-    for name in sorted(contents):
-        content = contents[name]
-        disks = [(intern(node), intern(path)) for node, path in content["disks"]]
-        for number, capacity, is_sealed, membership, rows in content["partitions"]:
-            replicas = tuple(
-                Replica(*disks[disk], _STATES[state], bytes.fromhex(incarnation) or None)
-                for disk, state, incarnation in rows
-            )
-            partitions[number] = Partition(number, capacity, bool(is_sealed), membership, replicas)
+    if partitions:
+        for name in pieces:
+            for number in _numbers_of(name):
+                partitions.pop(number, None)
     return partitions
+
+
+def _read_partitions(content: dict[str, Any], partitions: dict[int, Partition]) -> None:
+    disks = [(intern(node), intern(path)) for node, path in content["disks"]]
+    states = _STATES
+    unhex = bytes.fromhex
+    for number, capacity, is_sealed, membership, rows in content["partitions"]:
+        replicas = tuple(
+            [
+                Replica(disks[disk][0], disks[disk][1], states[state], unhex(incarnation) or None)
+                for disk, state, incarnation in rows
+            ]
+        )
+        partitions[number] = Partition(number, capacity, bool(is_sealed), membership, replicas)
 
 
 # --- the last map, on the disk of every process ----------------------------------------------------------------

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
+from ambry.blob.value import value
+
 
 class ReplicaState(StrEnum):
     """What is stored per replica. Up or down is derived from traffic, not written."""
@@ -45,7 +47,7 @@ class Node:
     disks: tuple[Disk, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Replica:
     """One copy of a partition: on which disk of which datanode, and in which state.
 
@@ -58,7 +60,7 @@ class Replica:
     incarnation: bytes | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Partition:
     """The unit of placement. `membership` grows with each change of `replicas` and fences old requests."""
 

@@ -22,7 +22,7 @@ from ambry.cluster.layout import Layout, decode_file, encode_file
 from ambry.cluster.map import ClusterMap
 from ambry.cluster.zookeeper import Registry
 from ambry.errors import AmbryError, CannotStart, RegistryUnavailable
-from ambry.limits import REGISTRY_LOOK_S, REGISTRY_START_S
+from ambry.limits import REGISTRY_LOOK_S, REGISTRY_RETRY_S, REGISTRY_START_S
 from ambry.logs import get_logger
 
 _log = get_logger(__name__)
@@ -47,11 +47,12 @@ class Membership:
         self._listeners: list[OnMap] = []
         self._announced: tuple[str, dict[str, object]] | None = None
         self._told: tuple[int, dict[str, object]] | None = None
-        self._registered: dict[str, object] | None = None
         self._boot = secrets.token_hex(8)
         self._task: asyncio.Task[None] | None = None
         self._trouble = ""
         self._fresh = asyncio.Condition()
+        # Maps are adopted one after the other: a change made here and a watch may bring the same one at once.
+        self._adopting = asyncio.Lock()
 
     @property
     def cluster_map(self) -> ClusterMap:
@@ -153,10 +154,11 @@ class Membership:
     async def _follow(self) -> None:
         while True:
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(REGISTRY_LOOK_S):
+                async with asyncio.timeout(REGISTRY_LOOK_S if self._is_current else REGISTRY_RETRY_S):
                     await self._wake.wait()
             self._wake.clear()
             if not self._registry.is_connected:
+                await asyncio.to_thread(self._registry.start_over_if_lost)
                 self._say_trouble(RegistryUnavailable(f"ZooKeeper at {self._registry.hosts} is out of reach"))
                 continue
             try:
@@ -180,9 +182,6 @@ class Membership:
         if self._announced is None:
             return
         name, record = self._announced
-        if self._registered != record or self._told is None or self._told[0] != self._registry.session:
-            await asyncio.to_thread(self._registry.register, name, record)
-            self._registered = record
         telling = {
             **record,
             "boot": self._boot,
@@ -194,11 +193,12 @@ class Membership:
         if self._told == (session, telling):
             return
         await asyncio.to_thread(self._registry.disown, name, self._boot)
-        if await asyncio.to_thread(self._registry.announce, name, telling):
-            self._told = (session, telling)
-        else:
+        if not await asyncio.to_thread(self._registry.announce, name, telling):
             _log.warning("another process lives under this name, or its session has not ended yet", node=name)
             self._loop.call_later(1.0, self._wake.set)
+            return
+        await asyncio.to_thread(self._registry.register, name, record)
+        self._told = (session, telling)
 
     def _problem_of(self, found: Layout) -> str:
         """Why a layout is not ours to adopt; empty when it is."""
@@ -215,6 +215,10 @@ class Membership:
         return ""
 
     async def _adopt(self, found: Layout) -> None:
+        async with self._adopting:
+            await self._adopt_newer(found)
+
+    async def _adopt_newer(self, found: Layout) -> None:
         self._is_current = True
         if found is self._layout or (self._layout is not None and found.head.version <= self._layout.head.version):
             return

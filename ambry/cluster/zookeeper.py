@@ -61,13 +61,19 @@ class Registry:
         self.hosts = addresses
         self.root = f"/{folder.strip('/')}" if slash and folder.strip("/") else ROOT
         self._on_event = on_event
-        self._client = KazooClient(
-            hosts=addresses,
-            timeout=session_s or REGISTRY_SESSION_S,
+        self._session_s = session_s or REGISTRY_SESSION_S
+        self._lost_at: float | None = None
+        self._client = self._new_client()
+
+    def _new_client(self) -> KazooClient:
+        client = KazooClient(
+            hosts=self.hosts,
+            timeout=self._session_s,
             connection_retry=KazooRetry(max_tries=-1, delay=0.1, backoff=2, max_delay=2.0),
             command_retry=KazooRetry(max_tries=0),
         )
-        self._client.add_listener(self._state_changed)
+        client.add_listener(self._state_changed)
+        return client
 
     # --- the connection ----------------------------------------------------------------------------------------
 
@@ -88,6 +94,24 @@ class Registry:
         self._client.stop()
         with contextlib.suppress(KazooException):
             self._client.close()
+
+    def start_over_if_lost(self) -> None:
+        """Forget a session that has been away for longer than it can live, and begin another one.
+
+        A server refuses a client that has seen more than the server has, for ever: that is what an ensemble that lost
+        its data does to everybody who knew it before.
+        """
+        if self._client.connected:
+            self._lost_at = None
+            return
+        now = time.monotonic()
+        if self._lost_at is None:
+            self._lost_at = now
+        elif now - self._lost_at > self._session_s:
+            self._lost_at = now
+            self.stop()
+            self._client = self._new_client()
+            self.start()
 
     @property
     def is_connected(self) -> bool:
@@ -184,7 +208,7 @@ class Registry:
 
     def _write(
         self, known: Layout, layout: Layout, names: frozenset[str], head_version: int, what: str, who: str
-    ) -> Any:  # noqa: ANN401 -- the library has no types
+    ) -> Any:
         transaction = self._client.transaction()
         transaction.check(self._path("layout"), head_version)
         transaction.set_data(self._path("layout"), layout.pieces[HEAD])
@@ -294,7 +318,7 @@ class Registry:
             return found if isinstance(found, dict) else None
         return None
 
-    def _ask(self, answer: Any) -> Any:  # noqa: ANN401 -- the library has no types
+    def _ask(self, answer: Any) -> Any:
         return answer.get(timeout=REGISTRY_WAIT_S)
 
     def _check(self, results: list[object]) -> None:

@@ -70,6 +70,8 @@ STATUS: Final[dict[type[AmbryError], int]] = {
     errors.NameDeleted: 410,
     errors.NameExpired: 410,
     errors.NameStoreUnavailable: 503,
+    errors.RegistryUnavailable: 503,
+    errors.ChangeRefused: 409,
 }
 """The one table. A class that is not in it has the status of its parent."""
 
