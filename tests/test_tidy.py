@@ -40,6 +40,8 @@ REGISTRY_HOSTS: Final = re.compile(
 )
 
 DOORS_TO_TIME_AND_CHANCE: Final[Mapping[str, str]] = {
+    "ambry/cluster/membership.py": "what tells this start of a process from its former ones",
+    "ambry/cluster/zookeeper.py": "waits for a session on a thread, and dates the history",
     "ambry/cli/check.py": "hands the operating system's randomness to the engine, for identities",
     "ambry/cli/inspect.py": "it opens a store, too",
     "ambry/cli/key.py": "the first key of a store is made without a server",
