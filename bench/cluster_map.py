@@ -7,6 +7,7 @@ import gc
 import resource
 import subprocess
 import sys
+import tempfile
 import time
 
 from ambry.cluster import changes
@@ -98,10 +99,10 @@ def main() -> None:
     data = encode_file(layout)
     sizes = [len(piece) for piece in layout.pieces.values()]
     print(f"{PARTITIONS} partitions, {NODES} nodes: {len(sizes)} znodes of {max(sizes)} bytes at most")
-    path = "/tmp/ambry-bench-map"
-    with open(path, "wb") as file:  # noqa: PTH123 -- a scratch file
+    with tempfile.NamedTemporaryFile() as file:
         file.write(data)
-    subprocess.run([sys.executable, "-m", "bench.cluster_map", "load", path], check=True)
+        file.flush()
+        subprocess.run([sys.executable, "-m", "bench.cluster_map", "load", file.name], check=True)
     if len(sys.argv) == 2:
         through_zookeeper(sys.argv[1], layout)
 
