@@ -210,6 +210,15 @@ HTTP_CONNECTIONS_MAX: Final = 20_000
 HTTP_BODY_IDLE_MS: Final = 60_000
 """A client that sends or reads nothing for this long in the middle of a body is disconnected."""
 
+HTTP_HEAD_MS: Final = 15_000
+"""A request's head has to be there this long after its first byte, or the connection is closed."""
+
+REQUESTS_UNDER_WAY_FAIR: Final = 2048
+"""Requests that a process answers at once before each container gets no more than an equal share of them."""
+
+RETRY_AFTER_S_MAX: Final = 3600
+"""Longest wait that a refused client is told."""
+
 LANE_BODY_BYTES_MAX: Final = 64 * KIB
 """Bodies that the fast lane answers or stores; larger ones are worth aiohttp's pace and its backpressure."""
 

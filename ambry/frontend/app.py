@@ -26,6 +26,7 @@ from ambry.frontend.named_upkeep import NamedUpkeep
 from ambry.frontend.native import NativeApi
 from ambry.frontend.operations import Operations
 from ambry.frontend.request_id import RequestIds
+from ambry.frontend.shares import Shares
 from ambry.limits import (
     HTTP_BACKLOG,
     HTTP_BODY_IDLE_MS,
@@ -74,7 +75,10 @@ class Frontend:
         access = access or Access(clock, masters=masters)
         directory = Directory(access, database, masters, clock, chance.token)
         self.upkeep: NamedUpkeep | None = None
-        self.services = Services(self.operations, metrics, RequestIds(chance), clock, node, access, directory, database)
+        shares = Shares(processes=settings.workers)
+        self.services = Services(
+            self.operations, metrics, RequestIds(chance), clock, node, access, shares, directory, database
+        )
         if database is not None:
             self.services.names = NamedOperations(database, self.operations, clock, datacentre)
             self.upkeep = self._make_upkeep(database, datacentre, datanodes, node)
@@ -86,6 +90,9 @@ class Frontend:
         self._listener: asyncio.Server | None = None
         self._watch: asyncio.Task[None] | None = None
         _watch_operations(metrics, self.operations)
+        metrics.watch_counter(
+            "ambry_requests_refused", "Requests beyond a rate or a fair share.", lambda: shares.refused
+        )
 
     def _make_upkeep(
         self, database: Database, datacentre: int, datanodes: Mapping[str, Datanode], node: str

@@ -220,6 +220,7 @@ def _headers(call: Call) -> answers.Headers:
 def _admit(call: Call, blob_id: bytes, right: Right) -> None:
     container = call.caller.admit(blob_id[OWNER_AT], right)
     check_secure_path(container, is_secure=call.is_secure)
+    call.visit.enter(container)
 
 
 # --- items -----------------------------------------------------------------------------------------------------

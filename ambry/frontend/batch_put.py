@@ -19,7 +19,7 @@ from ambry.blob.batch_format import ITEM_SIZE, Item, ItemKind, decode_item, enco
 from ambry.blob.properties import encode_properties
 from ambry.blob.requests import Buffer
 from ambry.errors import AmbryError, BadDigest, BadRequest, TooLarge
-from ambry.frontend.access import admit_upload, check_secure_path
+from ambry.frontend.access import admit_upload
 from ambry.frontend.answers import status_of
 from ambry.frontend.batch import created_item, error_head, error_item, whole_answer
 from ambry.frontend.call import Call, RequestBody, let_continue, owner_sent
@@ -91,8 +91,7 @@ class BatchPut:
         self._call = call
         if call.caller.body_sha256 is not None:
             raise BadRequest("items carry their own checksums: sign a batch of puts as UNSIGNED-PAYLOAD", field="body")
-        self._container: Container = admit_upload(call.caller, owner_sent(call.request))
-        check_secure_path(self._container, is_secure=call.is_secure)
+        self._container: Container = call.enter(admit_upload(call.caller, owner_sent(call.request)))
         let_continue(call.request)
         self._body = RequestBody(call.request, services, BLOB_BYTES_MAX)
         self._buffer = bytearray()
@@ -103,7 +102,7 @@ class BatchPut:
     async def run(self) -> web.StreamResponse:
         """Take all items, and answer. Raises BadRequest when not even the first is one."""
         budget = self._services.operations.budget
-        await budget.enter(_SHARE_BYTES)
+        await budget.enter(_SHARE_BYTES, self._container.owner)
         try:
             count, broken = await self._take_all()
             while self._waiting:

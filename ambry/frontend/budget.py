@@ -1,8 +1,9 @@
 """The bytes of bodies that one frontend process may hold, shared by all transfers (guarantee G7).
 
 Nobody waits for a share while holding one, so there is no deadlock: an upload that gets no more puts what it has as a
-shorter chunk, and a reader sends what it has before it asks for the next piece. Shares are given first come, first
-served. Not for use from other threads.
+shorter chunk, and a reader sends what it has before it asks for the next piece. Containers take turns, and within one
+it is first come, first served: however many transfers of a container wait, one of another waits for one of them at
+most. Not for use from other threads.
 """
 
 import asyncio
@@ -15,52 +16,58 @@ from ambry.limits import KIB, READ_PIECE_BYTES
 class TransferBudget:
     """`size` bytes, and a queue of at most `queue_max` transfers that have not begun."""
 
-    __slots__ = ("_queue_max", "_waiters", "free", "size")
+    __slots__ = ("_queue_max", "_queues", "free", "size", "waiting")
 
     def __init__(self, size: int, queue_max: int) -> None:
         self.size = size
         self.free = size
-        self._queue_max = queue_max
-        self._waiters: deque[tuple[int, asyncio.Future[None]]] = deque()
-
-    @property
-    def waiting(self) -> int:
+        self.waiting = 0
         """Transfers that wait for their share."""
-        return len(self._waiters)
+        self._queue_max = queue_max
+        self._queues: dict[bytes, deque[tuple[int, asyncio.Future[None]]]] = {}
+        """By container, in the order of their turns; none is empty."""
 
     def try_take(self, share: int) -> bool:
         """Take `share` bytes if they are there and nobody waits; says whether."""
-        if self._waiters or share > self.free:
+        if self._queues or share > self.free:
             return False
         self.free -= share
         return True
 
-    async def enter(self, share: int) -> None:
-        """Take the first share of a transfer, or wait for it. Raises Overloaded when the queue is full."""
-        if not self.try_take(share):
-            if len(self._waiters) >= self._queue_max:
-                raise Overloaded("too many transfers wait", retry_after_s=1)
-            await self._wait(share)
+    async def enter(self, share: int, owner: bytes = b"") -> None:
+        """Take the first share of a transfer, or wait for it. `owner` is its container.
 
-    async def take(self, share: int) -> None:
+        Raises Overloaded when the queue is full and the container has its part of it.
+        """
+        if not self.try_take(share):
+            own = len(self._queues.get(owner, ()))
+            if self.waiting >= self._queue_max and own >= self._queue_max // (len(self._queues) + (own == 0)):
+                raise Overloaded("too many transfers wait", retry_after_s=1)
+            await self._wait(share, owner)
+
+    async def take(self, share: int, owner: bytes = b"") -> None:
         """Take the next share of a transfer that is under way. As many may wait as there are connections."""
         if not self.try_take(share):
-            await self._wait(share)
+            await self._wait(share, owner)
 
     def give(self, share: int) -> None:
         """Return what was taken, and wake those whose turn has come."""
         self.free += share
         assert self.free <= self.size
-        while self._waiters:
-            wanted, waiter = self._waiters[0]
-            if waiter.done():
-                self._waiters.popleft()
-            elif wanted <= self.free:
-                self._waiters.popleft()
+        while self._queues:
+            owner, queue = next(iter(self._queues.items()))
+            wanted, waiter = queue[0]
+            if not waiter.done():
+                if wanted > self.free:
+                    return
                 self.free -= wanted
                 waiter.set_result(None)
-            else:
-                return
+            queue.popleft()
+            self.waiting -= 1
+            # The next turn is another container's.
+            del self._queues[owner]
+            if queue:
+                self._queues[owner] = queue
 
     @property
     def is_scarce(self) -> bool:
@@ -73,10 +80,11 @@ class TransferBudget:
             return READ_PIECE_BYTES
         return READ_PIECE_BYTES // 4 if self.free * 4 >= self.size else 64 * KIB
 
-    async def _wait(self, share: int) -> None:
+    async def _wait(self, share: int, owner: bytes) -> None:
         assert share <= self.size
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiters.append((share, waiter))
+        self._queues.setdefault(owner, deque()).append((share, waiter))
+        self.waiting += 1
         try:
             await waiter
         except asyncio.CancelledError:

@@ -24,6 +24,7 @@ from ambry.frontend.answers import REASONS, Headers
 from ambry.frontend.connection import Connection, Services
 from ambry.frontend.headers import GetOption, parse_get_option, parse_read
 from ambry.frontend.placement import OWNER_AT
+from ambry.frontend.shares import Visit
 
 _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 
@@ -37,12 +38,23 @@ class Call:
     now_ms: int
     subject: str
     caller: Caller
+    visit: Visit
     is_secure: bool = False
     """Whether it came through the operator's secure path."""
     container: Container = DEFAULT_CONTAINER
     """Of the blob in the path; the caller has the right that the operation needs."""
     named_lines: tuple[tuple[str, str], ...] = ()
     """For a blob that was asked for by its name: headers that say which one it is."""
+
+    def enter(self, container: Container) -> Container:
+        """Do something in a container in which the caller has the right to it: the request counts as the container's.
+
+        Raises Forbidden, PreconditionFailed, BadRequest, Overloaded, QuotaExceeded.
+        """
+        check_owner(container, owner_sent(self.request))
+        check_secure_path(container, is_secure=self.is_secure)
+        self.visit.enter(container)
+        return container
 
     @property
     def blob_id(self) -> bytes:
@@ -75,14 +87,12 @@ Methods: TypeAlias = Mapping[str, Route]
 def admitted(call: Call, route: Route) -> Call:
     """The call of someone who has the right to what it is about.
 
-    Raises Forbidden, BadBlobId, PreconditionFailed, BadRequest.
+    Raises Forbidden, BadBlobId, PreconditionFailed, BadRequest, Overloaded, QuotaExceeded.
     """
     if route.right is None:
         return call
     container = call.caller.admit(call.blob_id[OWNER_AT], route.right)
-    check_owner(container, owner_sent(call.request))
-    check_secure_path(container, is_secure=call.is_secure)
-    return replace(call, container=container)
+    return replace(call, container=call.enter(container))
 
 
 class RequestBody:

@@ -24,7 +24,8 @@ from ambry.frontend.directory import Directory
 from ambry.frontend.named_operations import NamedOperations
 from ambry.frontend.operations import Operations
 from ambry.frontend.request_id import RequestIds
-from ambry.limits import HTTP_BODY_IDLE_MS, HTTP_CONNECTIONS_MAX
+from ambry.frontend.shares import Shares
+from ambry.limits import HTTP_BODY_IDLE_MS, HTTP_CONNECTIONS_MAX, HTTP_HEAD_MS
 from ambry.logs import get_logger
 from ambry.metrics import OTHER, Metrics
 from ambry.names.sql import Database
@@ -48,6 +49,7 @@ class Services:
     clock: Clock
     node: str
     access: Access
+    shares: Shares
     directory: Directory
     database: Database | None = None
     """The name store; None where the operator gave none."""
@@ -65,7 +67,7 @@ class ShortResponse(web.StreamResponse):
 class Connection(RequestHandler):
     """The protocol of one client connection."""
 
-    __slots__ = ("_progress", "_stuck_since", "has_ended", "is_awaiting_body", "received", "services")
+    __slots__ = ("_head_since", "_progress", "_stuck_since", "has_ended", "is_awaiting_body", "received", "services")
 
     def __init__(self, server: "HttpServer", **options: Any) -> None:  # noqa: ANN401 -- aiohttp's own, handed through
         super().__init__(server, **options)
@@ -76,12 +78,15 @@ class Connection(RequestHandler):
         """The client sends no more. Most have gone, some only say so and still wait for an answer."""
         self._progress = (0, 0)
         self._stuck_since: float | None = None
+        self._head_since: float | None = None
+        """Since when a request's head has begun and not ended, or since when nothing at all has come."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Take the connection, or refuse it when there are too many."""
         super().connection_made(transport)
         requests = self.services.metrics.requests
         requests.connections += 1
+        self._head_since = self.services.clock.monotonic()
         if requests.connections > HTTP_CONNECTIONS_MAX:
             assert isinstance(transport, asyncio.WriteTransport)
             transport.write(self.refusal(Overloaded("too many connections", retry_after_s=1)))
@@ -97,6 +102,10 @@ class Connection(RequestHandler):
         """Bytes of requests and of bodies."""
         self.received += len(data)
         super().data_received(data)
+        if not self.is_idle:
+            self._head_since = None
+        elif self._head_since is None and data:
+            self._head_since = self.services.clock.monotonic()
         if self._messages and isinstance(self._messages[-1][0], _ErrInfo):
             self._break_body()
 
@@ -172,8 +181,15 @@ class Connection(RequestHandler):
         return waiter is not None and not waiter.done() and not self._messages
 
     def check_progress(self, now: float) -> None:
-        """Disconnect a client that has stood still in the middle of a body for too long. `now` is monotonic."""
+        """Disconnect a client that has stood still in the middle of a body, or has not ended a head, for too long.
+
+        `now` is monotonic.
+        """
         transport = self.transport
+        if transport is not None and self._head_since is not None and now - self._head_since >= HTTP_HEAD_MS / 1000:
+            _log.info("a client that sent no whole request was disconnected", received=self.received)
+            transport.abort()
+            return
         if transport is None or not (self.is_awaiting_body or self.writing_paused):
             self._stuck_since = None
             return

@@ -141,6 +141,7 @@ class FastConnection(Connection):
         "_is_closed",
         "_is_holding_reads",
         "_is_open",
+        "_owner",
         "_post_head",
         "_request",
         "_started",
@@ -161,6 +162,8 @@ class FastConnection(Connection):
         self._authorization: str | None = None
         self._caller: Caller | None = None
         """Who sent the last GET of the lane, by its credentials."""
+        self._owner = b""
+        """The container of the POST that waits: it has a place among the requests under way."""
         self._post_head: PostHead | None = None
         """The head of the last POST of the lane."""
         self._request: bytes | None = None
@@ -185,12 +188,7 @@ class FastConnection(Connection):
                 self._get(data)
                 return
             head = self._post_head
-            if (
-                head is not None
-                and len(data) == head.end
-                and data.startswith(head.bytes)
-                and self.services.access.admits(head)
-            ):
+            if head is not None and len(data) == head.end and data.startswith(head.bytes) and self._may_post(head):
                 self._post(data, head)
                 return
         if data:
@@ -245,7 +243,7 @@ class FastConnection(Connection):
                 if head is None:
                     return 0
                 self._post_head = head
-            if len(data) >= head.end and self.services.access.admits(head):
+            if len(data) >= head.end and self._may_post(head):
                 self._post(data[: head.end], head)
                 return head.end
         return 0
@@ -316,6 +314,7 @@ class FastConnection(Connection):
 
     def _wait(self, data: bytes) -> None:
         self._request = data
+        self._head_since = None
         self._is_open = False
         self._started = monotonic()
         self.services.metrics.requests.in_flight += 1
@@ -400,9 +399,16 @@ class FastConnection(Connection):
             self._close_lane()
         self._go_on()
 
+    def _may_post(self, head: PostHead) -> bool:
+        """Whether whoever sent this head may store a body, and its container has a place free: then it is taken."""
+        services = self.services
+        return services.access.admits(head) and services.shares.try_enter(head.owner)
+
     def _post(self, data: bytes, head: PostHead) -> None:
         """A small body. From here on the request is the lane's, however it ends."""
         assert head is self._post_head
+        # The head may be read anew for another account before the answer is there.
+        self._owner = head.owner
         self._wait(data)
         self._turn.post(self)
 
@@ -446,6 +452,7 @@ class FastConnection(Connection):
     def end_post(self, status: int, whole: bytes) -> None:
         """Send the answer and go on."""
         self._stop_waiting()
+        self.services.shares.leave(self._owner)
         now = monotonic() if self.transport is None else self._write(whole)
         self.services.metrics.requests.observe("put_blob", status, now - self._started)
         self._go_on()

@@ -18,7 +18,7 @@ from ambry.errors import BlobDeleted, BlobExpired, BlobNotFound, CorruptRecord
 from ambry.frontend import hedged, replicas
 from ambry.frontend.budget import TransferBudget
 from ambry.frontend.headers import GetOption
-from ambry.frontend.placement import Placement, kind_of
+from ambry.frontend.placement import OWNER_AT, Placement, kind_of
 from ambry.limits import BODY_BYTES_MAX, KIB, REQUEST_DEADLINE_MS
 
 _DECODE_ON_LOOP_BYTES_MAX = 256 * KIB
@@ -204,7 +204,7 @@ class PieceReader:
         else:
             step = await self._next_step()
             share = step.stop - step.start
-            await self._budget.take(share)
+            await self._budget.take(share, self._blob.blob_id[OWNER_AT])
             self._given = share
             piece = await self._read(step)
         await self._prefetch()

@@ -27,9 +27,9 @@ from ambry.errors import (
     Unavailable,
 )
 from ambry.frontend import answers
-from ambry.frontend.access import check_owner, check_secure_path
+from ambry.frontend.access import check_secure_path
 from ambry.frontend.answers import Answer, Headers
-from ambry.frontend.call import Call, RequestBody, Route, body_size, get_option, let_continue, owner_sent
+from ambry.frontend.call import Call, RequestBody, Route, body_size, get_option, let_continue
 from ambry.frontend.conditions import parse_etags
 from ambry.frontend.connection import BodyResponse, Connection, Services
 from ambry.frontend.digests import render_repr_digest
@@ -224,9 +224,7 @@ class NamedApi:
 
     def _container(self, call: Call, account: str, container_name: str, right: Right) -> Container:
         """Raises UnknownContainer, Forbidden, PreconditionFailed."""
-        container = call.caller.admit_named(unquote(account), unquote(container_name), right)
-        check_owner(container, owner_sent(call.request))
-        check_secure_path(container, is_secure=call.is_secure)
+        container = call.enter(call.caller.admit_named(unquote(account), unquote(container_name), right))
         if container.policy.named_blobs is NamedBlobs.DISABLED:
             raise Forbidden("there are no names in this container")
         return container

@@ -25,7 +25,7 @@ from ambry.errors import (
     TooLarge,
 )
 from ambry.frontend import answers, conditions, openapi
-from ambry.frontend.access import admit_upload, check_secure_path
+from ambry.frontend.access import admit_upload
 from ambry.frontend.accounts_api import AccountsApi
 from ambry.frontend.answers import Answer, Headers
 from ambry.frontend.batch import BatchReads
@@ -56,6 +56,7 @@ from ambry.frontend.named import Blobs, NamedApi
 from ambry.frontend.placement import OWNER_AT
 from ambry.frontend.policy import check_ttl, preflight_headers, with_policy
 from ambry.frontend.put import PutPlan, Source
+from ambry.frontend.shares import Visit
 from ambry.frontend.signed_url import container_of_path, parse_url_wish
 from ambry.limits import BLOB_BYTES_MAX, HTTP_HEADER_BYTES_MAX, KIB
 from ambry.logs import get_logger, request_scope
@@ -129,35 +130,40 @@ class NativeApi:
         requests.in_flight += 1
         label = OTHER
         status = _CLIENT_GONE
+        visit = Visit(services.shares, began)
+        size = 0
         try:
             with request_scope(request_id):
                 try:
                     path, is_secure = services.access.without_prefix(request.rel_url.raw_path)
                     route, subject = self._find(request, path)
                     label = route.label
-                    call = self._call(request, request_id, subject, is_secure=is_secure)
+                    call = self._call(request, request_id, subject, visit, is_secure=is_secure)
                     response = await route.operation(admitted(call, route))
                 except AmbryError as error:
                     response = self._failed(request, error, request_id)
             if services.is_stopping:
                 response.force_close()
             status = response.status
+            size = _body_bytes(request, response)
             return response
         except Exception as error:
             status = _CLIENT_GONE if isinstance(error, ConnectionError) else 500
             raise
         finally:
             requests.in_flight -= 1
-            requests.observe(label, status, services.clock.monotonic() - began)
+            now = services.clock.monotonic()
+            visit.end(size, now)
+            requests.observe(label, status, now - began)
 
-    def _call(self, request: BaseRequest, request_id: str, subject: str, *, is_secure: bool) -> Call:
+    def _call(self, request: BaseRequest, request_id: str, subject: str, visit: Visit, *, is_secure: bool) -> Call:
         """The request, and who it comes from. Raises Unauthenticated."""
         services = self._services
         url, headers = request.rel_url, request.headers
         caller = services.access.caller(
             request.method, url.raw_path, url.raw_query_string, headers.getall("Authorization", []), headers.items
         )
-        return Call(request, request_id, services.clock.now_ms(), subject, caller, is_secure)
+        return Call(request, request_id, services.clock.now_ms(), subject, caller, visit, is_secure)
 
     def _find(self, request: BaseRequest, path: str) -> tuple[Route, str]:
         """The operation behind a path and a method. Raises NoSuchPath, MethodNotAllowed, HeadersTooLarge."""
@@ -203,8 +209,7 @@ class NativeApi:
 
     async def _put_blob(self, call: Call) -> web.StreamResponse:
         request = call.request
-        container = admit_upload(call.caller, owner_sent(request))
-        check_secure_path(container, is_secure=call.is_secure)
+        container = call.enter(admit_upload(call.caller, owner_sent(request)))
         size_max = _size_max(call)
         if (body_size(request) or 0) > size_max:
             raise TooLarge(f"a blob has {size_max} bytes at most here")
@@ -268,7 +273,7 @@ class NativeApi:
         operations = self._services.operations
         is_plain = not specs and not any(name in headers for name in _CONDITIONS)
         share = operations.budget.piece_bytes() if is_plain else 0
-        await operations.budget.enter(share)
+        await operations.budget.enter(share, call.container.owner)
         try:
             blob = await operations.open(blob_id, option, head_size=share, is_quorum=is_quorum(call))
             operations.budget.give(share - len(blob.head))
@@ -482,3 +487,12 @@ def _not_modified(call: Call, blob: OpenBlob) -> web.StreamResponse:
     kept.update(name for name, _ in call.named_lines)
     headers = [line for line in _blob_headers(call, blob, 0) if line[0] in kept]
     return BodyResponse(Answer(304, with_policy(headers, call.container.policy)))
+
+
+def _body_bytes(request: BaseRequest, response: web.StreamResponse) -> int:
+    """Bytes of bodies that came and went with a request."""
+    if request.method == "HEAD":
+        return request.content.total_bytes
+    # An answer whose length was not known beforehand has been sent by now.
+    length = response.headers.get("Content-Length")
+    return request.content.total_bytes + (response.body_length if length is None else int(length))

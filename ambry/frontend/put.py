@@ -525,7 +525,8 @@ class Upload:
                 break
             else:
                 granted = min(wanted, UPLOAD_GATHER_BYTES_MAX)
-                await (self._budget.take(granted) if self._size else self._budget.enter(granted))
+                owner = self._plan.owner
+                await (self._budget.take(granted, owner) if self._size else self._budget.enter(granted, owner))
                 chunk.share += granted
                 break
         return granted
