@@ -4,7 +4,7 @@
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help serve test lint types contracts tests zookeeper prove bench format lock clean
+.PHONY: help serve test lint types contracts tests zookeeper prove simulate bench format lock clean
 
 # An interpreter to make .venv with; empty: the first of the candidates that is recent enough.
 PYTHON ?=
@@ -20,6 +20,7 @@ SERVE ?=
 PYTEST ?=
 BENCH ?=
 PROVE ?= all --seconds 60
+SIMULATE ?= --seeds 1-200 --processes 2
 
 help:  ## this list
 	@echo 'Ambry, a distributed immutable blob store. Targets:'
@@ -55,6 +56,9 @@ zookeeper:  ## make sure that the tests have a ZooKeeper; root installs the syst
 
 prove: $(VENV)/stamp-dev  ## the long proofs of the storage engine: make prove PROVE="images --seconds 600"
 	@$(BIN)/python -m tests.prove $(PROVE)
+
+simulate: $(VENV)/stamp-dev  ## a cluster in virtual time, seed by seed: make simulate SIMULATE="--seeds 1-100000 --processes 8"
+	@$(BIN)/python -m tests.sim $(SIMULATE)
 
 bench: $(VENV)/stamp-dev  ## measure the main jobs beside a bare aiohttp application
 	@$(BIN)/python -m bench $(BENCH)

@@ -130,16 +130,19 @@ def put_verdict(replies: Sequence[Reply]) -> Verdict:
     return Verdict.BUSY if refused <= {Reply.FULL, Reply.BUSY} else Verdict.UNAVAILABLE
 
 
-def read_verdict(replies: Sequence[Reply], *, groups: Sequence[int], witnesses: Collection[int]) -> Verdict:
+def read_verdict(
+    replies: Sequence[Reply], *, groups: Sequence[int], witnesses: Collection[int], wants_deleted: bool = False
+) -> Verdict:
     """Of every replica that may be asked, in the order of asking: which answer is certain?
 
     `witnesses` are the groups that must prove "not found", each with its own quorum: the originating datacentre, or
     every remaining one when that has left the map. Replicas of a group count in its N whether they answer or not.
+    `wants_deleted`: the bytes of a deleted blob are welcome, so a tombstone without them is only one voice.
     """
     if Reply.DONE in replies:
         return Verdict.DONE
     if Reply.DELETED in replies:
-        return Verdict.DELETED
+        return Verdict.WAIT if wants_deleted and Reply.PENDING in replies else Verdict.DELETED
     # A replica that knows of the blob and lacks its bytes outweighs any number that do not know it.
     if Reply.NOT_HERE not in replies and _all_deny(replies, groups, witnesses):
         return Verdict.NOT_FOUND

@@ -39,7 +39,9 @@ def read_now(route: Route, request: GetRequest) -> GetAnswer | None:
     except AmbryError as error:
         reply = reply_of(error, route.incarnations[0])
         replies = [reply, *[Reply.PENDING] * (len(route.readers) - 1)]
-        verdict = read_verdict(replies, groups=route.groups, witnesses=route.witnesses)
+        verdict = read_verdict(
+            replies, groups=route.groups, witnesses=route.witnesses, wants_deleted=request.include_deleted
+        )
         if verdict in {Verdict.DELETED, Verdict.NOT_FOUND}:
             raise error_of(verdict, "get") from error
         return None
@@ -95,7 +97,13 @@ class HedgedRead:
 
     def _go_on(self) -> None:
         """Ask the next replica if nobody is being asked, or if those who were asked do not know the blob."""
-        verdict = read_verdict(self._replies, groups=self._route.groups, witnesses=self._route.witnesses)
+        route = self._route
+        verdict = read_verdict(
+            self._replies,
+            groups=route.groups,
+            witnesses=route.witnesses,
+            wants_deleted=self._request.include_deleted,
+        )
         if verdict is not Verdict.WAIT:
             self.outcome.set_exception(error_of(verdict, "get"))
             return

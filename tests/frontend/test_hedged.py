@@ -300,6 +300,20 @@ def test_a_quorum_read_sees_changes_that_one_replica_missed_here_and_at_the_orig
     run_two(test)
 
 
+def test_a_tombstone_without_bytes_does_not_end_a_read_that_wants_them_all_the_same() -> None:
+    async def test(operations: Operations, nodes: dict[str, MemoryDatanode]) -> None:
+        blob_id = await put(operations)
+        await settle()
+        await operations.delete(blob_id)
+        await settle()
+        for node in in_turn([nodes["a1"], nodes["a2"], nodes["a3"]], blob_id)[:2]:
+            node.lose_body(blob_id)
+        found = await operations.open(blob_id, GetOption.DELETED, head_size=100)
+        assert bytes(found.head) == b"hello"
+
+    run_two(test)
+
+
 def test_an_undelete_brings_the_bytes_to_replicas_that_lack_them() -> None:
     async def test(operations: Operations, nodes: dict[str, MemoryDatanode]) -> None:
         blob_id = await put(operations)

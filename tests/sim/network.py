@@ -1,0 +1,214 @@
+"""The network between processes: messages are lost, late, doubled, out of order; links break one way or both.
+
+A request to a datanode is a message there and one back. If either is lost the asker hears nothing and its deadline
+ends it, as over a connection that TCP still believes in; when a process dies, its connections break after a while.
+"""
+
+import asyncio
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from ambry.errors import AmbryError, ConnectionLost, DeadlineExceeded
+from ambry.protocol.datanode import (
+    BatchAnswer,
+    BatchItem,
+    ChangesAnswer,
+    ChangesRequest,
+    Datanode,
+    DatanodeStatus,
+    GetAnswer,
+    GetRequest,
+    PutRequest,
+    StateAnswer,
+    UpdateRequest,
+    UsageAnswer,
+    UsageRequest,
+)
+
+
+@dataclass(slots=True)
+class Weather:
+    """How the network is at the moment. Times in seconds, the rest are chances."""
+
+    loss: float = 0.0
+    double: float = 0.0
+    slow: float = 0.0
+    delay_s: float = 0.0005
+    delay_wan_s: float = 0.03
+    slow_s: float = 2.0
+
+
+class Server(Protocol):
+    """A process that answers."""
+
+    name: str
+    datacentre: int
+    is_up: bool
+    is_stopped: bool
+    life: int
+
+    @property
+    def service(self) -> Any:
+        """What its methods are called on."""
+        ...
+
+
+@dataclass(slots=True)
+class Network:
+    """All links. `cut` has the pairs (from, to) of process names over which nothing passes."""
+
+    loop: asyncio.AbstractEventLoop
+    chance: random.Random
+    places: dict[str, int] = field(default_factory=dict)
+    weather: Weather = field(default_factory=Weather)
+    cut: set[tuple[str, str]] = field(default_factory=set)
+    sent: int = 0
+    lost: int = 0
+    doubled: int = 0
+
+    def heal(self) -> None:
+        """Everything passes again, soon and once."""
+        self.cut.clear()
+        self.weather = Weather()
+
+    def carry(self, source: str, target: str, deliver: Callable[[], None]) -> None:
+        """Take a message from one process to another, perhaps."""
+        self.sent += 1
+        copies = 1
+        if self.chance.random() < self.weather.double:
+            copies = 2
+            self.doubled += 1
+        for _ in range(copies):
+            if (source, target) in self.cut or self.chance.random() < self.weather.loss:
+                self.lost += 1
+                continue
+            self.loop.call_later(self._delay_s(source, target), self._arrive, source, target, deliver)
+
+    def _delay_s(self, source: str, target: str) -> float:
+        is_near = self.places[source] == self.places[target]
+        delay_s = self.weather.delay_s if is_near else self.weather.delay_wan_s
+        delay_s *= 0.5 + self.chance.random()
+        if self.chance.random() < self.weather.slow:
+            delay_s += self.chance.random() * self.weather.slow_s
+        return delay_s
+
+    def _arrive(self, source: str, target: str, deliver: Callable[[], None]) -> None:
+        # A link that broke meanwhile takes what is on its way with it.
+        if (source, target) not in self.cut:
+            deliver()
+
+
+class Link:
+    """A datanode as a process sees it over the network. Has every method of the interfaces that it serves."""
+
+    def __init__(self, network: Network, own: str, server: Server) -> None:
+        self._network = network
+        self._own = own
+        self._server = server
+        self._open: set[asyncio.Future[Any]] = set()
+
+    # --- the Datanode interface --------------------------------------------------------------------------------
+
+    def put(self, request: PutRequest, deadline: float) -> "asyncio.Future[StateAnswer]":
+        """As the interface says."""
+        return self.ask("put", request, deadline)
+
+    def get(self, request: GetRequest, deadline: float) -> "asyncio.Future[GetAnswer]":
+        """As the interface says."""
+        return self.ask("get", request, deadline)
+
+    def get_now(self, request: GetRequest) -> GetAnswer | None:
+        """Never over a network."""
+        del request
+        return None
+
+    def update(self, request: UpdateRequest, deadline: float) -> "asyncio.Future[StateAnswer]":
+        """As the interface says."""
+        return self.ask("update", request, deadline)
+
+    def batch(self, items: Sequence[BatchItem], deadline: float) -> "asyncio.Future[list[BatchAnswer]]":
+        """As the interface says."""
+        return self.ask("batch", items, deadline)
+
+    def changes(self, request: ChangesRequest, deadline: float) -> "asyncio.Future[ChangesAnswer]":
+        """As the interface says."""
+        return self.ask("changes", request, deadline)
+
+    def status(self, deadline: float) -> "asyncio.Future[DatanodeStatus]":
+        """As the interface says."""
+        return self.ask("status", None, deadline)
+
+    def usage(self, request: UsageRequest, deadline: float) -> "asyncio.Future[UsageAnswer]":
+        """As the interface says."""
+        return self.ask("usage", request, deadline)
+
+    async def close(self) -> None:
+        """Whatever is open ends."""
+        for future in tuple(self._open):
+            future.cancel()
+
+    # --- messages ----------------------------------------------------------------------------------------------
+
+    def ask(self, method: str, request: object, deadline: float) -> "asyncio.Future[Any]":
+        """Send a request; the future has what comes back, or an error."""
+        loop = self._network.loop
+        future: asyncio.Future[Any] = loop.create_future()
+        timer = loop.call_at(deadline, _expire, future)
+        future.add_done_callback(lambda _: timer.cancel())
+        server, network, own = self._server, self._network, self._own
+        if not server.is_up:
+            # Connection refused, after a round trip.
+            loop.call_later(0.001, _fail, future, ConnectionLost(f"{server.name} is down"))
+            return future
+        life = server.life
+
+        def arrive() -> None:
+            if not server.is_up or server.life != life:
+                loop.call_later(0.05, _fail, future, ConnectionLost(f"{server.name} died"))
+            elif server.is_stopped:
+                # Its kernel takes the message and nobody reads it before it goes on.
+                server.backlog.append(arrive)  # type: ignore[attr-defined] # every server of the simulation has one
+            else:
+                answer = getattr(server.service, method)
+                handled = answer(deadline) if request is None else answer(request, deadline)
+                handled.add_done_callback(handled_done)
+
+        def handled_done(handled: "asyncio.Future[Any]") -> None:
+            if not server.is_up or server.life != life:
+                loop.call_later(0.05, _fail, future, ConnectionLost(f"{server.name} died"))
+                return
+            network.carry(server.name, own, lambda: _settle(future, handled))
+
+        network.carry(own, server.name, arrive)
+        return future
+
+
+def _expire(future: "asyncio.Future[Any]") -> None:
+    _fail(future, DeadlineExceeded("no answer before the deadline"))
+
+
+def _fail(future: "asyncio.Future[Any]", error: AmbryError) -> None:
+    if not future.done():
+        future.set_exception(error)
+        future.exception()
+
+
+def _settle(future: "asyncio.Future[Any]", handled: "asyncio.Future[Any]") -> None:
+    if handled.cancelled():
+        _fail(future, ConnectionLost("cancelled there"))
+        return
+    error = handled.exception()
+    if future.done():
+        return
+    if error is not None:
+        future.set_exception(error)
+        future.exception()
+    else:
+        future.set_result(handled.result())
+
+
+def is_datanode(link: Link) -> Datanode:
+    """The type checker's proof that a Link is one."""
+    return link
