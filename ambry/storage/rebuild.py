@@ -1,22 +1,30 @@
-"""Offline checks of one disk: logs and index against each other, and the index made anew from the logs.
+"""Checks of one disk: logs and index against each other, and the index made anew from the logs.
 
-Both open the store first, so they begin where a datanode would: journal redone, tails cut. Knows nothing that
-`recovery` does not; it only looks at all of it.
+Offline, the store is opened first, so a check begins where a datanode would: journal redone, tails cut. Online it goes
+beside commits, reads and compaction: what changed while it looked is looked at again before it counts as wrong.
+Each record is held against the entry of its blob, each entry against the record that it points to, and the totals
+against a recount of all entries. Knows nothing that `recovery` does not; it only looks at all of it.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 from ambry.blob.state import BlobState, join
 from ambry.clock import Clock
 from ambry.config import StorageSettings
-from ambry.errors import CorruptRecord
+from ambry.errors import AmbryError, CorruptRecord
+from ambry.storage.accounts import Accounts
 from ambry.storage.disk import Disk
-from ambry.storage.index import IndexSource
-from ambry.storage.index_entry import blob_key, decode_entry
+from ambry.storage.index import IndexSource, pages
+from ambry.storage.index_entry import Entry, Place, blob_key, decode_entry, partition_range
+from ambry.storage.plain_scan import plain_pages
+from ambry.storage.record import HEADER_SIZE, Header, decode_header, decode_meta, header_of
 from ambry.storage.recovery import RecoveryReport, open_store
-from ambry.storage.segment import Damage, ScannedRecord, scan
+from ambry.storage.replica import Replica
+from ambry.storage.segment import Damage, Segment
 from ambry.storage.store import DiskStore
+
+_ENTRIES_PER_PAGE = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,13 +39,14 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class CheckReport:
-    """What a check read, and what it found wrong."""
+    """What a check read, and what it found wrong. `recovery` is None for a store that was open already."""
 
     partitions: int
     segments: int
     records: int
+    entries: int
     log_bytes: int
-    recovery: RecoveryReport
+    recovery: RecoveryReport | None
     findings: tuple[Finding, ...]
 
 
@@ -51,7 +60,7 @@ def check_disk(
     rebuild: bool,
     progress: Callable[[int], None] = lambda _: None,
 ) -> CheckReport:
-    """Read every record of every segment and hold it against the index; `rebuild` throws the index away first.
+    """Read every record of every segment and hold it against the index; `rebuild` makes the index anew from them.
 
     `progress` is told the bytes of log that were read. The caller has the disk's lock. Raises DirectoryUnusable.
     """
@@ -67,48 +76,191 @@ def check_disk(
         progress=progress if rebuild else lambda _: None,
     )
     try:
-        return _check(store, recovery, progress)
+        if rebuild:
+            return _of_rebuild(store, recovery)
+        return check_store(store, clock, progress=progress, recovery=recovery, is_quiet=True)
     finally:
         store.close()
 
 
-def _check(store: DiskStore, recovery: RecoveryReport, progress: Callable[[int], None]) -> CheckReport:
-    records = segments = log_bytes = 0
-    findings: list[Finding] = []
-    for replica in store.replicas:
-        for number, segment in sorted(replica.segments.items()):
-            segments += 1
-            for found in scan(segment):
-                if isinstance(found, Damage):
-                    findings.append(Finding(replica.partition, number, found.offset, found.reason))
-                    continue
-                records += 1
-                wrong = _compare(store, found, number)
-                if wrong is not None:
-                    findings.append(Finding(replica.partition, number, found.offset, wrong))
-            log_bytes += segment.end
-            progress(segment.end)
-    return CheckReport(len(store.replicas), segments, records, log_bytes, recovery, tuple(findings))
+def _of_rebuild(store: DiskStore, recovery: RecoveryReport) -> CheckReport:
+    """Making the index anew has read and verified every record; what it is made of is not held against it again."""
+    segments = [segment for replica in store.replicas for segment in replica.segments.values()]
+    return CheckReport(
+        len(store.replicas),
+        len(segments),
+        recovery.records_indexed,
+        0,
+        sum(segment.end for segment in segments),
+        recovery,
+        tuple(Finding(partition, number, one.offset, one.reason) for partition, number, one in recovery.damages),
+    )
 
 
-def _compare(store: DiskStore, record: ScannedRecord, number: int) -> str | None:
-    """What is wrong between a record and the index's entry of its blob, or None."""
-    value = store.index.get(blob_key(record.key))
-    if value is None:
-        return "the index does not know this record's blob"
+def check_store(
+    store: DiskStore,
+    clock: Clock,
+    *,
+    progress: Callable[[int], None] = lambda _: None,
+    recovery: RecoveryReport | None = None,
+    is_quiet: bool = False,
+) -> CheckReport:
+    """Check an open store. `is_quiet`: nothing writes meanwhile, so that totals can be compared. May block for long.
+
+    `progress` may raise, to end it.
+    """
+    return _Check(store, clock, progress, is_quiet=is_quiet).run(recovery)
+
+
+class _Check:
+    """One check of one store."""
+
+    def __init__(self, store: DiskStore, clock: Clock, progress: Callable[[int], None], *, is_quiet: bool) -> None:
+        self._store = store
+        self._now_ms = clock.now_ms()
+        self._progress = progress
+        self._is_quiet = is_quiet
+        self._findings: list[Finding] = []
+        self._records = self._entries = self._segments = self._log_bytes = 0
+        self._recounted = Accounts()
+
+    def run(self, recovery: RecoveryReport | None) -> CheckReport:
+        for replica in self._store.replicas:
+            pointed = sum(self._segment(replica, number) for number in sorted(replica.segments))
+            self._entries_of(replica, pointed)
+        if self._is_quiet and self._recounted.snapshot() != self._store.accounts.snapshot():
+            self._findings.append(Finding(0, 0, 0, "the totals of the index are not those of its entries"))
+        return CheckReport(
+            len(self._store.replicas),
+            self._segments,
+            self._records,
+            self._entries,
+            self._log_bytes,
+            recovery,
+            tuple(self._findings),
+        )
+
+    def _segment(self, replica: Replica, number: int) -> int:
+        """Every record of a segment against its blob's entry; how many entries point to one of them."""
+        with self._store.locked():
+            segment = replica.segments.get(number)
+            if segment is None:
+                return 0
+            # Up to the end of what is committed: behind it a group may be half written.
+            segment = replace(segment)
+        pointed = done = 0
+        self._segments += 1
+        for found in plain_pages(segment):
+            reached = found[-1][0] if isinstance(found, list) else found.offset
+            self._progress(reached - done)
+            done = reached
+            if isinstance(found, Damage):
+                if self._is_there(replica, number):
+                    self._found(replica, number, found.offset, found.reason)
+                continue
+            if isinstance(found, list):
+                records = [(offset, header_of(fields), fields[9]) for offset, fields in found]
+            else:
+                records = [(found.offset, found.header, found.key)]
+            pointed += self._compare(replica, number, records)
+        self._log_bytes += segment.end
+        self._progress(segment.end - done)
+        return pointed
+
+    def _compare(self, replica: Replica, number: int, records: Sequence[tuple[int, Header, bytes]]) -> int:
+        self._records += len(records)
+        pointed = 0
+        keys = [blob_key(key) for _, _, key in records]
+        for (offset, header, _), value in zip(records, self._store.index.get_many(keys), strict=True):
+            place = Place(number, offset)
+            try:
+                entry = decode_entry(value) if value is not None else None
+            except CorruptRecord as error:
+                self._found(replica, number, offset, f"the index has a damaged entry for this record's blob: {error}")
+                continue
+            pointed += entry is not None and entry.place == place
+            wrong = self._wrong(header, place, entry)
+            if wrong is not None and self._is_there(replica, number):
+                self._found(replica, number, offset, wrong)
+        return pointed
+
+    def _wrong(self, header: Header, place: Place, entry: Entry | None) -> str | None:
+        """What is wrong between a record and the index's entry of its blob, or None."""
+        if entry is None:
+            # Compaction forgets a blob that expired long ago with its put; older records of it may be left.
+            if header.expires_at_ms + self._store.retention.expired_ms <= self._now_ms:
+                return None
+            return "the index does not know this record's blob"
+        state = BlobState(header.life, header.expires_at_ms)
+        if entry.lsn < header.lsn:
+            return f"the index stands at LSN {entry.lsn}, before this record's {header.lsn}"
+        if join(entry.state, state) != entry.state:
+            return "the index has an older state of this record's blob"
+        if entry.lsn == header.lsn and entry.state != state:
+            return "the index has a state that the blob's newest record does not have"
+        if entry.has_body and entry.place == place and entry.root != header.root:
+            return "the index has another checksum root for this record"
+        return None
+
+    def _entries_of(self, replica: Replica, pointed: int) -> None:
+        """Every entry of a partition. If fewer were pointed to than there are, each is looked up in its segment."""
+        before = self._entries
+        for page in pages(self._store.index, *partition_range(b"b", replica.partition), _ENTRIES_PER_PAGE):
+            self._entries += len(page)
+            if self._is_quiet:
+                self._recount(replica, page)
+        if self._entries - before == pointed:
+            return
+        for page in pages(self._store.index, *partition_range(b"b", replica.partition), _ENTRIES_PER_PAGE):
+            for key, value in page:
+                self._look_up(replica, key, value)
+
+    def _recount(self, replica: Replica, page: Sequence[tuple[bytes, bytes]]) -> None:
+        for _, value in page:
+            try:
+                self._recounted.change(replica.partition, None, decode_entry(value))
+            except CorruptRecord:
+                # Found by its record, or by looking it up.
+                continue
+
+    def _look_up(self, replica: Replica, key: bytes, value: bytes) -> None:
+        wrong = _wrong_of_entry(replica, key, value)
+        if wrong is None or self._store.index.get(key) != value:
+            # It is fine, or it has changed since the page was read: whoever changed it knew better.
+            return
+        try:
+            place = decode_entry(value).place
+        except CorruptRecord:
+            place = Place(0, 0)
+        self._found(replica, place.segment, place.offset, f"{wrong}: {key[5:].hex()}")
+
+    def _is_there(self, replica: Replica, number: int) -> bool:
+        """Whether a segment still is; compaction may have taken it while it was read."""
+        return number in replica.segments
+
+    def _found(self, replica: Replica, number: int, offset: int, what: str) -> None:
+        self._findings.append(Finding(replica.partition, number, offset, what))
+
+
+def _wrong_of_entry(replica: Replica, key: bytes, value: bytes) -> str | None:
+    """What is wrong with an entry of the index, by the record it points to, or None."""
     try:
         entry = decode_entry(value)
     except CorruptRecord as error:
-        return f"the index has a damaged entry for this record's blob: {error}"
-    header = record.header
-    if entry.lsn < header.lsn:
-        return f"the index stands at LSN {entry.lsn}, before this record's {header.lsn}"
-    if join(entry.state, BlobState(header.life, header.expires_at_ms)) != entry.state:
-        return "the index has an older state of this record's blob"
-    if entry.lsn == header.lsn and entry.state != BlobState(header.life, header.expires_at_ms):
-        return "the index has a state that the blob's newest record does not have"
-    if header.body_size and not entry.has_body:
-        return "the index says that the blob has no bytes here"
-    if header.body_size and (entry.segment, entry.offset) == (number, record.offset) and entry.root != header.root:
-        return "the index has another checksum root for this record"
-    return None
+        return f"a damaged entry of the index: {error}"
+    segment = replica.segments.get(entry.segment)
+    if segment is None:
+        return "the index points to a segment that is not there"
+    try:
+        return None if _is_of(segment, entry, key) else "the index points to a record of another blob"
+    except CorruptRecord:
+        return "the index points to where no record is"
+    except AmbryError as error:
+        return f"the index points to what cannot be read: {error}"
+
+
+def _is_of(segment: Segment, entry: Entry, key: bytes) -> bool:
+    head = segment.pread(HEADER_SIZE, entry.offset)
+    header = decode_header(head, segment.seed)
+    found, _ = decode_meta(header, segment.pread(header.body_offset, entry.offset), segment.seed)
+    return found == entry.id_head + key[1:]

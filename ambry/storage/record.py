@@ -17,7 +17,7 @@ from typing import Final
 from xxhash import xxh3_64_intdigest
 
 from ambry.blob.blob_id import BINARY_SIZE
-from ambry.blob.checksums import CHECKSUM_SIZE, blocks_match, vector_matches, vector_size
+from ambry.blob.checksums import CHECKSUM_SIZE, blocks_match, checksum_vector, vector_matches, vector_size
 from ambry.blob.requests import Buffer
 from ambry.blob.value import value
 from ambry.errors import CorruptRecord
@@ -218,6 +218,72 @@ def check_body(header: Header, data: Buffer, at: int = 0) -> None:
         raise CorruptRecord("the body does not have its checksums")
     if any(view[vector_end:]):
         raise CorruptRecord("the padding is not zero")
+
+
+def check_plain(
+    view: memoryview, at: int, seed: int
+) -> tuple[int, int, int, int, int, int, int, int, int, bytes] | None:
+    """Check the whole record at `at`, all that decode_header, decode_meta and check_body check, without their objects.
+
+    Returns (kind, lsn, time_ms, expires_at_ms, life, body_size, body_offset, record_size, root, key), or None when
+    anything is out of the ordinary: whoever wants to know what reads it again with the others.
+    """
+    if len(view) - at < HEADER_SIZE:
+        return None
+    (
+        magic,
+        version,
+        kind,
+        _,
+        lsn,
+        time_ms,
+        expires_at_ms,
+        life,
+        body_size,
+        properties_size,
+        key_size,
+        zero,
+        root,
+        meta_sum,
+        header_sum,
+    ) = _HEADER.unpack_from(view, at)
+    body_offset = HEADER_SIZE + BINARY_SIZE + properties_size
+    end = at + body_offset + body_size + (-(-body_size // CHECKSUM_BLOCK_BYTES) << 3)
+    padding = -(end - at) % ALIGNMENT
+    if (
+        magic != MAGIC
+        or xxh3_64_intdigest(view[at : at + CHECKED_SIZE], seed) != header_sum
+        or version != VERSION
+        or kind not in _KINDS
+        or zero
+        or not lsn
+        or key_size != BINARY_SIZE
+        or properties_size > PROPERTIES_BYTES_MAX
+        or body_size > BODY_BYTES_MAX
+        or end + padding > len(view)
+    ):
+        return None
+    meta = bytes(view[at + HEADER_SIZE : at + body_offset])
+    if xxh3_64_intdigest(meta, seed) != meta_sum or (padding and any(view[end : end + padding])):
+        return None
+    if body_size:
+        body_at = at + body_offset
+        body, vector = view[body_at : body_at + body_size], view[body_at + body_size : end]
+        if body_size <= CHECKSUM_BLOCK_BYTES:
+            found: Buffer = xxh3_64_intdigest(body).to_bytes(CHECKSUM_SIZE, "little")
+        else:
+            found = checksum_vector(body)
+        if found != vector or xxh3_64_intdigest(vector, body_size) != root:
+            return None
+    size = end + padding - at
+    return kind, lsn, time_ms, expires_at_ms, life, body_size, body_offset, size, root, meta[:BINARY_SIZE]
+
+
+def header_of(fields: tuple[int, int, int, int, int, int, int, int, int, bytes]) -> Header:
+    """What `check_plain` found, as a Header; without flags and checksum of the meta data, which nobody needs then."""
+    kind, lsn, time_ms, expires_at_ms, life, body_size, body_offset, _, root, key = fields
+    properties_size = body_offset - HEADER_SIZE - BINARY_SIZE
+    return Header(_KINDS[kind], 0, lsn, time_ms, expires_at_ms, life, body_size, properties_size, len(key), root, 0)
 
 
 def read_whole(data: Buffer, seed: int, blob_id: bytes) -> tuple[int, bytes, memoryview, int, int]:

@@ -15,7 +15,7 @@ tails, 6 marks the index as whole with its last batch. The time depends on the j
 blobs (but for 6). Nothing acknowledged is lost, nothing deleted returns: the journal has what logs and index lack.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from ambry.clock import Clock
@@ -26,6 +26,7 @@ from ambry.storage.disk import Disk
 from ambry.storage.index import Index, IndexSource, pages
 from ambry.storage.index_entry import (
     HAS_BODY,
+    ID_HEAD_SIZE,
     INDEX_VERSION,
     STATE_APPLIED,
     STATE_DISK,
@@ -35,6 +36,7 @@ from ambry.storage.index_entry import (
     change_key,
     decode_entry,
     encode_entry,
+    encode_new_put,
     end_lsn_key,
     merge,
     repair_key,
@@ -42,7 +44,8 @@ from ambry.storage.index_entry import (
 from ambry.storage.journal import BODY_ELSEWHERE, Checkpoint, Group, GroupReader, Journal, JournalEntry
 from ambry.storage.journal import PATH as JOURNAL_PATH
 from ambry.storage.late_rows import LateRows, settle
-from ambry.storage.record import Header, RecordKind, decode_header, decode_meta
+from ambry.storage.plain_scan import PlainRecord, plain_pages
+from ambry.storage.record import Header, RecordKind, decode_header, decode_meta, header_of
 from ambry.storage.replica import Replica, open_replica, settle_ends
 from ambry.storage.replica_meta import (
     COUNTER_BITS,
@@ -53,7 +56,7 @@ from ambry.storage.replica_meta import (
     read_disk_meta,
     write_disk_meta,
 )
-from ambry.storage.segment import Damage, scan
+from ambry.storage.segment import Damage
 from ambry.storage.store import DiskStore
 
 _BATCH_RECORDS = 1000
@@ -238,19 +241,20 @@ class IndexUpdates:
         self._index = index
         self._accounts = accounts
         self._entries: dict[bytes, Entry] = {}
+        self._fresh: dict[bytes, bytes] = {}
         self._changes: dict[bytes, bytes | None] = {}
         self._end_lsns: dict[int, int] = {}
         self._damaged: set[bytes] = set()
 
     def __len__(self) -> int:
-        return len(self._entries)
+        return len(self._entries) + len(self._fresh)
 
     def add(self, partition: int, header: Header, blob_id: bytes, place: Place, *, is_damaged: bool = False) -> None:
         """One record. A put whose body is damaged gives way to another put of its blob: the bytes came back later."""
         key = blob_key(blob_id)
         entry = self._entries.get(key)
         if entry is None:
-            value = self._index.get(key)
+            value = self._fresh.pop(key, None) or self._index.get(key)
             entry = decode_entry(value) if value is not None else None
         before = entry
         if header.kind is RecordKind.PUT:
@@ -268,18 +272,58 @@ class IndexUpdates:
         if entry is not None and (merged.life & 1 or (merged.has_body and not entry.has_body)):
             # The index may know of the hole, and not of its end.
             self._changes[repair_key(key)] = None
+        self._raise_end_lsn(partition, header.lsn)
+
+    def add_plain(self, partition: int, number: int, page: Sequence[PlainRecord]) -> None:
+        """A page of whole records of one segment. First puts, nearly all of them, become entries without objects."""
+        keys = [b"b" + fields[9][ID_HEAD_SIZE:] for _, fields in page]
+        known = self._index.get_many(keys)
+        entries, fresh, changes = self._entries, self._fresh, self._changes
+        sums: dict[bytes, list[int]] = {}
+        change_head, newest, put_kind = change_key(partition, 0)[:5], 0, RecordKind.PUT.value
+        for key, value, (offset, fields) in zip(keys, known, page, strict=True):
+            kind, lsn, time_ms, expires_at_ms, life, body_size, body_offset, record_size, root, blob_id = fields
+            newest = max(newest, lsn)
+            if value is not None or kind != put_kind or life or key in fresh or key in entries:
+                self.add(partition, header_of(fields), blob_id, Place(number, offset))
+                continue
+            id_head = blob_id[:ID_HEAD_SIZE]
+            fresh[key] = encode_new_put(
+                segment=number,
+                offset=offset,
+                record_size=record_size,
+                body_offset=body_offset,
+                body_size=body_size,
+                expires_at_ms=expires_at_ms,
+                lsn=lsn,
+                time_ms=time_ms,
+                root=root,
+                id_head=id_head,
+            )
+            changes[change_head + lsn.to_bytes(8, "big")] = key[5:]
+            sum_of = sums.setdefault(id_head, [0, 0, 0])
+            sum_of[0] += 1
+            sum_of[1] += record_size
+            sum_of[2] += body_size
+        for id_head, (count, record_bytes, body_bytes) in sums.items():
+            self._accounts.put(partition, number, id_head, count, record_bytes, body_bytes)
+        self._raise_end_lsn(partition, newest)
+
+    def _raise_end_lsn(self, partition: int, lsn: int) -> None:
         if partition not in self._end_lsns:
             stored = self._index.get(end_lsn_key(partition))
             self._end_lsns[partition] = int.from_bytes(stored or b"", "little")
-        self._end_lsns[partition] = max(self._end_lsns[partition], header.lsn)
+        self._end_lsns[partition] = max(self._end_lsns[partition], lsn)
 
     def write(self, state: list[tuple[bytes, bytes | None]]) -> None:
         """Write everything gathered, and `state`, in one batch."""
         batch: list[tuple[bytes, bytes | None]] = [(key, encode_entry(entry)) for key, entry in self._entries.items()]
+        batch += self._fresh.items()
         batch += self._changes.items()
         batch += [(end_lsn_key(partition), lsn.to_bytes(8, "little")) for partition, lsn in self._end_lsns.items()]
         self._index.write([*batch, *self._accounts.batch(), *state])
         self._entries.clear()
+        self._fresh.clear()
         self._changes.clear()
 
 
@@ -309,7 +353,12 @@ def rebuild_index(
     for partition, replica in sorted(replicas.items()):
         for number, segment in sorted(replica.segments.items()):
             count = 0
-            for found in scan(segment):
+            for found in plain_pages(segment):
+                if isinstance(found, list):
+                    updates.add_plain(partition, number, found)
+                    count += len(found)
+                    updates.write([])
+                    continue
                 if isinstance(found, Damage):
                     yield partition, number, found
                 if found.header is not None:

@@ -1,0 +1,51 @@
+"""All records of a segment, verified, at the rate of an index that is made anew: pages of tuples, without objects.
+
+The same records and damages in the same order as `segment.scan`, which is asked for whatever is out of the ordinary; a
+test holds the two against each other. Small records take about 3 us each here, and 15 us there.
+Knows nothing of the index.
+"""
+
+from collections.abc import Iterator
+from typing import Final, TypeAlias
+
+from ambry.limits import MIB
+from ambry.storage.record import HEADER_SIZE, check_plain
+from ambry.storage.segment import DATA_OFFSET, Damage, ScannedRecord, Segment, scan
+
+PAGE_RECORDS: Final = 1024
+"""Records of one page: enough that looking them up together pays."""
+
+_WINDOW_BYTES: Final = 4 * MIB
+
+PlainRecord: TypeAlias = tuple[int, tuple[int, int, int, int, int, int, int, int, int, bytes]]
+"""Offset, and what `record.check_plain` says of the record there."""
+
+
+def plain_pages(segment: Segment) -> Iterator[list[PlainRecord] | ScannedRecord | Damage]:
+    """Pages of plain records; what is not plain comes alone, in its place. Raises DiskUnavailable, as `scan`."""
+    offset, window_at, window = DATA_OFFSET, DATA_OFFSET, memoryview(b"")
+    end, seed = segment.end, segment.seed
+    page: list[PlainRecord] = []
+    while offset < end:
+        at = offset - window_at
+        fields = check_plain(window, at, seed)
+        if fields is None and (window_at != offset or len(window) < HEADER_SIZE):
+            # Perhaps only the window ended here.
+            window_at = offset
+            window = memoryview(segment.pread(min(_WINDOW_BYTES, end - offset), offset))
+            fields = check_plain(window, 0, seed)
+        if fields is not None:
+            page.append((offset, fields))
+            offset += fields[7]
+            if len(page) >= PAGE_RECORDS:
+                yield page
+                page = []
+            continue
+        if page:
+            yield page
+            page = []
+        found = next(scan(segment, offset))
+        yield found
+        offset = found.offset + (found.size if isinstance(found, Damage) else found.header.record_size)
+    if page:
+        yield page

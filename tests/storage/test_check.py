@@ -1,0 +1,108 @@
+"""A check names exactly what is damaged, offline and beside a store in use; quick and thorough scans see the same."""
+
+import random
+
+from ambry.blob.requests import Change
+from ambry.storage.index_entry import Place, blob_key, encode_entry
+from ambry.storage.plain_scan import plain_pages
+from ambry.storage.rebuild import CheckReport, check_store
+from ambry.storage.record import decode_header, header_of
+from ambry.storage.segment import Damage, ScannedRecord, Segment, scan
+from tests.storage.engine import World, blob_id, body_of, put, update
+
+
+def _filled(count: int = 24) -> World:
+    world = World()
+    world.open()
+    for first in range(0, count, 4):
+        world.commit(
+            [put(blob_id(n), body_of(n, 1500 + n), properties=b"p" * (n % 9)) for n in range(first, first + 4)]
+        )
+    world.commit([update(blob_id(n), Change.DELETE, time_ms=world.clock.now_ms()) for n in range(3)])
+    world.store.checkpoint()
+    return world
+
+
+def _check(world: World, *, is_quiet: bool = True) -> CheckReport:
+    return check_store(world.store, world.clock, is_quiet=is_quiet)
+
+
+def _flip(segment: Segment, at: int, bit: int) -> None:
+    byte = segment.file.pread(1, at)[0]
+    segment.file.pwrite([bytes([byte ^ 1 << bit])], at)
+
+
+Seen = list[tuple[int, bytes, int, int, int] | tuple[int, int]]
+
+
+def _seen(segment: Segment, found: Damage | ScannedRecord) -> tuple[int, bytes, int, int, int] | tuple[int, int]:
+    if isinstance(found, Damage):
+        return found.offset, found.size
+    header = found.header
+    assert decode_header(segment.pread(72, found.offset), segment.seed) == header
+    return found.offset, found.key, header.lsn, header.root, header.record_size
+
+
+def _plainly(segment: Segment) -> Seen:
+    seen: Seen = []
+    for found in plain_pages(segment):
+        if isinstance(found, list):
+            for offset, fields in found:
+                header = header_of(fields)
+                seen.append((offset, fields[9], header.lsn, header.root, header.record_size))
+        else:
+            seen.append(_seen(segment, found))
+    return seen
+
+
+def test_the_quick_scan_sees_what_the_thorough_one_sees_whatever_is_flipped() -> None:
+    world, chance = _filled(), random.Random(5)
+    segment = world.store.replicas[0].segments[1]
+    assert [_seen(segment, found) for found in scan(segment)] == _plainly(segment)
+    for _ in range(300):
+        at, bit = chance.randrange(64, segment.end), chance.randrange(8)
+        _flip(segment, at, bit)
+        seen = _plainly(segment)
+        assert seen == [_seen(segment, found) for found in scan(segment)], (at, bit)
+        assert any(len(one) == 2 for one in seen), f"bit {bit} of byte {at} was not noticed"
+        _flip(segment, at, bit)
+
+
+def test_a_store_without_damage_has_no_findings_also_after_compaction_and_expiry() -> None:
+    world = _filled()
+    expiry_ms = world.clock.now_ms() + 60_000
+    world.commit([put(blob_id(n), body_of(n, 900), expires_at_ms=expiry_ms) for n in range(50, 58)])
+    world.store.checkpoint()
+    report = _check(world)
+    assert not report.findings
+    assert report.records == 24 + 3 + 8
+    assert report.entries == 24 + 8
+    world.clock.advance(30 * 86_400_000)
+    for _ in range(4):
+        world.compact(1, everything=True)
+    assert not _check(world).findings
+    assert not _check(world, is_quiet=False).findings
+
+
+def test_each_kind_of_damage_is_named_with_its_place() -> None:
+    world = _filled()
+    replica = world.store.replicas[0]
+    entries = [world._entry(blob_id(n)[12:]) for n in range(24)]
+    fifth, sixth, seventh = entries[5], entries[6], entries[7]
+    assert fifth is not None
+    assert sixth is not None
+    assert seventh is not None
+    _flip(replica.segments[fifth.segment], fifth.offset + fifth.body_offset + 3, 2)
+    index = world.store._index
+    index.write([(blob_key(blob_id(6)), None)])
+    index.write([(blob_key(blob_id(7)), b"no entry")])
+    lost = update(blob_id(900), Change.DELETE)
+    index.write([(blob_key(lost.blob_id), encode_entry(sixth))])
+    findings = {(one.segment, one.offset): one.what for one in _check(world).findings}
+    places = {Place(*place) for place in findings}
+    assert "checksum" in findings[fifth.segment, fifth.offset]
+    assert "damaged entry" in findings[seventh.segment, seventh.offset]
+    assert places >= {fifth.place, sixth.place, seventh.place}
+    assert any("totals" in one.what for one in _check(world).findings)
+    others = {entry.place for entry in entries if entry is not None} - {fifth.place, sixth.place, seventh.place}
+    assert not places & others
