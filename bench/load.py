@@ -61,6 +61,10 @@ class Load:
     collect_max: int = 0
     """How many paths of stored blobs to report."""
     server_pids: Sequence[int] = ()
+    put_prefix: str = ""
+    """Puts are PUT of names below this path, each another one in no order; without it POST /."""
+    first_name: int = 0
+    """Number of the first of these names, so that a second run has others."""
 
     def check(self) -> None:
         """Raises ValueError for a load that would not end."""
@@ -141,7 +145,7 @@ class Operation:
 def operations_of(load: Load) -> list[Operation]:
     """The requests that the run goes round in."""
     bodies = [body(load.size, number) for number in range(distinct_bodies(load.size))]
-    puts = [_put(number, data) for number, data in enumerate(bodies)] if load.put_percent else []
+    puts = [_put(number, data, load.put_prefix) for number, data in enumerate(bodies)] if load.put_percent else []
     digests = [xxhash.xxh3_64_intdigest(data) for data in bodies]
     gets = [_get(path, number, digests[number]) for path, number in load.paths] if load.put_percent < 100 else []
     if not gets or not puts:
@@ -159,9 +163,19 @@ def _get(path: str, number: int, digest: int) -> Operation:
     return Operation(False, number, head, len(head), body=None, status=200, digest=digest)
 
 
-def _put(number: int, data: bytes) -> Operation:
+_NAME_MARK: Final = b"#" * 16
+"""Stands in a prepared request for the name that it gets when it is sent."""
+
+
+def name_of(number: int) -> bytes:
+    """The name with a number: 16 hexadecimal digits, in no order, each once."""
+    return b"%016x" % (number * 0x9E3779B97F4A7C15 % 2**64)
+
+
+def _put(number: int, data: bytes, prefix: str) -> Operation:
+    what = f"PUT {prefix}{_NAME_MARK.decode()}" if prefix else "POST /"
     head = (
-        f"POST / HTTP/1.1\r\nHost: {HOST}\r\nUser-Agent: ambry-bench\r\nAccept: */*\r\n"
+        f"{what} HTTP/1.1\r\nHost: {HOST}\r\nUser-Agent: ambry-bench\r\nAccept: */*\r\n"
         f"Content-Type: application/octet-stream\r\nContent-Length: {len(data)}\r\n\r\n"
     ).encode()
     if len(data) > _JOINED_BYTES_MAX:
@@ -310,12 +324,15 @@ class Generator:
         connection.head = b""
         self._in_flight += 1
         connection.sent_at_ns = now_ns
+        head = operation.head
+        if operation.is_put and self.load.put_prefix:
+            head = head.replace(_NAME_MARK, name_of(self.load.first_name + self._started), 1)
         try:
-            sent = connection.send(operation.head)
+            sent = connection.send(head)
         except BlockingIOError:
             sent = 0
         if sent < operation.head_size or operation.body is not None:
-            connection.unsent = [memoryview(operation.head)[sent:]]
+            connection.unsent = [memoryview(head)[sent:]]
             if operation.body is not None:
                 connection.unsent.append(operation.body)
             self._epoll.modify(connection.fd, select.EPOLLIN | select.EPOLLOUT)
