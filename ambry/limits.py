@@ -359,6 +359,12 @@ NAME_RETENTION_MS: Final = 7 * 86_400_000
 NAME_ORPHAN_AGE_MS: Final = 86_400_000
 """A named blob that has no row after this long never gets one: far longer than any upload's last step."""
 
+NAMES_KEPT_MAX: Final = 32 * KIB
+"""Names of an embedded store that a process keeps in memory: 20 MiB where names are long."""
+
+NAMES_KEPT_ROWS_MAX: Final = 1000
+"""Changed names that are looked at to forget them; after more than that all are forgotten."""
+
 NAME_UPKEEP_MS: Final = 60_000
 """Between two rounds of upkeep of a name store."""
 

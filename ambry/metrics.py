@@ -35,6 +35,11 @@ OPERATIONS: Final = (
     "delete_blob",
     "update_ttl",
     "undelete_blob",
+    "put_named",
+    "get_named",
+    "head_named",
+    "delete_named",
+    "list_names",
     "health_check",
     "metrics",
 )

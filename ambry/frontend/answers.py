@@ -28,6 +28,8 @@ SERVER: Final = "ambry"
 CHALLENGE: Final = 'Bearer realm="ambry"'
 """How to authenticate, for whoever sent nothing that is good; docs/security.md has the other ways."""
 
+NAMED_VERSION: Final = "x-ambry-named-version"
+
 CACHE_SECONDS_MAX: Final = 365 * 86_400
 """As in Ambry. A blob never changes; one that is deleted may live on in caches, which whoever needs it can forbid."""
 
@@ -197,6 +199,11 @@ def blob_headers(
         ("x-ambry-ttl", _ttl(state, created_ms)),
         ("x-ambry-life-version", str(state.life // 2)),
     ]
+
+
+def named_lines(blob_id: str, version: str) -> tuple[tuple[str, str], ...]:
+    """What an answer says of the name beside the blob: which blob it is, and at which version."""
+    return (("x-ambry-blob-id", blob_id), (NAMED_VERSION, version))
 
 
 def named_headers(headers: Headers, lines: Iterable[tuple[str, str]]) -> Headers:

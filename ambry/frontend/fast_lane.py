@@ -30,6 +30,7 @@ from ambry.errors import AmbryError
 from ambry.frontend.connection import Connection, HttpServer
 from ambry.frontend.lane_answers import LaneAnswers
 from ambry.frontend.lane_heads import PostHead, authorization_of, harmless_lines, message_size, post_head
+from ambry.frontend.lane_names import NAMED, LaneName, find_named
 from ambry.frontend.placement import OWNER_AT
 from ambry.limits import LANE_BODY_BYTES_MAX, LANE_HELD_BYTES_MAX
 from ambry.logs import get_logger
@@ -41,6 +42,8 @@ _GET: Final = b"GET /"
 _GET_PATH_END: Final = 48
 _ID: Final = slice(5, _GET_PATH_END)
 """Where a GET of the lane has the id."""
+
+_NAMED_AT: Final = len(NAMED)
 
 _POST: Final = b"POST / HTTP/1.1\r\n"
 
@@ -112,6 +115,9 @@ class Turn:
         self._posts, self._gets, self._found, self._stored = [], [], [], []
         for connection in posts:
             connection.begin_post()
+        names = gets[0].services.names if gets else None
+        if names is not None and names.recent is not None:
+            names.recent.begin_turn()
         for connection in gets:
             answer = connection.look_up()
             if answer is not None:
@@ -141,6 +147,8 @@ class FastConnection(Connection):
         "_is_closed",
         "_is_holding_reads",
         "_is_open",
+        "_named",
+        "_named_rest",
         "_owner",
         "_post_head",
         "_request",
@@ -159,6 +167,10 @@ class FastConnection(Connection):
         """Bytes still to come of a message that is aiohttp's."""
         self._get_rest: bytes | None = None
         """What followed the path in the last GET of the lane. Clients repeat themselves to the byte."""
+        self._named_rest: bytes | None = None
+        """The same of the last GET by a name."""
+        self._named: LaneName | None = None
+        """What the name of the GET that waits stands for; None for a GET by id."""
         self._authorization: str | None = None
         self._caller: Caller | None = None
         """Who sent the last GET of the lane, by its credentials."""
@@ -185,6 +197,9 @@ class FastConnection(Connection):
         waiter = self._waiter
         if self._is_open and waiter is not None and not waiter.done():
             if data[_GET_PATH_END:] == self._get_rest and data.startswith(_GET):
+                self._get(data)
+                return
+            if data.startswith(NAMED) and data[data.find(b" ", _NAMED_AT) :] == self._named_rest:
                 self._get(data)
                 return
             head = self._post_head
@@ -219,6 +234,8 @@ class FastConnection(Connection):
 
     def _recognise(self, data: bytes) -> int:
         """Begin to answer the request at the front of `data`. Returns its size, 0 if it is not the lane's."""
+        if data.startswith(NAMED):
+            return self._recognise_named(data)
         if data.startswith(_GET):
             end = data.find(b"\r\n\r\n", _GET_PATH_END) + 4
             rest = data[_GET_PATH_END:end]
@@ -230,7 +247,7 @@ class FastConnection(Connection):
                     return 0
                 self._authorization = authorization_of(lines)
                 self._caller = self.services.access.lane_caller(self._authorization)
-                self._get_rest = rest
+                self._get_rest, self._named_rest = rest, None
             self._get(data[:end])
             return end
         if data.startswith(_POST):
@@ -247,6 +264,23 @@ class FastConnection(Connection):
                 self._post(data[: head.end], head)
                 return head.end
         return 0
+
+    def _recognise_named(self, data: bytes) -> int:
+        """The same for a GET by a name, of a store that has names at hand."""
+        end = data.find(b"\r\n\r\n", _NAMED_AT) + 4
+        names = self.services.names
+        if end < 4 or names is None or names.recent is None:
+            return 0
+        rest = data[data.find(b" ", _NAMED_AT) : end]
+        if rest != self._named_rest:
+            lines = harmless_lines(data[:end])
+            if lines is None:
+                return 0
+            self._authorization = authorization_of(lines)
+            self._caller = self.services.access.lane_caller(self._authorization)
+            self._get_rest, self._named_rest = None, rest
+        self._get(data[:end])
+        return end
 
     def _pass_on(self, data: bytes) -> bytes:
         """Give aiohttp what is its own at the front of `data`, and return the rest."""
@@ -337,7 +371,9 @@ class FastConnection(Connection):
         assert data is not None
         operations = self.services.operations
         try:
-            blob_id = binary_from_text(data[_ID])
+            named = find_named(data, self.services) if data.startswith(NAMED) else None
+            self._named = named
+            blob_id = binary_from_text(data[_ID]) if named is None else named.blob_id
             if not self._may_read(blob_id[OWNER_AT]):
                 self._give_back()
                 return None
@@ -372,6 +408,11 @@ class FastConnection(Connection):
         data = self._request
         assert data is not None
         services = self.services
+        named = self._named
+        if named is not None:
+            return _answers.named_ok(
+                named.text_id, named.version, answer, services.request_ids, services.clock.now_ms()
+            )
         return _answers.ok(data[_ID], answer, services.request_ids, services.clock.now_ms())
 
     def end_get(self, whole: bytes | None, body_size: int) -> None:
@@ -385,7 +426,7 @@ class FastConnection(Connection):
         now = self._write(whole)
         requests = self.services.metrics.requests
         requests.bytes_out += body_size
-        requests.observe("get_blob", 200, now - self._started)
+        requests.observe("get_blob" if self._named is None else "get_named", 200, now - self._started)
         self._go_on()
 
     def _give_back(self) -> None:

@@ -19,6 +19,8 @@ from ambry.frontend.answers import (
     common_headers,
     created_answer,
     error_answer,
+    named_headers,
+    named_lines,
     property_headers,
 )
 from ambry.frontend.request_id import RequestIds
@@ -26,6 +28,7 @@ from ambry.limits import LANE_BLOCKS_MAX
 
 _REQUEST_ID: Final = "\0request id\0"
 _BLOB_ID: Final = "\0blob id\0"
+_VERSION: Final = "\0version\0"
 """Marks: no header of ours holds a NUL."""
 
 _KEPT_PROPERTIES_BYTES_MAX: Final = 512
@@ -57,11 +60,33 @@ class LaneAnswers:
         self._ok_second = -1
         self._created: tuple[bytes, ...] = ()
         self._created_key = (-1, -1)
-        self._blob_blocks: dict[tuple[int, int, int], tuple[bytes, bytes]] = {}
+        self._blob_blocks: dict[tuple[int, int, int, bool], tuple[bytes, ...]] = {}
         self._property_blocks: dict[bytes, _PropertyBlock] = {}
 
     def ok(self, blob_id: bytes, answer: GetAnswer, request_ids: RequestIds, now_ms: int) -> bytes | None:
         """200 with a whole blob; None if what was read is not that. `blob_id` is the 43 characters."""
+        found = self._found(answer, now_ms, is_named=False)
+        if found is None:
+            return None
+        (before, after), properties = found
+        request_id = request_ids.new().encode()
+        return b"".join((self._ok, request_id, before, blob_id, after, properties, answer.body))
+
+    def named_ok(
+        self, blob_id: bytes, version: bytes, answer: GetAnswer, request_ids: RequestIds, now_ms: int
+    ) -> bytes | None:
+        """The same for a blob that was asked for by its name."""
+        found = self._found(answer, now_ms, is_named=True)
+        if found is None:
+            return None
+        (before, between, then, after), properties = found
+        request_id = request_ids.new().encode()
+        return b"".join(
+            (self._ok, request_id, before, blob_id, between, blob_id, then, version, after, properties, answer.body)
+        )
+
+    def _found(self, answer: GetAnswer, now_ms: int, *, is_named: bool) -> tuple[tuple[bytes, ...], bytes] | None:
+        """What stands between the parts of an answer that are its own; None if what was read is no whole live blob."""
         properties = self._property_blocks.get(answer.properties) or self._property_block(answer.properties)
         if len(answer.body) != properties.size or answer.body_size != properties.size:
             return None
@@ -71,18 +96,16 @@ class LaneAnswers:
         state = answer.state
         if state.is_deleted or state.expires_at_ms <= now_ms:
             return None
-        if state.expires_at_ms == NEVER:
-            key = (answer.created_ms // 1000, answer.body_size, state.life)
-            blocks = self._blob_blocks.get(key)
-            if blocks is None:
-                blocks = _blob_blocks(answer, now_ms)
-                if len(self._blob_blocks) >= LANE_BLOCKS_MAX:
-                    self._blob_blocks.clear()
-                self._blob_blocks[key] = blocks
-        else:
-            blocks = _blob_blocks(answer, now_ms)
-        request_id = request_ids.new().encode()
-        return b"".join((self._ok, request_id, blocks[0], blob_id, blocks[1], properties.block, answer.body))
+        if state.expires_at_ms != NEVER:
+            return _blob_blocks(answer, now_ms, is_named=is_named), properties.block
+        key = (answer.created_ms // 1000, answer.body_size, state.life, is_named)
+        blocks = self._blob_blocks.get(key)
+        if blocks is None:
+            blocks = _blob_blocks(answer, now_ms, is_named=is_named)
+            if len(self._blob_blocks) >= LANE_BLOCKS_MAX:
+                self._blob_blocks.clear()
+            self._blob_blocks[key] = blocks
+        return blocks, properties.block
 
     def created(self, blob_id: bytes, created_ms: int, request_id: str, now_ms: int) -> bytes:
         """201 for a blob that was stored."""
@@ -123,13 +146,20 @@ def _until_request_id(status: int, now_ms: int) -> bytes:
     return before.encode()
 
 
-def _blob_blocks(answer: GetAnswer, now_ms: int) -> tuple[bytes, bytes]:
-    """What stands between the request id and the blob id, and between the blob id and the properties."""
-    lines = lines_of(blob_headers(_BLOB_ID, answer.created_ms, answer.state, now_ms, _REQUEST_ID, answer.body_size))
+def _blob_blocks(answer: GetAnswer, now_ms: int, *, is_named: bool) -> tuple[bytes, ...]:
+    """What stands between the request id, the blob id where it occurs, the version of a name, and the properties."""
+    headers = blob_headers(_BLOB_ID, answer.created_ms, answer.state, now_ms, _REQUEST_ID, answer.body_size)
+    if is_named:
+        headers = named_headers(headers, named_lines(_BLOB_ID, _VERSION))
+    lines = lines_of(headers)
     common = lines_of(common_headers(now_ms, _REQUEST_ID))
     assert lines.startswith(common)
-    before, after = lines.removeprefix(common).split(_BLOB_ID)
-    return b"\r\n" + before.encode(), after.encode()
+    parts = lines.removeprefix(common).split(_BLOB_ID)
+    if is_named:
+        parts[-1:] = parts[-1].split(_VERSION)
+    assert len(parts) == (4 if is_named else 2)
+    parts[0] = "\r\n" + parts[0]
+    return tuple(part.encode() for part in parts)
 
 
 def _cut(answer: bytes) -> tuple[bytes, ...]:

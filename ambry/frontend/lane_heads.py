@@ -16,7 +16,8 @@ from ambry.frontend.headers import PutHeaders, parse_put_headers
 from ambry.limits import LANE_BODY_BYTES_MAX, LANE_HEAD_BYTES_MAX
 
 _HEAD: Final = re.compile(
-    rb"(?:GET /[0-9A-Za-z_-]{43}|POST /) HTTP/1\.1\r\n((?:[A-Za-z-]{1,64}: [!-~](?:[ -~]{0,1022}[!-~])?\r\n){1,32})\r\n"
+    rb"(?:GET /[0-9A-Za-z_-]{43}|POST /|GET /named/[0-9A-Za-z._~/-]{1,1200}) HTTP/1\.1\r\n"
+    rb"((?:[A-Za-z-]{1,64}: [!-~](?:[ -~]{0,1022}[!-~])?\r\n){1,32})\r\n"
 )
 """Head of a request that may be the lane's: one space after each colon, values of printable ASCII without edges."""
 

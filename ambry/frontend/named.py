@@ -48,7 +48,6 @@ PREFIX: Final = "/named/"
 UPSERT: Final = "x-ambry-named-upsert"
 MOVE_FROM: Final = "x-ambry-named-move-from"
 COPY_FROM: Final = "x-ambry-named-copy-from"
-VERSION: Final = "x-ambry-named-version"
 
 _OF_LISTS: Final = frozenset({"prefix", "delimiter", "start-after", "page", "max-keys", "versions"})
 _OF_NAMES: Final = frozenset({"version", "versions"})
@@ -204,7 +203,7 @@ class NamedApi:
         else:
             marker = await self._names.delete(name, _delete_condition(call))
         answer = answers.empty_answer(202, self._services.clock.now_ms(), call.request_id)
-        lines = [] if marker is None else [(VERSION, marker.version_text)]
+        lines = [] if marker is None else [(answers.NAMED_VERSION, marker.version_text)]
         return BodyResponse(Answer(202, answer.headers + lines))
 
     # --- steps -------------------------------------------------------------------------------------------------
@@ -244,7 +243,7 @@ class NamedApi:
         answer = answers.created_answer(blob_id, row.created_ms, self._services.clock.now_ms(), call.request_id)
         path = f"{PREFIX}{name.container.account_name}/{name.container.name}/{format_path(name.name)}"
         headers = [("Location", path) if line[0] == "Location" else line for line in answer.headers]
-        headers += [("ETag", answers.etag_of(blob_id)), (VERSION, row.version_text)]
+        headers += [("ETag", answers.etag_of(blob_id)), (answers.NAMED_VERSION, row.version_text)]
         return BodyResponse(Answer(201, headers + more))
 
     def _json(self, call: Call, body: bytes) -> web.StreamResponse:
@@ -255,7 +254,7 @@ class NamedApi:
 def _call_for(call: Call, container: Container, named: NamedBlob) -> Call:
     """The call that asks for the blob itself."""
     text = text_from_binary(named.blob_id)
-    lines = (("x-ambry-blob-id", text), (VERSION, named.version_text))
+    lines = answers.named_lines(text, named.version_text)
     return replace(call, subject=text, container=container, named_lines=lines)
 
 

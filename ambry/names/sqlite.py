@@ -94,6 +94,26 @@ class _Request:
             self.future.set_exception(error)
 
 
+class LoopReader:
+    """A connection for the loop's own thread, for what is certainly in the page cache."""
+
+    __slots__ = ("_connection",)
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._connection = connection
+
+    def data_version(self) -> int:
+        """Another number after every commit of another connection. Raises NameStoreUnavailable."""
+        return int(self.rows("PRAGMA data_version")[0][0])
+
+    def rows(self, sql: str, parameters: Sequence[Value] = ()) -> list[Row]:
+        """All rows of a query. Raises NameStoreUnavailable."""
+        try:
+            return self._connection.execute(sql, parameters).fetchall()
+        except sqlite3.Error as error:
+            raise _unavailable(error) from error
+
+
 class SqliteDatabase:
     """A file with a current schema, opened. Make it with `open_database` of open.py."""
 
@@ -138,6 +158,12 @@ class SqliteDatabase:
                 connection.execute("ROLLBACK")
         except sqlite3.Error as error:
             raise _unavailable(error) from error
+
+    def loop_reader(self) -> LoopReader:
+        """A reader for the thread that asks for it. Raises NameStoreUnavailable."""
+        connection = self._connect()
+        connection.execute("PRAGMA query_only=ON")
+        return LoopReader(connection)
 
     # --- writing -----------------------------------------------------------------------------------------------
 
