@@ -99,6 +99,35 @@ class StorageSettings:
     """Memtable of a disk's index."""
 
 
+@dataclass(frozen=True, slots=True)
+class ReplicationSettings:
+    """How a datanode reads from the datanodes that have replicas of its partitions."""
+
+    near_pace_ms: Annotated[int, Range(Unit.MS, limits.POLL_PACE_MS, 10_000)] = 100
+    """A peer in the same datacentre answers at most this often: frontends write to all replicas there anyway."""
+
+    far_pace_ms: Annotated[int, Range(Unit.MS, limits.POLL_PACE_MS, 10_000)] = limits.POLL_PACE_MS
+    """A peer in another datacentre answers at most this often."""
+
+    near_delay_ms: Annotated[int, Range(Unit.MS, 0, 60_000)] = 2_000
+    """A body is fetched from a peer in the same datacentre when no frontend has brought it for this long."""
+
+    takeover_ms: Annotated[int, Range(Unit.MS, 100, 600_000)] = 10_000
+    """A replica that is silent this long does not read from other datacentres any more; the next one does."""
+
+    fresh_bytes_per_s: Annotated[int, Range(Unit.BYTES, 0, 16 * GIB)] = 0
+    """Bodies of new blobs from one peer in a second at most; 0 is no limit."""
+
+    catch_up_bytes_per_s: Annotated[int, Range(Unit.BYTES, 0, 16 * GIB)] = 64 * MIB
+    """Bodies from one peer in a second at most where a replica has a long way to go; 0 is no limit."""
+
+    repair_bytes_per_s: Annotated[int, Range(Unit.BYTES, 0, 16 * GIB)] = 16 * MIB
+    """Bodies that were lost or missed, in a second at most; 0 is no limit."""
+
+    anti_entropy_interval_ms: Annotated[int, Range(Unit.MS, 1_000, 3650 * 86_400_000)] = 86_400_000
+    """Every partition is compared with every peer it is read from once in this time."""
+
+
 class LogFormat(StrEnum):
     """How log lines look. AUTO is text on a terminal and JSON elsewhere."""
 
@@ -218,6 +247,7 @@ class DatanodeSettings:
 
     node_tls: NodeTlsSettings | None = None
     storage: StorageSettings = field(default_factory=StorageSettings)
+    replication: ReplicationSettings = field(default_factory=ReplicationSettings)
     log: LogSettings = field(default_factory=LogSettings)
 
 

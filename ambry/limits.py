@@ -196,6 +196,48 @@ REQUEST_DEADLINE_MS: Final = 30_000
 CLOCK_SKEW_MS_MAX: Final = 3_600_000
 """Assumed bound on clock skew. Datanodes reclaim a day after expiry, far beyond it."""
 
+# --- replication -----------------------------------------------------------------------------------------------
+
+LISTING_ROWS_MAX: Final = 4 * KIB
+"""Changes in one answer to a poll, of all its partitions: a quarter of a megabyte, read in a few milliseconds."""
+
+LISTING_PAGE_ROWS_MAX: Final = 512
+"""Changes of one partition in an answer, so that one with a long way to go does not push out the others."""
+
+FETCH_BYTES_MAX: Final = 4 * MIB
+"""Bodies of one answer to a fetch, the last one not counted: a few groups are under way at a time."""
+
+FETCH_BLOBS_MAX: Final = 512
+"""Blobs of one fetch; their records make one commit group."""
+
+FETCH_HEADER_BYTES_MAX: Final = 512 * KIB
+"""Properties and vectors of one answer to a fetch, the last one not counted: they are in the frame's header."""
+
+DIGEST_BOUNDS_MAX: Final = 256
+"""Bounds of one request for digests."""
+
+DIGEST_ROWS_MAX: Final = 64 * KIB
+"""Ids that one request for digests may make a peer look at: about a tenth of a second of one thread."""
+
+SUBSCRIPTIONS_MAX: Final = 512
+"""Subscriptions to the feeds of one datanode: two for each peer, and some that were left behind."""
+
+SUBSCRIPTION_SILENT_MS: Final = 60_000
+"""A subscription that was not polled for this long is forgotten; its client sends its positions again."""
+
+POLL_PACE_MS: Final = 20
+"""A subscription is answered this often at most, whatever the client wishes."""
+
+POLL_HOLD_MS_MAX: Final = 30_000
+"""A poll is held open for this long at most: what was missed by a wake-up is found then."""
+
+REPLICATION_OPEN_MAX: Final = 4 * KIB
+"""Changes of one partition, read from one peer, that are not settled yet; above it nobody waits any more for a
+frontend to bring the bytes."""
+
+REPAIRS_PER_LOOK_MAX: Final = 256
+"""Blobs of the repair queue that are looked at together."""
+
 # --- HTTP ------------------------------------------------------------------------------------------------------
 
 HTTP_LINE_BYTES_MAX: Final = 8 * KIB
@@ -527,6 +569,10 @@ assert max(BATCH_ENTRIES_MAX, CHANGES_PER_PAGE_MAX) <= WIRE_ARRAY_MAX
 # 400 characters are up to 1600 bytes, but messages of ours are ASCII; a batch that does not fit is refused as a whole.
 assert BATCH_ENTRIES_MAX * (ERROR_MESSAGE_CHARACTERS_MAX + ERROR_FACTS_BYTES_MAX + 64) <= FRAME_HEADER_BYTES_MAX
 assert CONNECTION_ANSWER_BYTES_MAX >= FRAME_BODY_BYTES_MAX
+assert LISTING_PAGE_ROWS_MAX <= LISTING_ROWS_MAX
+assert min(BATCH_ENTRIES_MAX, COMMIT_GROUP_RECORDS_MAX) >= FETCH_BLOBS_MAX
+assert FETCH_HEADER_BYTES_MAX + PROPERTIES_BYTES_MAX + 256 * FETCH_BLOBS_MAX <= FRAME_HEADER_BYTES_MAX
+assert min(PEER_SILENT_MS, SUBSCRIPTION_SILENT_MS) > POLL_HOLD_MS_MAX
 assert PEER_SILENT_MS >= 2 * (PING_AFTER_MS + PING_ANSWER_MS)
 assert SEGMENT_BYTES_DEFAULT <= SEGMENT_BYTES_MAX < 2**32
 # At least 32 full chunks per segment, or compaction would move more than it frees.

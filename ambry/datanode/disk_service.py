@@ -78,6 +78,7 @@ class DiskService:
         self._queued_records = 0
         self._queued_reads = 0
         self._is_closing = False
+        self._listeners: list[Callable[[], None]] = []
         self._queue: queue.SimpleQueue[tuple[int, list[_Write]] | None] = queue.SimpleQueue()
         self._checkpoint_wanted = threading.Event()
         self._stopping = threading.Event()
@@ -131,6 +132,10 @@ class DiskService:
             self._loop.call_soon(self._hand_over_reads)
         self._cold.append((request, future, deadline))
         return future
+
+    def on_commit(self, listener: Callable[[], None]) -> None:
+        """Call `listener` on the loop after every group that was committed."""
+        self._listeners.append(listener)
 
     def suspect(self, blob_id: bytes) -> None:
         """A read found this blob damaged: its bytes are set aside and fetched from a peer, in the background."""
@@ -186,6 +191,8 @@ class DiskService:
                 future.set_result(answer)
             else:
                 future.set_exception(answer)
+        for listener in self._listeners:
+            listener()
 
     def _have_read(self, batch: int, answers: Sequence[GetAnswer | AmbryError]) -> None:
         for (_, future, _), answer in zip(self._waiting_reads.pop(batch), answers, strict=True):

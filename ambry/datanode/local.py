@@ -7,7 +7,7 @@ once, on the loop.
 
 import asyncio
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -23,6 +23,7 @@ from ambry.errors import (
     CorruptRecord,
     DirectoryUnusable,
     NoSuchReplica,
+    NotHere,
     TooLarge,
 )
 from ambry.limits import BATCH_ENTRIES_MAX, BODY_BYTES_MAX, PROPERTIES_BYTES_MAX
@@ -68,6 +69,7 @@ class LocalDatanode:
         self._disks = tuple(disks)
         self._loop = asyncio.get_running_loop()
         self._sealed: set[int] = set()
+        self._hole_listeners: list[Callable[[bytes], None]] = []
         self._services = {
             replica.partition: service for _, service in self._disks for replica in service.store.replicas
         }
@@ -96,6 +98,15 @@ class LocalDatanode:
             ],
         )
 
+    @property
+    def services(self) -> Mapping[int, DiskService]:
+        """The disks' services by partition, as they are now."""
+        return self._services
+
+    def on_hole(self, listener: Callable[[bytes], None]) -> None:
+        """Call `listener` with the id of a blob that was asked for and whose bytes are missing here."""
+        self._hole_listeners.append(listener)
+
     def put(self, request: PutRequest, deadline: float) -> asyncio.Future[StateAnswer]:
         """Durable when the future has its answer."""
         service = self._services.get(int.from_bytes(request.blob_id[12:16], "big"))
@@ -121,6 +132,10 @@ class LocalDatanode:
             return store.get_now(request)
         except CorruptRecord:
             self._services[int.from_bytes(request.blob_id[12:16], "big")].suspect(request.blob_id)
+            raise
+        except NotHere:
+            for listener in self._hole_listeners:
+                listener(request.blob_id)
             raise
 
     def get(self, request: GetRequest, deadline: float) -> asyncio.Future[GetAnswer]:

@@ -19,10 +19,10 @@ from ambry.protocol import handshake
 from ambry.protocol.datanode import Buffer
 from ambry.protocol.frame import Frame, FrameDecoder, encode_frame
 from ambry.protocol.handshake import Hello, Peer, Role
+from ambry.protocol.layout import Encoded
 from ambry.protocol.messages import (
     Answer,
     Asked,
-    Encoded,
     MessageType,
     Request,
     decode_answer,

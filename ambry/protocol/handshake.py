@@ -17,7 +17,8 @@ from typing import Final, NamedTuple
 
 from ambry import limits
 from ambry.errors import HandshakeRefused
-from ambry.protocol.messages import LAYOUTS, MessageType, pack, unpack, wrong
+from ambry.protocol.layout import pack, unpack, wrong
+from ambry.protocol.messages import LAYOUTS, MessageType
 
 PROTOCOL_LOWEST: Final = 1
 PROTOCOL_HIGHEST: Final = 1

@@ -14,13 +14,13 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any, Final, TypeAlias, cast
 
-import msgpack
 from xxhash import xxh3_64_intdigest
 
 from ambry import limits
 from ambry.blob.checksums import checksum_vector, root_of
 from ambry.blob.state import BlobState
 from ambry.errors import AmbryError, CorruptRecord, ProtocolError, TooLarge, error_from_code
+from ambry.protocol import replication_messages as replication
 from ambry.protocol.datanode import (
     BatchAnswer,
     BatchItem,
@@ -39,6 +39,19 @@ from ambry.protocol.datanode import (
     UpdateRequest,
     UsageAnswer,
     UsageRequest,
+)
+from ambry.protocol.layout import Encoded, Layout, pack, rows_of, unpack, wrong
+from ambry.protocol.replication import (
+    DigestsAnswer,
+    DigestsRequest,
+    FetchAnswer,
+    FetchRequest,
+    PollAnswer,
+    PollRequest,
+    RangeAnswer,
+    RangeRequest,
+    ReplicationRequest,
+    ReplicationStatus,
 )
 
 
@@ -59,12 +72,22 @@ class MessageType(IntEnum):
     CHANGES = 20
     STATUS = 21
     USAGE = 24
+    POLL = 25
+    FETCH = 26
+    DIGESTS = 27
+    RANGE = 28
+    REPLICATION = 29
     STATE_ANSWER = 32
     GET_ANSWER = 33
     BATCH_ANSWER = 34
     CHANGES_ANSWER = 35
     STATUS_ANSWER = 36
     USAGE_ANSWER = 40
+    POLL_ANSWER = 41
+    FETCH_ANSWER = 42
+    DIGESTS_ANSWER = 43
+    RANGE_ANSWER = 44
+    REPLICATION_ANSWER = 45
 
 
 # Plain integers for the hot paths: comparing and hashing a member of an enum costs several times as much.
@@ -74,49 +97,6 @@ _UPDATE: Final = int(MessageType.UPDATE)
 _ERROR: Final = int(MessageType.ERROR)
 _STATE_ANSWER: Final = int(MessageType.STATE_ANSWER)
 _GET_ANSWER: Final = int(MessageType.GET_ANSWER)
-
-
-class Layout:
-    """Names and msgpack types of a message's fields, in order. Integers are not negative and below 2^64."""
-
-    __slots__ = ("_is_sound", "fields", "name", "size")
-
-    def __init__(self, name: str, **fields: type[object]) -> None:
-        self.name = name
-        self.fields = fields
-        self.size = len(fields)
-        self._is_sound = _compiled(list(fields.values()))
-
-    def read(self, values: list[Any], at: int = 0) -> list[Any]:
-        """The fields of the message, from `values[at]` on. Raises ProtocolError naming the field."""
-        fields = values[at : at + self.size]
-        if self._is_sound(fields):
-            return fields
-        raise self._refusal(fields)
-
-    def _refusal(self, fields: list[Any]) -> ProtocolError:
-        for (field, type_), value in zip(self.fields.items(), fields, strict=False):
-            if type(value) is not type_:
-                return wrong(self.name, field, f"is {type(value).__name__}, not {type_.__name__}")
-            if isinstance(value, int) and value < 0:
-                return wrong(self.name, field, "is negative")
-        return wrong(self.name, list(self.fields)[len(fields)], "is missing")
-
-
-def _compiled(types: list[type[object]]) -> Callable[[list[Any]], bool]:
-    """Whether a list has these types, as one expression: half the time of a loop, and done for every message."""
-    tests = [f"len(f) == {len(types)}"]
-    for index, type_ in enumerate(types):
-        tests.append(f"type(f[{index}]) is {type_.__name__}")
-        if type_ is int:
-            tests.append(f"f[{index}] >= 0")
-    checker: Callable[[list[Any]], bool] = eval(f"lambda f: {' and '.join(tests)}")  # noqa: S307 -- types of ours only
-    return checker
-
-
-def wrong(message: str, field: str, why: str) -> ProtocolError:
-    """The error for a field of a message."""
-    return ProtocolError(f"{message}: {field} {why}", message_type=message, field=field)
 
 
 REQUEST: Final = Layout("request", remaining_ms=int, membership=int)
@@ -144,6 +124,11 @@ LAYOUTS: Final[Mapping[MessageType, Layout]] = {
     MessageType.CHANGES: Layout("changes", partition=int, after_lsn=int, limit=int),
     MessageType.STATUS: Layout("status"),
     MessageType.USAGE: Layout("usage", has_after=bool, partition=int, account=int, container=int, limit=int),
+    MessageType.POLL: replication.POLL,
+    MessageType.FETCH: replication.FETCH,
+    MessageType.DIGESTS: replication.DIGESTS,
+    MessageType.RANGE: replication.RANGE,
+    MessageType.REPLICATION: replication.REPLICATION,
     MessageType.STATE_ANSWER: Layout("state answer", life=int, expires_at_ms=int, has_body=bool),
     MessageType.GET_ANSWER: Layout(
         "get answer",
@@ -160,6 +145,11 @@ LAYOUTS: Final[Mapping[MessageType, Layout]] = {
     MessageType.CHANGES_ANSWER: Layout("changes answer", incarnation=bytes, end_lsn=int, entries=list),
     MessageType.STATUS_ANSWER: Layout("status answer", node=str, free_bytes=int, queued_bytes=int, replicas=list),
     MessageType.USAGE_ANSWER: Layout("usage answer", is_last=bool, rows=list),
+    MessageType.POLL_ANSWER: replication.POLL_ANSWER,
+    MessageType.FETCH_ANSWER: replication.FETCH_ANSWER,
+    MessageType.DIGESTS_ANSWER: replication.DIGESTS_ANSWER,
+    MessageType.RANGE_ANSWER: replication.RANGE_ANSWER,
+    MessageType.REPLICATION_ANSWER: replication.REPLICATION_ANSWER,
 }
 """Every message and its fields; a test holds docs/formats/wire.md against it. Requests have REQUEST before them."""
 
@@ -191,24 +181,18 @@ _UPDATE_LAYOUT: Final = LAYOUTS[MessageType.UPDATE]
 _STATE_LAYOUT: Final = LAYOUTS[MessageType.STATE_ANSWER]
 _GET_ANSWER_LAYOUT: Final = LAYOUTS[MessageType.GET_ANSWER]
 
+PeerRequest: TypeAlias = PollRequest | FetchRequest | DigestsRequest | RangeRequest | ReplicationRequest
+"""What datanodes ask each other; see `replication.py`."""
+
 Request: TypeAlias = (
-    PutRequest | GetRequest | UpdateRequest | tuple[BatchItem, ...] | ChangesRequest | UsageRequest | None
+    PutRequest | GetRequest | UpdateRequest | tuple[BatchItem, ...] | ChangesRequest | UsageRequest | PeerRequest | None
 )
 """What can be asked: a tuple is a batch, None asks for the status."""
 
+PeerAnswer: TypeAlias = PollAnswer | FetchAnswer | DigestsAnswer | RangeAnswer | ReplicationStatus
 Answer: TypeAlias = (
-    StateAnswer | GetAnswer | list[BatchAnswer] | ChangesAnswer | DatanodeStatus | UsageAnswer | AmbryError
+    StateAnswer | GetAnswer | list[BatchAnswer] | ChangesAnswer | DatanodeStatus | UsageAnswer | PeerAnswer | AmbryError
 )
-
-
-@dataclass(slots=True)
-class Encoded:
-    """A message ready for a frame: its type, its header, and the pieces of its body."""
-
-    type: int
-    header: bytes
-    pieces: tuple[Buffer, ...]
-    body_size: int
 
 
 @dataclass(slots=True)
@@ -219,28 +203,6 @@ class Asked:
     remaining_ms: int
     membership: int
     request: Request
-
-
-_ARRAY_MAX: Final = 1024
-assert limits.BATCH_ENTRIES_MAX <= _ARRAY_MAX
-assert limits.CHANGES_PER_PAGE_MAX <= _ARRAY_MAX
-assert limits.USAGE_PER_PAGE_MAX <= _ARRAY_MAX
-
-pack: Final = cast("Callable[[object], bytes]", msgpack.Packer(autoreset=True, buf_size=4096).pack)
-"""msgpack of one value. One packer for all: it resets itself, and nobody packs on another thread."""
-
-
-def unpack(message: str, header: bytes, array_max: int = _ARRAY_MAX) -> list[Any]:
-    """The array that a header holds. Raises ProtocolError. Never allocates more than the header's own scale:
-    without `array_max` a few bytes could claim an array of the header's size on each of a thousand levels.
-    """
-    try:
-        values = msgpack.unpackb(header, max_array_len=array_max, max_map_len=64, max_ext_len=0)
-    except (ValueError, msgpack.UnpackException) as error:
-        raise ProtocolError(f"{message}: the header is not msgpack", message_type=message) from error
-    if type(values) is not list:
-        raise ProtocolError(f"{message}: the header is not an array", message_type=message)
-    return values
 
 
 # --- errors ----------------------------------------------------------------------------------------------------
@@ -307,8 +269,12 @@ def encode_request(request: Request, remaining_ms: int, membership: int = 0) -> 
         return Encoded(int(MessageType.USAGE), pack(fields), (), 0)
     if request is None:
         return Encoded(int(MessageType.STATUS), pack(head), (), 0)
-    assert isinstance(request, tuple)
-    return _encode_batch(head, request)
+    if isinstance(request, tuple):
+        return _encode_batch(head, request)
+    header = pack(head + replication.request_fields(request))
+    if len(header) > limits.FRAME_HEADER_BYTES_MAX:
+        raise TooLarge("a request does not fit one frame", header_size=len(header))
+    return Encoded(_PEER_REQUESTS[type(request)], header, (), 0)
 
 
 def _update_fields(request: UpdateRequest) -> list[Any]:
@@ -412,6 +378,12 @@ def decode_request(type_: int, request_id: int, header: bytes, body: Buffer) -> 
         if type_ != MessageType.BATCH:
             _no_body(name, body)
         request = reader(values, 2, body)
+    elif type_ in _READ_PEER_REQUEST:
+        name, read = _READ_PEER_REQUEST[type_]
+        values = unpack(name, header, limits.WIRE_ARRAY_MAX)
+        remaining_ms, membership = REQUEST.read(values)
+        _no_body(name, body)
+        request = read(values, 2)
     else:
         raise ProtocolError(f"message of unknown type {type_}", field="type")
     return Asked(request_id, remaining_ms, membership, request)
@@ -532,6 +504,23 @@ _OTHER_REQUESTS: Final[Mapping[int, tuple[str, Callable[[list[Any], int, Buffer]
 }
 
 
+_PEER_REQUESTS: Final[Mapping[type[PeerRequest], int]] = {
+    PollRequest: int(MessageType.POLL),
+    FetchRequest: int(MessageType.FETCH),
+    DigestsRequest: int(MessageType.DIGESTS),
+    RangeRequest: int(MessageType.RANGE),
+    ReplicationRequest: int(MessageType.REPLICATION),
+}
+
+_READ_PEER_REQUEST: Final[Mapping[int, tuple[str, Callable[[list[Any], int], PeerRequest]]]] = {
+    int(MessageType.POLL): ("poll", replication.read_poll),
+    int(MessageType.FETCH): ("fetch", replication.read_fetch),
+    int(MessageType.DIGESTS): ("digests", replication.read_digests),
+    int(MessageType.RANGE): ("range", replication.read_range),
+    int(MessageType.REPLICATION): ("replication", replication.read_replication),
+}
+
+
 # --- answers ---------------------------------------------------------------------------------------------------
 
 
@@ -560,13 +549,24 @@ def encode_answer(answer: Answer) -> Encoded:
             for u in answer.rows
         ]
         return Encoded(int(MessageType.USAGE_ANSWER), pack([answer.is_last, usages]), (), 0)
-    assert isinstance(answer, DatanodeStatus)
+    if not isinstance(answer, DatanodeStatus):
+        fields, pieces = replication.answer_fields(answer)
+        return _encode_items(_PEER_ANSWERS[type(answer)], fields, pieces)
     replicas = [
         [one.partition, one.incarnation, one.capacity, one.log_size, one.end_lsn, one.is_writable]
         for one in answer.replicas
     ]
     header = pack([answer.node, answer.free_bytes, answer.queued_bytes, replicas])
     return Encoded(int(MessageType.STATUS_ANSWER), header, (), 0)
+
+
+_PEER_ANSWERS: Final[Mapping[type[PeerAnswer], int]] = {
+    PollAnswer: int(MessageType.POLL_ANSWER),
+    FetchAnswer: int(MessageType.FETCH_ANSWER),
+    DigestsAnswer: int(MessageType.DIGESTS_ANSWER),
+    RangeAnswer: int(MessageType.RANGE_ANSWER),
+    ReplicationStatus: int(MessageType.REPLICATION_ANSWER),
+}
 
 
 def _get_answer_fields(answer: GetAnswer, properties: bytes) -> list[Any]:
@@ -617,7 +617,17 @@ def decode_answer(request: Request, type_: int, header: bytes, body: Buffer) -> 
         return _read_state_answer(unpack("state answer", header), 0)
     if type_ == MessageType.BATCH_ANSWER and isinstance(request, tuple):
         return _read_batch_answer(request, unpack("batch answer", header), body)
+    if type_ == MessageType.POLL_ANSWER and isinstance(request, PollRequest):
+        return replication.read_poll_answer(unpack("poll answer", header, limits.WIRE_ARRAY_MAX), body)
+    if type_ == MessageType.FETCH_ANSWER and isinstance(request, FetchRequest):
+        return replication.read_fetch_answer(request, unpack("fetch answer", header), body)
+    if type_ == MessageType.RANGE_ANSWER and isinstance(request, RangeRequest):
+        return replication.read_range_answer(unpack("range answer", header), body)
     _no_body("answer", body)
+    if type_ == MessageType.DIGESTS_ANSWER and isinstance(request, DigestsRequest):
+        return replication.read_digests_answer(request, unpack("digests answer", header))
+    if type_ == MessageType.REPLICATION_ANSWER and isinstance(request, ReplicationRequest):
+        return replication.read_replication_answer(unpack("replication answer", header, limits.WIRE_ARRAY_MAX))
     if type_ == MessageType.CHANGES_ANSWER and isinstance(request, ChangesRequest):
         return _read_changes_answer(unpack("changes answer", header))
     if type_ == MessageType.STATUS_ANSWER and request is None:
@@ -684,7 +694,7 @@ def _read_batch_answer(request: tuple[BatchItem, ...], values: list[Any], body: 
 def _read_changes_answer(values: list[Any]) -> ChangesAnswer:
     incarnation, end_lsn, rows = LAYOUTS[MessageType.CHANGES_ANSWER].read(values)
     entries: list[ChangeEntry] = []
-    for row in _rows("changes answer", "entries", rows):
+    for row in rows_of("changes answer", "entries", rows):
         lsn, blob_id, life, expires_at_ms, has_body, body_size, time_ms = CHANGE_ENTRY.read(row)
         state = _state("change entry", life, expires_at_ms)
         entries.append(ChangeEntry(lsn, _blob_id("change entry", blob_id), state, has_body, body_size, time_ms))
@@ -693,17 +703,11 @@ def _read_changes_answer(values: list[Any]) -> ChangesAnswer:
 
 def _read_status_answer(values: list[Any]) -> DatanodeStatus:
     node, free_bytes, queued_bytes, rows = LAYOUTS[MessageType.STATUS_ANSWER].read(values)
-    replicas = tuple(ReplicaStatus(*REPLICA_STATUS.read(row)) for row in _rows("status answer", "replicas", rows))
+    replicas = tuple(ReplicaStatus(*REPLICA_STATUS.read(row)) for row in rows_of("status answer", "replicas", rows))
     return DatanodeStatus(node, free_bytes, queued_bytes, replicas)
 
 
 def _read_usage_answer(values: list[Any]) -> UsageAnswer:
     is_last, rows = LAYOUTS[MessageType.USAGE_ANSWER].read(values)
-    usages = tuple(ContainerUsage(*CONTAINER_USAGE.read(row)) for row in _rows("usage answer", "rows", rows))
+    usages = tuple(ContainerUsage(*CONTAINER_USAGE.read(row)) for row in rows_of("usage answer", "rows", rows))
     return UsageAnswer(usages, is_last)
-
-
-def _rows(message: str, field: str, rows: list[Any]) -> list[list[Any]]:
-    if any(type(row) is not list for row in rows):
-        raise wrong(message, field, "has an entry that is not an array")
-    return cast("list[list[Any]]", rows)

@@ -265,8 +265,11 @@ class CommitGroup:
         header = decode_header(data, segment.seed)
         merged = merge(entry, header, blob_id, Place(segment.number, offset))
         run.changes.append((entry, merged))
-        if entry is not None and not has_body and state.is_deleted:
-            run.batch.append((repair_key(key), None))
+        if not has_body:
+            # Alive without its bytes is a hole, which is queued with the record that makes it one.
+            queued = None if state.is_deleted else blob_id[:ID_HEAD_SIZE] + self._now_ms.to_bytes(8, "little")
+            if entry is not None or queued is not None:
+                run.batch.append((repair_key(key), queued))
         self._add(run, key, entry, encode_entry(merged), lsn, offset, size, data, 0)
         return StateAnswer(state, has_body)
 

@@ -347,9 +347,7 @@ class DiskStore:
 
     def changes(self, request: ChangesRequest) -> ChangesAnswer:
         """The newest change of each blob after an LSN, in LSN order. May block."""
-        replica = self._replicas.get(request.partition)
-        if replica is None:
-            raise NoSuchReplica("no replica of this partition here", partition=request.partition)
+        replica = self.replica(request.partition)
         # The end first: a change that comes later may be in the page, but none before the end is missing from it.
         end_lsn = replica.end_lsn
         limit = min(request.limit, CHANGES_PER_PAGE_MAX)
@@ -721,6 +719,13 @@ class DiskStore:
         """Bytes that puts may still take on this disk."""
         # What is held will be written as well.
         return max(self._disk.free_bytes() - self._settings.reserve_bytes - self._tails.size, 0)
+
+    def replica(self, partition: int) -> Replica:
+        """The replica of a partition; to be read only. Raises NoSuchReplica."""
+        replica = self._replicas.get(partition)
+        if replica is None:
+            raise NoSuchReplica("no replica of this partition here", partition=partition)
+        return replica
 
     def _replica(self, blob_id: bytes) -> Replica:
         replica = self._replicas.get(int.from_bytes(blob_id[12:16], "big"))

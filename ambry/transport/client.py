@@ -40,6 +40,18 @@ from ambry.protocol.datanode import (
 )
 from ambry.protocol.handshake import NONCE_SIZE, PROTOCOL_HIGHEST, PROTOCOL_LOWEST, Hello, Role
 from ambry.protocol.messages import Answer, Request, encode_request, split_batch
+from ambry.protocol.replication import (
+    DigestsAnswer,
+    DigestsRequest,
+    FetchAnswer,
+    FetchRequest,
+    PollAnswer,
+    PollRequest,
+    RangeAnswer,
+    RangeRequest,
+    ReplicationRequest,
+    ReplicationStatus,
+)
 from ambry.transport import chance
 from ambry.transport.patience import PATIENCE, Patience
 
@@ -71,7 +83,7 @@ class _Reply(asyncio.Future[Any]):
 
 
 class RemoteDatanode:
-    """A datanode behind a socket. Implements Datanode; `get_now` never knows. Connects at the first request.
+    """A datanode behind a socket. Implements Datanode and Peer; `get_now` never knows. Connects at the first request.
 
     `node` is who must answer at this address, `own_node` who we are; `fingerprint` and `secret` are the cluster's.
     """
@@ -138,6 +150,26 @@ class RemoteDatanode:
 
     def usage(self, request: UsageRequest, deadline: float) -> "asyncio.Future[UsageAnswer]":
         """A page of what containers use there."""
+        return self._ask(request, deadline, 0)
+
+    def poll(self, request: PollRequest, deadline: float) -> "asyncio.Future[PollAnswer]":
+        """Held open until there is something new."""
+        return self._ask(request, deadline, 0)
+
+    def fetch(self, request: FetchRequest, deadline: float) -> "asyncio.Future[FetchAnswer]":
+        """Whole records, verified against their vectors and roots."""
+        return self._ask(request, deadline, 0)
+
+    def digests(self, request: DigestsRequest, deadline: float) -> "asyncio.Future[DigestsAnswer]":
+        """Digests of the states in ranges of ids."""
+        return self._ask(request, deadline, 0)
+
+    def states(self, request: RangeRequest, deadline: float) -> "asyncio.Future[RangeAnswer]":
+        """The states in a range of ids."""
+        return self._ask(request, deadline, 0)
+
+    def replication(self, request: ReplicationRequest, deadline: float) -> "asyncio.Future[ReplicationStatus]":
+        """How replication stands there; may pause and resume it."""
         return self._ask(request, deadline, 0)
 
     async def close(self) -> None:

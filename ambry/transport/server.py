@@ -13,12 +13,20 @@ from typing import Any, Final, cast
 
 from ambry import limits
 from ambry.clock import Clock, SystemClock
-from ambry.errors import AmbryError, CannotStart, DeadlineExceeded, ShuttingDown, TooLarge
+from ambry.errors import AmbryError, BadRequest, CannotStart, DeadlineExceeded, ShuttingDown, TooLarge
 from ambry.logs import get_logger
 from ambry.protocol.connection import Cancelled, Closed, Ready, ServerConnection, State
 from ambry.protocol.datanode import ChangesRequest, Datanode, GetRequest, PutRequest, UpdateRequest, UsageRequest
 from ambry.protocol.handshake import NONCE_SIZE, PROTOCOL_HIGHEST, PROTOCOL_LOWEST, Hello, Role
-from ambry.protocol.messages import Answer, Asked, Request, answer_bytes_max, batch_bytes_max
+from ambry.protocol.messages import Answer, Asked, PeerRequest, Request, answer_bytes_max, batch_bytes_max
+from ambry.protocol.replication import (
+    DigestsRequest,
+    FetchRequest,
+    Peer,
+    PollRequest,
+    RangeRequest,
+    ReplicationRequest,
+)
 from ambry.transport import chance
 from ambry.transport.patience import PATIENCE, Patience
 
@@ -27,12 +35,18 @@ _log = get_logger(__name__)
 _EVENTS_PER_STEP: Final = 8
 """Requests taken between two looks at the room that is left: at worst 8 chunks more than the limit are queued."""
 
+_READS: Final = (GetRequest, ChangesRequest, UsageRequest, PollRequest, FetchRequest, DigestsRequest, RangeRequest)
+"""Requests that nobody misses when the one who asked has gone."""
+
 _LAST_WORDS_S: Final = 1.0
 """What a stopping server gives the system to send what was written last."""
 
 
 class DatanodeServer:
-    """Serves one datanode on one address. With `ssl` (a server context that requires client certificates) over TLS."""
+    """Serves one datanode on one address, and with `peer` what other datanodes ask of it.
+
+    With `ssl` (a server context that requires client certificates) over TLS.
+    """
 
     def __init__(
         self,
@@ -42,10 +56,12 @@ class DatanodeServer:
         secret: bytes,
         ssl: tls.SSLContext | None = None,
         *,
+        peer: Peer | None = None,
         patience: Patience = PATIENCE,
         clock: Clock | None = None,
     ) -> None:
         self.datanode = datanode
+        self.peer = peer
         self.patience = patience
         self.is_stopping = False
         self._node = node
@@ -268,6 +284,8 @@ class _Session(asyncio.Protocol):
                 promise = batch_bytes_max(request)
                 if promise > limits.FRAME_BODY_BYTES_MAX:
                     raise TooLarge("the answer to a batch may not fit one frame", size_max=promise)
+            elif isinstance(request, FetchRequest):
+                promise = min(request.bytes_max, limits.FETCH_BYTES_MAX) + limits.BODY_BYTES_MAX
         except AmbryError as error:
             self._core.answer(request_id, error)
             return
@@ -279,7 +297,7 @@ class _Session(asyncio.Protocol):
             self._core.answer(request_id, _outcome(future))
             return
         self._promised += promise
-        self._futures[request_id] = (future, isinstance(request, GetRequest | ChangesRequest | UsageRequest))
+        self._futures[request_id] = (future, isinstance(request, _READS))
         future.add_done_callback(partial(self._answered, request_id, promise))
 
     def _call(self, request: Request, deadline: float) -> "asyncio.Future[Any]":
@@ -295,7 +313,27 @@ class _Session(asyncio.Protocol):
             return self._datanode.usage(request, deadline)
         if request is None:
             return self._datanode.status(deadline)
-        return self._datanode.batch(request, deadline)
+        if isinstance(request, tuple):
+            return self._datanode.batch(request, deadline)
+        return self._call_peer(request, deadline)
+
+    def _call_peer(self, request: PeerRequest, deadline: float) -> "asyncio.Future[Any]":
+        peer = self._server.peer
+        if peer is None:
+            future: asyncio.Future[Any] = self._loop.create_future()
+            future.set_exception(BadRequest("nothing is replicated from this process", field="type"))
+            return future
+        match request:
+            case PollRequest():
+                return peer.poll(request, deadline)
+            case FetchRequest():
+                return peer.fetch(request, deadline)
+            case DigestsRequest():
+                return peer.digests(request, deadline)
+            case RangeRequest():
+                return peer.states(request, deadline)
+            case ReplicationRequest():
+                return peer.replication(request, deadline)
 
     def _answered(self, request_id: int, promise: int, future: "asyncio.Future[Any]") -> None:
         del self._futures[request_id]

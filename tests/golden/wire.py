@@ -23,7 +23,8 @@ from ambry.protocol.datanode import (
 )
 from ambry.protocol.frame import FrameDecoder, encode_frame
 from ambry.protocol.handshake import Hello, Role, decode_hello, encode_hello, encode_proof, proof
-from ambry.protocol.messages import Answer, Encoded, MessageType, Request
+from ambry.protocol.layout import Encoded
+from ambry.protocol.messages import Answer, MessageType, Request
 
 TIME_MS: Final = 1_764_000_000_000
 ID: Final = BlobId(Kind.SIMPLE, 1, 2, 3, 4, blob_id.new_unique(TIME_MS, b"0123456789")).binary()

@@ -26,7 +26,8 @@ from ambry.protocol.datanode import (
     UsageAnswer,
     UsageRequest,
 )
-from ambry.protocol.messages import Answer, Encoded, Request
+from ambry.protocol.layout import Encoded
+from ambry.protocol.messages import Answer, Request
 
 u32 = st.integers(0, 2**32 - 1)
 u63 = st.integers(0, 2**63 - 1)

@@ -24,7 +24,8 @@ from ambry.protocol.connection import (
 from ambry.protocol.datanode import Change, GetAnswer, GetRequest, StateAnswer, UpdateRequest
 from ambry.protocol.frame import FrameDecoder, encode_frame
 from ambry.protocol.handshake import Hello, Peer, Role, encode_hello, encode_proof, proof
-from ambry.protocol.messages import Asked, MessageType, Request, encode_answer, encode_request, pack
+from ambry.protocol.layout import pack
+from ambry.protocol.messages import Asked, MessageType, Request, encode_answer, encode_request
 from tests.protocol.messages import exchanges, same
 
 SECRET = b"the cluster secret of the tests"
