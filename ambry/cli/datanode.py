@@ -17,11 +17,13 @@ from ambry.cluster.map import ClusterMap, Node
 from ambry.cluster.static_map import load_static_map
 from ambry.config import DatanodeSettings, StorageSettings, load, load_secret
 from ambry.datanode.local import LocalDatanode, Placement
+from ambry.datanode.replication import Replication
 from ambry.datanode.sweeper import Sweeper
 from ambry.errors import AmbryError, BadConfiguration, CannotStart
 from ambry.logs import get_logger
 from ambry.metrics import Metrics
 from ambry.protocol.datanode import Datanode
+from ambry.transport import chance
 from ambry.transport.client import RemoteDatanode
 from ambry.transport.server import DatanodeServer
 
@@ -91,6 +93,28 @@ def connect_peers(
     return peers
 
 
+def replication_of(
+    cluster_map: ClusterMap, local: LocalDatanode, settings: DatanodeSettings, secret: bytes, metrics: Metrics
+) -> Replication:
+    """Replication of this datanode; it begins when it is given a map. Its connections are its own: nobody's request
+    waits behind what it transfers.
+    """
+    ssl = node_client_context(settings.node_tls) if settings.node_tls else None
+
+    def connect(node: Node) -> RemoteDatanode:
+        return RemoteDatanode(node.host, node.port, node.name, cluster_map.fingerprint, secret, settings.node, ssl)
+
+    return Replication(
+        settings.node,
+        local,
+        connect,
+        settings.replication,
+        clock=SystemClock(),
+        chance=chance.generator(),
+        metrics=metrics,
+    )
+
+
 async def stopped(task: "asyncio.Task[None]") -> None:
     """End a background task and wait for its end."""
     task.cancel()
@@ -115,13 +139,17 @@ async def _serve(settings: DatanodeSettings) -> None:
         sweeper = Sweeper(node.name, local, peers, lambda: cluster_map, settings.storage, SystemClock())
         sweeper.watch(metrics)
         stack.push_async_callback(stopped, asyncio.create_task(sweeper.run(), name="sweeper"))
-        server = DatanodeServer(local, node.name, cluster_map.fingerprint, secret, ssl)
+        replication = replication_of(cluster_map, local, settings, secret, metrics)
+        stack.push_async_callback(replication.close)
+        server = DatanodeServer(local, node.name, cluster_map.fingerprint, secret, ssl, peer=replication.feed)
         watch_connections(server, metrics)
         stack.push_async_callback(server.stop, settings.shutdown_grace_ms / 1000)
+        stack.callback(replication.feed.release)
         host, port = await server.start(settings.listen_host or node.host, node.port)
         admin = AdminServer(local, metrics)
         stack.push_async_callback(admin.stop)
         await admin.start(admin_sockets)
+        replication.adopt(cluster_map)
         _log.info("ready", node=node.name, host=host, port=port, admin_port=port_of(admin_sockets))
         await stop.wait()
     _log.info("stopped", node=node.name)

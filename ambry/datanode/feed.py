@@ -104,6 +104,7 @@ class Feed:
         self._ends: dict[int, int] = {}
         self._look_timer: asyncio.TimerHandle | None = None
         self._looked_at_s = 0.0
+        self._is_released = False
         for service in set(services().values()):
             service.on_commit(self.changed)
 
@@ -163,6 +164,12 @@ class Feed:
         future.set_result(self._teller.status(request))
         return future
 
+    def release(self) -> None:
+        """Answer all polls that are held, and hold none any more: the datanode stops."""
+        self._is_released = True
+        for subscription in self._subscriptions.values():
+            subscription.woken.set()
+
     async def close(self) -> None:
         """End the threads; what is being read is finished."""
         if self._look_timer is not None:
@@ -201,7 +208,7 @@ class Feed:
         until = min(self._loop.time() + min(request.hold_ms, limits.POLL_HOLD_MS_MAX) / 1000, deadline - _MARGIN_S)
         pause_s = max(request.pace_ms, limits.POLL_PACE_MS) / 1000
         pages: list[Page] = []
-        while not pages and not subscription.missing:
+        while not pages and not subscription.missing and not self._is_released:
             if not subscription.dirty and not await self._is_woken(subscription, until):
                 break
             # What comes while the pace is kept comes into the same answer.
@@ -301,7 +308,10 @@ class Feed:
         return [
             page
             for page in (_without_told(page, subscription.told.get(page.partition)) for page in pages)
-            if page.entries or page.tokens or page.through_lsn > page.after_lsn
+            if page.entries
+            or page.tokens
+            or page.through_lsn > page.after_lsn
+            or page.incarnation != subscription.positions.get(page.partition, NOTHING_READ).incarnation
         ]
 
     # --- threads -----------------------------------------------------------------------------------------------

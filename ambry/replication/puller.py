@@ -37,7 +37,7 @@ RETRY_MS: Final = 1_000
 """What could not be stored is tried again after this long."""
 
 PAUSE_S_MIN: Final = 0.1
-PAUSE_S_MAX: Final = 5.0
+PAUSE_S_MAX: Final = 2.0
 """After a failure, doubled with each further one."""
 
 # A listing asks for as much as the fetches under way can bring: what is listed should be here soon.

@@ -8,10 +8,9 @@ Everything it needs comes as an argument: peers, this datanode's replicas, clock
 """
 
 import asyncio
-import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final, Protocol, TypeAlias
 
 from ambry.clock import Clock
 from ambry.cluster.map import ClusterMap, Node
@@ -54,7 +53,19 @@ class ClosingPeer(Peer, Protocol):
         ...
 
 
-Connect = Callable[[Node], ClosingPeer]
+class Chance(Protocol):
+    """What is left to chance: `random.Random` has it."""
+
+    def getrandbits(self, k: int, /) -> int:
+        """A number below 2^k."""
+        ...
+
+    def shuffle(self, x: list[tuple[int, str]]) -> None:
+        """Any order."""
+        ...
+
+
+Connect: TypeAlias = Callable[[Node], ClosingPeer]
 """Makes the peer of a datanode; it connects at the first request."""
 
 
@@ -77,7 +88,7 @@ class Replicator:
         settings: ReplicationSettings,
         *,
         clock: Clock,
-        chance: random.Random,
+        chance: Chance,
         metrics: Metrics,
     ) -> None:
         self._node = node

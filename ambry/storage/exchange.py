@@ -88,16 +88,17 @@ def feed_page(
     limit = max(1, min(rows_max, LISTING_ROWS_MAX))
     stop = partition_range(b"c", partition)[1]
     rows = store.index.scan(change_key(partition, after_lsn + 1), stop, limit)
-    through_lsn = max(end_lsn, after_lsn) if len(rows) < limit else 0
+    is_cut = len(rows) == limit
     prefix = partition.to_bytes(4, "big")
     values = store.index.get_many([b"b" + prefix + unique for _, unique in rows])
     entries: list[ChangeEntry] = []
     size = 0
+    last_lsn = after_lsn
     for (key, unique), value in zip(rows, values, strict=True):
         lsn = int.from_bytes(key[5:], "big")
         if size >= bytes_max:
             # The change before this one was the last that fits.
-            through_lsn = 0
+            is_cut = True
             break
         entry = _entry_of(value, prefix, unique)
         # A blob that changed between the two reads has a newer LSN, which a later page will show.
@@ -105,9 +106,7 @@ def feed_page(
             entries.append(entry)
             size += entry.body_size
         last_lsn = lsn
-    if not through_lsn:
-        through_lsn = last_lsn
-    through_lsn = max(through_lsn, entries[-1].lsn if entries else 0)
+    through_lsn = last_lsn if is_cut else max(end_lsn, last_lsn)
     behind = _bytes_after(store, replica, through_lsn) if through_lsn < end_lsn else 0
     return FeedPage(partition, replica.incarnation, after_lsn, through_lsn, end_lsn, behind, tuple(entries))
 
