@@ -17,7 +17,7 @@ from ambry.storage import checked_file, index_entry, journal, record, replica_me
 from ambry.storage.record import RecordKind
 from tests.golden import Case
 from tests.golden.disk import read_disk, write_disk
-from tests.golden.wire import read_handshake, read_messages, write_handshake, write_messages
+from tests.golden.wire import read_handshake, read_messages, write_handshake, write_messages, write_replication
 
 TIME_MS: Final = 1_764_000_000_000
 ID: Final = BlobId(Kind.SIMPLE, 1, 2, 3, 4, blob_id.new_unique(TIME_MS, b"0123456789"))
@@ -222,5 +222,6 @@ CASES: Final = (
     Case("disk", 1, write_disk, read_disk, is_always_written_alike=False),
     Case("embedded-map", embedded.FORMAT, write_cluster_map, lambda data: decode_map(data, Path("golden"))),
     Case("wire-messages", frame.VERSION, write_messages, read_messages),
+    Case("wire-replication", frame.VERSION, write_replication, read_messages),
     Case("wire-handshake", frame.VERSION, write_handshake, read_handshake),
 )

@@ -25,6 +25,28 @@ from ambry.protocol.frame import FrameDecoder, encode_frame
 from ambry.protocol.handshake import Hello, Role, decode_hello, encode_hello, encode_proof, proof
 from ambry.protocol.layout import Encoded
 from ambry.protocol.messages import Answer, MessageType, Request
+from ambry.protocol.replication import (
+    DigestsAnswer,
+    DigestsRequest,
+    FeedStatus,
+    FetchAnswer,
+    Fetched,
+    FetchOutcome,
+    FetchRequest,
+    LinkStatus,
+    Page,
+    PeerToken,
+    PollAnswer,
+    PollRequest,
+    Position,
+    RangeAnswer,
+    RangeDigest,
+    RangeRequest,
+    ReplicationAction,
+    ReplicationRequest,
+    ReplicationStatus,
+    Token,
+)
 
 TIME_MS: Final = 1_764_000_000_000
 ID: Final = BlobId(Kind.SIMPLE, 1, 2, 3, 4, blob_id.new_unique(TIME_MS, b"0123456789")).binary()
@@ -52,6 +74,39 @@ EXCHANGES: Final[tuple[tuple[Request, Answer], ...]] = (
 )
 """Requests and what was answered to them; a tuple is a batch, None asks for the status."""
 
+TOKEN: Final = Token(bytes(range(16)), 76)
+ENTRY: Final = ChangeEntry(76, ID, STATE, True, len(BODY), TIME_MS)
+PAGE: Final = Page(4, TOKEN.incarnation, 70, 76, 77, 4096, (ENTRY,), (PeerToken("datanode-2", TOKEN),))
+LINK: Final = LinkStatus("datanode-2", 2, True, 10, 1, 4096, 250, 2**30, 2**20)
+FEED: Final = FeedStatus(4, "datanode-2", TOKEN, 77, 1, 4096, 250, True, False)
+
+REPLICATION: Final[tuple[tuple[Request, Answer], ...]] = (
+    (
+        PollRequest(2**62, 3, (Position(4, TOKEN),), (5,), 20, 10_000, 4096, 2**24),
+        PollAnswer(4, True, (PAGE,), (6,), ("datanode-3",)),
+    ),
+    (PollRequest(1, 1, (), (), 100, 0, 1, 1), PollAnswer(0, False, (), (), ())),
+    (
+        FetchRequest((ID, ID, ID), 2**22),
+        FetchAnswer(
+            (
+                Fetched(ID, FetchOutcome.RECORD, BlobState(2, NEVER), PUT),
+                Fetched(ID, FetchOutcome.DEAD, BlobState(3, NEVER), None),
+            )
+        ),
+    ),
+    (
+        DigestsRequest(4, (bytes(16), ID[16:], b"\xff" * 16), TIME_MS),
+        DigestsAnswer(TOKEN.incarnation, (RangeDigest(0, 0), RangeDigest(3, 2**64 - 1))),
+    ),
+    (RangeRequest(4, bytes(16), b"\xff" * 16, 1000), RangeAnswer(TOKEN.incarnation, (ENTRY,))),
+    (
+        ReplicationRequest(ReplicationAction.TELL, (4,)),
+        ReplicationStatus("datanode-1", 7, (LINK,), (FEED,)),
+    ),
+)
+"""What datanodes ask each other."""
+
 
 def _frame(encoded: Encoded, request_id: int) -> bytes:
     head = encode_frame(encoded.type, request_id, encoded.header, encoded.body_size)
@@ -60,10 +115,14 @@ def _frame(encoded: Encoded, request_id: int) -> bytes:
 
 def write_messages() -> bytes:
     """Each request with its answer behind it."""
+    return _written(EXCHANGES)
+
+
+def _written(exchanges: tuple[tuple[Request, Answer], ...]) -> bytes:
     return b"".join(
         _frame(messages.encode_request(request, 30_000, membership=1), number)
         + _frame(messages.encode_answer(answer), number)
-        for number, (request, answer) in enumerate(EXCHANGES, 1)
+        for number, (request, answer) in enumerate(exchanges, 1)
     )
 
 
@@ -79,6 +138,11 @@ def read_messages(data: bytes) -> object:
         answer = messages.decode_answer(request.request, answered.type, answered.header, answered.body)
         found.append([MessageType(asked.type), request, MessageType(answered.type), answered.request_id, answer])
     return found
+
+
+def write_replication() -> bytes:
+    """What datanodes ask each other, as `write_messages` does it."""
+    return _written(REPLICATION)
 
 
 def write_handshake() -> bytes:

@@ -6,9 +6,9 @@ from typing import Final
 
 from ambry import limits
 from ambry.errors import ERRORS_BY_CODE
-from ambry.protocol import messages
+from ambry.protocol import messages, replication_messages
 from ambry.protocol.handshake import NONCE_SIZE, PROOF_SIZE, Role
-from ambry.protocol.messages import Layout
+from ambry.protocol.layout import Layout
 
 PAGE: Final = (Path(__file__).parents[2] / "docs/formats/wire.md").read_text(encoding="utf-8")
 
@@ -29,6 +29,12 @@ def test_every_field_of_every_message_is_on_the_page_in_order() -> None:
     assert [row[:3] for row in table_after("Fields: `LAYOUTS`")] == expected
     for constant in ("REQUEST", "ITEM", "CHANGE_ENTRY", "REPLICA_STATUS"):
         layout = getattr(messages, constant)
+        assert [row[:3] for row in table_after(f"Fields: `{constant}`")] == fields_of(layout.name, layout)
+
+
+def test_every_field_of_replication_is_on_the_page_in_order() -> None:
+    for constant in ("POSITION", "PAGE", "PEER_TOKEN", "FETCHED", "RANGE_DIGEST", "LINK", "FEED"):
+        layout = getattr(replication_messages, constant)
         assert [row[:3] for row in table_after(f"Fields: `{constant}`")] == fields_of(layout.name, layout)
 
 

@@ -1,13 +1,14 @@
 """Datanodes with real disks and real sockets in one loop, for tests of replication: put at one, look at the others.
 
-    async with cluster(folder, {"a1": 1, "a2": 1, "b1": 2}) as nodes:
-        blob_id = await nodes["a1"].put(b"body")
-        await until(lambda: nodes["b1"].has(blob_id))
+async with cluster(folder, {"a1": 1, "a2": 1, "b1": 2}) as nodes:
+    blob_id = await nodes["a1"].put(b"body")
+    await until(lambda: nodes["b1"].has(blob_id))
 """
 
 import asyncio
 import contextlib
 import random
+import socket
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -38,14 +39,15 @@ REPLICATION: Final = ReplicationSettings(near_pace_ms=20, near_delay_ms=100, tak
 PROPERTIES: Final = b"\x81\xa1z\x1a"
 
 
-def record(body: bytes, partition: int = 1, datacentre: int = 1, **changes: int) -> PutRequest:
+def record(
+    body: bytes, partition: int = 1, datacentre: int = 1, *, expires_at_ms: int = NEVER, created_ms: int | None = None
+) -> PutRequest:
     """A put as a frontend makes it."""
-    now_ms = SystemClock().now_ms()
+    now_ms = SystemClock().now_ms() if created_ms is None else created_ms
     unique = ids.new_unique(now_ms, random.randbytes(10))
     blob_id = BlobId(Kind.SIMPLE, datacentre, 1, 1, partition, unique).binary()
     vector = checksum_vector(body)
-    put = PutRequest(blob_id, now_ms, NEVER, PROPERTIES, body, vector, root_of(vector, len(body)))
-    return replace(put, **changes) if changes else put  # type: ignore[arg-type]
+    return PutRequest(blob_id, now_ms, expires_at_ms, PROPERTIES, body, vector, root_of(vector, len(body)))
 
 
 class TestNode:
@@ -115,6 +117,11 @@ class TestNode:
         store = self.local.services[int.from_bytes(blob_id[12:16], "big")].store
         return exchange.look_up(store, [blob_id])[0]
 
+    def state(self, blob_id: bytes) -> BlobState:
+        """The state of a blob here; (0, 0) of one that was never seen."""
+        known = self.known(blob_id)
+        return known.state if known is not None else BlobState(0, 0)
+
     def has(self, blob_id: bytes) -> bool:
         """Whether the bytes are here."""
         known = self.known(blob_id)
@@ -147,7 +154,7 @@ def deadline() -> float:
 async def until(is_true: Callable[[], bool], what: str = "", wait_s: float = 20.0) -> None:
     """Wait until something is true, looking often; fail when it takes too long."""
     async with asyncio.timeout(wait_s):
-        while not is_true():  # noqa: ASYNC110 -- what is waited for has no event
+        while not is_true():
             await asyncio.sleep(0.01)
 
 
@@ -170,8 +177,6 @@ def make_map(
 
 def free_ports(count: int) -> list[int]:
     """Ports that nobody listens on."""
-    import socket  # noqa: PLC0415 -- only here
-
     with contextlib.ExitStack() as stack:
         probes = [stack.enter_context(socket.socket()) for _ in range(count)]
         for probe in probes:
@@ -188,6 +193,10 @@ class Nodes(dict[str, TestNode]):
         """Start a datanode that was closed."""
         await self[name].open(self.cluster_map)
         self[name].replicate(self.cluster_map)
+
+    async def have(self, blob_id: bytes) -> None:
+        """Wait until every datanode has the bytes of a blob."""
+        await self.all(lambda node: node.has(blob_id))
 
     async def all(self, is_true: Callable[[TestNode], bool], wait_s: float = 20.0) -> None:
         """Wait until something is true of every datanode."""

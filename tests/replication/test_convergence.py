@@ -1,4 +1,4 @@
-"""Replication between datanodes with real disks over real sockets: what one has, all have, and nothing deleted returns."""
+"""Replication between datanodes with real disks over real sockets: what one has, all have, and nothing dead returns."""
 
 import asyncio
 import os
@@ -21,7 +21,7 @@ def test_a_put_at_one_replica_comes_to_all_verbatim(tmp_path: Path) -> None:
             bodies = [os.urandom(size) for size in (0, 1, 4096, 65_537, 300_000, 4 * 1024 * 1024)]
             blob_ids = [await nodes["a1"].put(body) for body in bodies]
             for blob_id, body in zip(blob_ids, bodies, strict=True):
-                await nodes.all(lambda node, blob_id=blob_id: node.has(blob_id))
+                await nodes.have(blob_id)
                 original = nodes["a1"].stored(blob_id)
                 for node in nodes.values():
                     assert node.stored(blob_id) == original
@@ -38,18 +38,22 @@ def test_states_join_whatever_was_changed_where(tmp_path: Path) -> None:
                 await nodes["a1"].store(record(os.urandom(100), expires_at_ms=now_ms + 10**8)) for _ in range(4)
             ]
             for blob_id in (deleted, undeleted, extended, never_put):
-                await nodes.all(lambda node, blob_id=blob_id: node.has(blob_id))
+                await nodes.have(blob_id)
             await nodes["b1"].change(deleted, Change.DELETE)
             await nodes["a2"].change(undeleted, Change.DELETE)
-            await nodes.all(lambda node: node.known(undeleted).state.life == 1)  # type: ignore[union-attr]
+            await nodes.all(lambda node: node.state(undeleted).life == 1)
             await nodes["b1"].change(undeleted, Change.UNDELETE)
             await nodes["a2"].change(extended, Change.EXTEND, BlobState(0, NEVER))
             tombstone = record(b"x").blob_id
             await nodes["b1"].change(tombstone, Change.JOIN, BlobState(1, NEVER))
-            await nodes.all(lambda node: node.known(deleted).state.life == 1)  # type: ignore[union-attr]
-            await nodes.all(lambda node: node.known(undeleted).state.life == 2 and node.has(undeleted))  # type: ignore[union-attr]
-            await nodes.all(lambda node: node.known(extended).state.expires_at_ms == NEVER)  # type: ignore[union-attr]
+            await nodes.all(lambda node: node.state(deleted).life == 1)
+            await nodes.all(lambda node: node.state(undeleted).life == 2 and node.has(undeleted))
+            await nodes.all(lambda node: node.state(extended).expires_at_ms == NEVER)
             await nodes.all(lambda node: node.known(tombstone) is not None)
+            for node in nodes.values():
+                known = node.known(tombstone)
+                assert known is not None
+                assert (known.state, known.has_body) == (BlobState(1, NEVER), False)
 
     asyncio.run(run())
 
@@ -65,7 +69,7 @@ def test_each_body_crosses_to_a_datacentre_once(tmp_path: Path) -> None:
                 # As a frontend of datacentre 1 does it: to every replica there.
                 await asyncio.gather(*(nodes[name].store(put) for name in ("a1", "a2", "a3")))
             for put in puts:
-                await nodes.all(lambda node, put=put: node.has(put.blob_id))
+                await nodes.have(put.blob_id)
             far = {
                 name: sum(
                     one.link.fetched.bodies
@@ -85,7 +89,7 @@ def test_a_node_that_was_away_catches_up_and_nothing_deleted_returns(tmp_path: P
         async with cluster(tmp_path, {"a1": 1, "a2": 1}) as nodes:
             old = [await nodes["a1"].put(os.urandom(1000)) for _ in range(200)]
             for blob_id in old:
-                await nodes.all(lambda node, blob_id=blob_id: node.has(blob_id))
+                await nodes.have(blob_id)
             await nodes["a2"].close()
             dead = old[:100]
             for blob_id in dead:
@@ -93,8 +97,8 @@ def test_a_node_that_was_away_catches_up_and_nothing_deleted_returns(tmp_path: P
             new = [await nodes["a1"].put(os.urandom(1000)) for _ in range(1500)]
             await nodes.reopen("a2")
             await until(lambda: all(nodes["a2"].has(blob_id) for blob_id in new))
-            await until(lambda: all(nodes["a2"].known(blob_id).state.is_deleted for blob_id in dead))  # type: ignore[union-attr]
-            assert all(nodes["a1"].known(blob_id).state.is_deleted for blob_id in dead)  # type: ignore[union-attr]
+            await until(lambda: all(nodes["a2"].state(blob_id).is_deleted for blob_id in dead))
+            assert all(nodes["a1"].state(blob_id).is_deleted for blob_id in dead)
             assert all(nodes["a2"].has(blob_id) for blob_id in old[100:])
             assert nodes["a2"].fetched() <= len(new)
 
@@ -107,7 +111,7 @@ def test_an_emptied_directory_is_filled_again_without_the_dead(tmp_path: Path) -
             kept = [await nodes["a1"].put(os.urandom(1000), partition) for partition in (1, 2) for _ in range(50)]
             dead = [await nodes["a1"].put(os.urandom(1000)) for _ in range(50)]
             for blob_id in (*kept, *dead):
-                await nodes.all(lambda node, blob_id=blob_id: node.has(blob_id))
+                await nodes.have(blob_id)
             for blob_id in dead:
                 await nodes["a1"].change(blob_id, Change.DELETE)
             await nodes["a2"].close()
@@ -119,7 +123,7 @@ def test_an_emptied_directory_is_filled_again_without_the_dead(tmp_path: Path) -
             # a1 notices the new incarnation and reads it from the start: nothing dead comes to life there.
             after = await nodes["a2"].put(b"after")
             await until(lambda: nodes["a1"].has(after))
-            assert all(nodes["a1"].known(blob_id).state.is_deleted for blob_id in dead)  # type: ignore[union-attr]
+            assert all(nodes["a1"].state(blob_id).is_deleted for blob_id in dead)
 
     asyncio.run(run())
 
@@ -129,10 +133,12 @@ def test_tokens_outlive_a_restart_and_are_inherited_from_the_leader(tmp_path: Pa
         async with cluster(tmp_path, {"a1": 1, "b1": 2, "b2": 2}) as nodes:
             blob_ids = [await nodes["a1"].put(os.urandom(500)) for _ in range(20)]
             for blob_id in blob_ids:
-                await nodes.all(lambda node, blob_id=blob_id: node.has(blob_id))
+                await nodes.have(blob_id)
             end = nodes["a1"].local.services[1].store.replica(1)
             leader, other = nodes["b1"].replication.replicator, nodes["b2"].replication.replicator
-            await until(lambda: leader.progress(1).get("a1") is not None and leader.progress(1)["a1"].lsn == end.end_lsn)
+            await until(
+                lambda: leader.progress(1).get("a1") is not None and leader.progress(1)["a1"].lsn == end.end_lsn
+            )
             await nodes["b1"].put(b"so that b2 gets a page", datacentre=2)
             await until(lambda: "a1" in other.progress(1))
             assert other.progress(1)["a1"].lsn <= end.end_lsn
@@ -162,7 +168,6 @@ def test_lost_bytes_come_back_from_a_peer(tmp_path: Path) -> None:
             at = bytes(data).index(body)
             data[at] ^= 1
             path.write_bytes(data)
-            service.store._hot._records.clear() if hasattr(service.store._hot, "_records") else None
             await asyncio.to_thread(service.store.quarantine_blob, blob_id)
             assert not nodes["a2"].has(blob_id)
             nodes["a2"].replication.replicator.want(blob_id)
@@ -236,7 +241,9 @@ def test_concurrent_writers_everywhere_converge(tmp_path: Path) -> None:
             for step in range(400):
                 node = nodes[chance.choice(sorted(nodes))]
                 if step % 3 == 0 or not blob_ids:
-                    blob_ids.append(await node.put(chance.randbytes(500), chance.randrange(1, 4), chance.choice((1, 2))))
+                    blob_ids.append(
+                        await node.put(chance.randbytes(500), chance.randrange(1, 4), chance.choice((1, 2)))
+                    )
                     continue
                 blob_id = chance.choice(blob_ids)
                 if node.known(blob_id) is not None:
