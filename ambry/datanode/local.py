@@ -207,6 +207,11 @@ class LocalDatanode:
         (self._sealed.add if is_sealed else self._sealed.discard)(replica.partition)
         return is_sealed
 
+    @property
+    def stores(self) -> tuple[DiskStore, ...]:
+        """The stores of the disks; to be looked at only."""
+        return tuple(service.store for _, service in self._disks)
+
     async def close(self) -> None:
         """Finish what is queued, sync, close the stores and give the folders back."""
         results = await asyncio.gather(*(service.close() for _, service in self._disks), return_exceptions=True)

@@ -21,6 +21,7 @@ releases the interpreter; `flush` does too. `write` and `scan` hold it.
 """
 
 import contextlib
+import re
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -29,7 +30,7 @@ from typing import Final
 import rocksdict
 
 from ambry.errors import AmbryError, DirectoryInUse, DiskFull, DiskUnavailable
-from ambry.limits import KIB, MIB
+from ambry.limits import GIB, KIB, MIB
 
 MEMTABLES_MAX: Final = 6
 """Memtables in memory, the active one included. Beyond it `write` waits for a flush."""
@@ -40,6 +41,13 @@ OPEN_FILES_MAX: Final = 512
 _LEVEL_ZERO_FILES: Final = 4
 _NEVER: Final = 1 << 20
 _BLOCK_BYTES: Final = 4 * KIB
+
+_PROPERTIES: Final = {
+    "file_bytes": "rocksdb.total-sst-files-size",
+    "memtable_bytes": "rocksdb.cur-size-all-mem-tables",
+    "reader_bytes": "rocksdb.estimate-table-readers-mem",
+    "cache_bytes": "rocksdb.block-cache-usage",
+}
 
 
 class RocksIndexSource:
@@ -139,6 +147,23 @@ class RocksIndex:
         """Make every batch written so far durable. Raises DiskFull or DiskUnavailable."""
         with _errors_of("flush of the index"):
             self._database.flush(True)
+
+    def figures(self) -> dict[str, float]:
+        """What RocksDB says of itself, in bytes: files, memory, and all it has written since it was opened.
+
+        `flushed_bytes` is what left the memtables, `written_bytes` that and what compaction wrote. Raises
+        DiskUnavailable.
+        """
+        with _errors_of("figures of the index"):
+            database = self._database
+            numbers = {name: float(database.property_int_value(key) or 0) for name, key in _PROPERTIES.items()}
+            # A flush's own line says what was flushed; the sum over all levels is what was written.
+            told = database.property_value("rocksdb.cfstats-no-file-histogram") or ""
+        flushed = re.search(r"Flush\(GB\): cumulative ([\d.]+)", told)
+        written = re.search(r"Cumulative compaction: ([\d.]+) GB write", told)
+        numbers["flushed_bytes"] = float(flushed[1]) * GIB if flushed else 0.0
+        numbers["written_bytes"] = float(written[1]) * GIB if written else 0.0
+        return numbers
 
     def close(self) -> None:
         """Flush and close. Closing twice is harmless."""
