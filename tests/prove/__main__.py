@@ -1,4 +1,4 @@
-"""Run one proof, or all: `python -m tests.prove [machine|images|flips|fuzz|mutants|all] --seconds N --seed S`.
+"""Run one proof, or all: `python -m tests.prove [machine|images|flips|fuzz|mutants|...|all] --seconds N --seed S`.
 
 Each prints its seed, what it did in figures, and the line that repeats it. Exit status 1 when something was found.
 """
@@ -17,7 +17,7 @@ from tests.prove.flips import prove_flips
 from tests.prove.fuzz import prove_fuzz
 from tests.prove.images import prove_images
 from tests.prove.machine import prove_machine
-from tests.prove.mutants import prove_mutants
+from tests.prove.mutants import prove_cluster_mutants, prove_mutants
 
 PROOFS: Final[dict[str, Callable[[int, float], dict[str, object]]]] = {
     "machine": prove_machine,
@@ -25,6 +25,7 @@ PROOFS: Final[dict[str, Callable[[int, float], dict[str, object]]]] = {
     "flips": prove_flips,
     "fuzz": prove_fuzz,
     "mutants": prove_mutants,
+    "cluster-mutants": prove_cluster_mutants,
 }
 
 

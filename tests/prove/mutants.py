@@ -10,25 +10,16 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
+
+from tests.prove.cluster_mutants import CLUSTER_MUTANTS
+from tests.prove.mutant import Mutant
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 
 
 UNDECIDED: Final = "ran into the time limit"
-
-
-@dataclass(frozen=True, slots=True)
-class Mutant:
-    """One planted bug. `tests` are those that are run against it, the first failure ends them."""
-
-    name: str
-    path: str
-    old: str
-    new: str
-    tests: tuple[str, ...] = ("tests/storage/test_crash_everywhere.py", "tests/storage/test_store_machine.py")
 
 
 _COMPACTION: Final = ("tests/storage/test_compaction.py",)
@@ -305,8 +296,18 @@ def survives(mutant: Mutant, folder: Path, seconds_max: float) -> str:
 
 
 def prove_mutants(chosen: int, seconds: float) -> dict[str, object]:
+    """As many mutants of the engine as the time allows."""
+    return prove_all(MUTANTS, chosen, seconds)
+
+
+def prove_cluster_mutants(chosen: int, seconds: float) -> dict[str, object]:
+    """As many mutants of the code around quorums as the time allows."""
+    return prove_all(CLUSTER_MUTANTS, chosen, seconds)
+
+
+def prove_all(mutants: tuple[Mutant, ...], chosen: int, seconds: float) -> dict[str, object]:
     """As many mutants as the time allows, in an order of chance: which test caught each, and which escaped."""
-    order = list(MUTANTS)
+    order = list(mutants)
     random.Random(chosen).shuffle(order)
     end_s = time.monotonic() + seconds
     caught: dict[str, str] = {}
@@ -328,4 +329,4 @@ def prove_mutants(chosen: int, seconds: float) -> dict[str, object]:
             else:
                 escaped.append(mutant.name)
             print(f"  {mutant.name}: {test or 'ESCAPED'}", flush=True)
-    return {"mutants": len(MUTANTS), "caught": caught, "escaped": escaped, "undecided": undecided}
+    return {"mutants": len(mutants), "caught": caught, "escaped": escaped, "undecided": undecided}

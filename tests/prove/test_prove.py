@@ -4,11 +4,13 @@ import random
 
 import pytest
 
+from tests.prove.cluster_mutants import CLUSTER_MUTANTS
 from tests.prove.flips import prove_flips
 from tests.prove.fuzz import prove_fuzz
 from tests.prove.images import prove_images
 from tests.prove.machine import EPISODE_STEPS, RULES, prove_machine
-from tests.prove.mutants import MUTANTS, ROOT, Mutant
+from tests.prove.mutant import Mutant
+from tests.prove.mutants import MUTANTS, ROOT
 from tests.storage.test_store_machine import StoreMachine
 
 
@@ -43,7 +45,7 @@ def test_the_machine_takes_every_rule() -> None:
     assert rules <= set(RULES)
 
 
-@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
+@pytest.mark.parametrize("mutant", [*MUTANTS, *CLUSTER_MUTANTS], ids=lambda mutant: mutant.name)
 def test_every_mutant_still_has_its_place(mutant: Mutant) -> None:
     assert (ROOT / mutant.path).read_text(encoding="utf-8").count(mutant.old) == 1
     assert mutant.old != mutant.new
