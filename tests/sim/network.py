@@ -26,6 +26,18 @@ from ambry.protocol.datanode import (
     UsageAnswer,
     UsageRequest,
 )
+from ambry.protocol.replication import (
+    DigestsAnswer,
+    DigestsRequest,
+    FetchAnswer,
+    FetchRequest,
+    PollAnswer,
+    PollRequest,
+    RangeAnswer,
+    RangeRequest,
+    ReplicationRequest,
+    ReplicationStatus,
+)
 
 
 @dataclass(slots=True)
@@ -48,6 +60,7 @@ class Server(Protocol):
     is_up: bool
     is_stopped: bool
     life: int
+    backlog: list[Callable[[], None]]
 
     @property
     def service(self) -> Any:
@@ -62,6 +75,7 @@ class Network:
     loop: asyncio.AbstractEventLoop
     chance: random.Random
     places: dict[str, int] = field(default_factory=dict)
+    servers: dict[str, "Server"] = field(default_factory=dict)
     weather: Weather = field(default_factory=Weather)
     cut: set[tuple[str, str]] = field(default_factory=set)
     sent: int = 0
@@ -75,6 +89,11 @@ class Network:
 
     def carry(self, source: str, target: str, deliver: Callable[[], None]) -> None:
         """Take a message from one process to another, perhaps."""
+        process = self.servers.get(source)
+        if process is not None and process.is_stopped:
+            # It sends nothing before it goes on.
+            process.backlog.append(lambda: self.carry(source, target, deliver))
+            return
         self.sent += 1
         copies = 1
         if self.chance.random() < self.weather.double:
@@ -96,7 +115,13 @@ class Network:
 
     def _arrive(self, source: str, target: str, deliver: Callable[[], None]) -> None:
         # A link that broke meanwhile takes what is on its way with it.
-        if (source, target) not in self.cut:
+        if (source, target) in self.cut:
+            return
+        process = self.servers.get(target)
+        if process is not None and process.is_stopped:
+            # Its kernel takes the message, and nobody reads it before it goes on.
+            process.backlog.append(deliver)
+        else:
             deliver()
 
 
@@ -144,6 +169,28 @@ class Link:
         """As the interface says."""
         return self.ask("usage", request, deadline)
 
+    # --- the Peer interface ------------------------------------------------------------------------------------
+
+    def poll(self, request: PollRequest, deadline: float) -> "asyncio.Future[PollAnswer]":
+        """As the interface says."""
+        return self.ask("poll", request, deadline)
+
+    def fetch(self, request: FetchRequest, deadline: float) -> "asyncio.Future[FetchAnswer]":
+        """As the interface says."""
+        return self.ask("fetch", request, deadline)
+
+    def digests(self, request: DigestsRequest, deadline: float) -> "asyncio.Future[DigestsAnswer]":
+        """As the interface says."""
+        return self.ask("digests", request, deadline)
+
+    def states(self, request: RangeRequest, deadline: float) -> "asyncio.Future[RangeAnswer]":
+        """As the interface says."""
+        return self.ask("states", request, deadline)
+
+    def replication(self, request: ReplicationRequest, deadline: float) -> "asyncio.Future[ReplicationStatus]":
+        """As the interface says."""
+        return self.ask("replication", request, deadline)
+
     async def close(self) -> None:
         """Whatever is open ends."""
         for future in tuple(self._open):
@@ -167,9 +214,6 @@ class Link:
         def arrive() -> None:
             if not server.is_up or server.life != life:
                 loop.call_later(0.05, _fail, future, ConnectionLost(f"{server.name} died"))
-            elif server.is_stopped:
-                # Its kernel takes the message and nobody reads it before it goes on.
-                server.backlog.append(arrive)  # type: ignore[attr-defined] # every server of the simulation has one
             else:
                 answer = getattr(server.service, method)
                 handled = answer(deadline) if request is None else answer(request, deadline)

@@ -8,14 +8,25 @@ import asyncio
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 from ambry.blob.requests import ChangesAnswer, ChangesRequest, GetAnswer, GetRequest, PutRequest, StateAnswer
 from ambry.config import StorageSettings
 from ambry.datanode.upkeep import RepairSource, Upkeep
-from ambry.errors import AmbryError, BadRequest, ConnectionLost, CorruptRecord, DeadlineExceeded, DiskUnavailable
+from ambry.errors import AmbryError, ConnectionLost, CorruptRecord, DeadlineExceeded, DiskUnavailable
 from ambry.limits import KIB
 from ambry.protocol.datanode import BatchAnswer, BatchItem, DatanodeStatus, ReplicaStatus
+from ambry.protocol.replication import (
+    DigestsAnswer,
+    DigestsRequest,
+    FetchAnswer,
+    FetchRequest,
+    Peer,
+    PollAnswer,
+    PollRequest,
+    RangeAnswer,
+    RangeRequest,
+)
 from ambry.storage.commit import Mutation
 from ambry.storage.journal import RING_AT
 from ambry.storage.recovery import open_store
@@ -87,6 +98,8 @@ class SimNode:
         self.repair_source: RepairSource | None = None
         self.on_start: Callable[[], None] = lambda: None
         self.on_end: Callable[[], None] = lambda: None
+        self.listeners: list[Callable[[], None]] = []
+        self.peer: Peer | None = None
         self._partitions = partitions
         self._loop = loop
         self._chance = chance
@@ -180,9 +193,29 @@ class SimNode:
         return self._at_once(lambda: self._read(request))
 
     def batch(self, items: Sequence[BatchItem], deadline: float) -> "asyncio.Future[list[BatchAnswer]]":
-        """Nothing in the simulation asks for it."""
-        del deadline
-        return self._at_once(lambda: [BadRequest("no batches here") for _ in items])
+        """Each by itself; reads are none of them."""
+        futures = [self._write(cast("Mutation", item), deadline) for item in items]
+        return self._loop.create_task(_all_of(futures), name="batch")
+
+    def poll(self, request: PollRequest, deadline: float) -> "asyncio.Future[PollAnswer]":
+        """What the node's feed has."""
+        return self._feed().poll(request, deadline)
+
+    def fetch(self, request: FetchRequest, deadline: float) -> "asyncio.Future[FetchAnswer]":
+        """What the node's feed has."""
+        return self._feed().fetch(request, deadline)
+
+    def digests(self, request: DigestsRequest, deadline: float) -> "asyncio.Future[DigestsAnswer]":
+        """What the node's feed has."""
+        return self._feed().digests(request, deadline)
+
+    def states(self, request: RangeRequest, deadline: float) -> "asyncio.Future[RangeAnswer]":
+        """What the node's feed has."""
+        return self._feed().states(request, deadline)
+
+    def _feed(self) -> Peer:
+        assert self.peer is not None
+        return self.peer
 
     def changes(self, request: ChangesRequest, deadline: float) -> "asyncio.Future[ChangesAnswer]":
         """A page of the feed."""
@@ -244,6 +277,8 @@ class SimNode:
                 return
             except DiskUnavailable as error:
                 answers = [error] * len(group)
+            for listener in self.listeners:
+                listener()
             for (_, future, deadline), answer in zip(group, answers, strict=True):
                 if future.done():
                     continue
@@ -290,3 +325,13 @@ class SimNode:
         segment.file.pwrite([bytes([byte ^ 1 << self._chance.randrange(8)])], offset)
         segment.file.sync()
         return True
+
+
+async def _all_of(futures: "list[asyncio.Future[StateAnswer]]") -> list[BatchAnswer]:
+    answers: list[BatchAnswer] = []
+    for future in futures:
+        try:
+            answers.append(await future)
+        except AmbryError as error:
+            answers.append(error)
+    return answers

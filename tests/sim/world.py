@@ -21,11 +21,11 @@ from ambry.frontend.headers import GetOption
 from ambry.frontend.operations import Operations
 from ambry.frontend.put import Cut, PutPlan
 from ambry.limits import GIB, KIB, MIB
-from tests.sim.copying import Copying
 from tests.sim.history import Attempt, Blob, History, Violation
 from tests.sim.loop import VirtualLoop, run_virtually
 from tests.sim.network import Link, Network, Weather
 from tests.sim.node import Era, SimNode, SkewedClock
+from tests.sim.replicating import Replication
 
 DATACENTRES = (1, 2)
 NODES_EACH = 3
@@ -124,7 +124,8 @@ class World:
             for place in DATACENTRES
             for number in range(1, FRONTENDS_EACH + 1)
         ]
-        self.copying = {name: self._make_copying(node) for name, node in self.nodes.items()}
+        for node in self.nodes.values():
+            self._add_replication(node)
         # One disk of all may rot: two at once could hit both copies that a write was acknowledged with.
         self.rotten = self.chance.choice(self._names)
 
@@ -148,7 +149,9 @@ class World:
         self.network.places[name] = int(name[1])
         partitions = dict.fromkeys(PARTITIONS, GIB)
         chance = random.Random(self.chance.getrandbits(64))
-        return SimNode(name, int(name[1]), partitions, self._clock(), self.loop, chance)
+        node = SimNode(name, int(name[1]), partitions, self._clock(), self.loop, chance)
+        self.network.servers[name] = node
+        return node
 
     def _make_frontend(self, name: str, place: int) -> Frontend:
         self.network.places[name] = place
@@ -165,12 +168,11 @@ class World:
         )
         return Frontend(name, place, clock, operations)
 
-    def _make_copying(self, node: SimNode) -> Copying:
+    def _add_replication(self, node: SimNode) -> None:
         peers = {other.name: Link(self.network, node.name, other) for other in self.nodes.values() if other is not node}
-        copying = Copying(node, peers, list(PARTITIONS))
-        node.on_start = copying.start
-        node.on_end = copying.stop
-        return copying
+        replication = Replication(node, peers, self.map, random.Random(self.chance.getrandbits(64)))
+        node.on_start = replication.start
+        node.on_end = replication.stop
 
     # --- the run -----------------------------------------------------------------------------------------------
 
