@@ -96,6 +96,7 @@ def test_a_suspect_peer_gets_one_probe_at_a_time_and_ever_more_rarely() -> None:
     probes: list[float] = []
     while len(probes) < 12:
         now += 0.01
+        assert now < 100, "it never got another probe"
         if not peer.is_suspect(now):
             probes.append(now)
             peer.asked(now)
