@@ -520,6 +520,9 @@ METRIC_SERIES_MAX: Final = 4096
 LOG_VALUE_CHARACTERS_MAX: Final = 2048
 """One value of a log line; the rest is cut. Values come from clients, disks stay bounded."""
 
+CERTIFICATE_POLL_MS: Final = 10_000
+"""How often a process looks whether its certificates were replaced."""
+
 SECRET_BYTES_MIN: Final = 16
 """A shorter cluster secret is an example that someone forgot to replace."""
 

@@ -11,7 +11,7 @@ from ambry.cli import inspect as inspect_command
 from ambry.cli.admin import AdminServer
 from ambry.cli.listen import bind, port_of
 from ambry.cli.processes import Stop, configure_logs, run
-from ambry.cli.tls import node_client_context, node_server_context
+from ambry.cli.tls import following, node_client_context, node_server_context
 from ambry.clock import SystemClock
 from ambry.cluster.map import ClusterMap, Node
 from ambry.cluster.static_map import load_static_map
@@ -133,6 +133,7 @@ async def _serve(settings: DatanodeSettings) -> None:
     admin_sockets = bind(settings.admin_host, settings.admin_port)
     metrics = Metrics(operations=())
     async with contextlib.AsyncExitStack() as stack:
+        await stack.enter_async_context(following())
         local = await open_datanode(cluster_map, node, settings.storage, metrics)
         stack.push_async_callback(local.close)
         peers = connect_peers(cluster_map, local, settings, secret, stack)

@@ -16,7 +16,7 @@ import click
 from ambry.access.keys import Masters, masters_from
 from ambry.cli.listen import check_free, is_beyond_loopback, is_open, refuse_without_keys
 from ambry.cli.processes import Stop, Workers, configure_logs, parent_gone, run
-from ambry.cli.tls import node_client_context
+from ambry.cli.tls import follow, following, node_client_context
 from ambry.clock import Clock, SystemClock
 from ambry.cluster.embedded import DATACENTRE, read_registry
 from ambry.cluster.map import ClusterMap
@@ -243,6 +243,9 @@ async def start_http(
         await asyncio.gather(server.stop(grace_s), workers.stop(grace_s + _WORKER_END_S))
 
     stack.push_async_callback(stop_all)
+    if server.tls is not None and settings.tls is not None:
+        follow(server.tls, settings.tls.certificate_file, settings.tls.key_file)
+    await stack.enter_async_context(following())
     await server.load()
     key_count = len(server.services.access.snapshot.keys)
     refuse_without_keys(settings.host, key_count, is_open=opens, how=job.how_insecure)

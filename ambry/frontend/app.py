@@ -84,7 +84,7 @@ class Frontend:
             self.upkeep = self._make_upkeep(database, datacentre, datanodes, node)
             self.upkeep.watch(metrics)
         self._upkeep_task: asyncio.Task[None] | None = None
-        self._tls = _tls_context(settings)
+        self.tls = _tls_context(settings)
         self._connection_class = connection_class
         self._server: HttpServer | None = None
         self._listener: asyncio.Server | None = None
@@ -125,7 +125,7 @@ class Frontend:
         server = self.make_server()
         try:
             self._listener = await loop.create_server(
-                server, host, port, backlog=HTTP_BACKLOG, reuse_port=reuse_port or None, ssl=self._tls
+                server, host, port, backlog=HTTP_BACKLOG, reuse_port=reuse_port or None, ssl=self.tls
             )
         except OSError as error:
             raise CannotStart(f"cannot listen on {host}:{port}: {error.strerror or error}") from error

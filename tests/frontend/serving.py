@@ -143,6 +143,7 @@ async def serving(
     budget: TransferBudget | None = None,
     connection_class: type[Connection] | None = None,
     access: Callable[[ManualClock], Access] | None = None,
+    settings: FrontendSettings | None = None,
     masters: Masters | None = None,
     database: Database | None = None,
 ) -> AsyncIterator[Serving]:
@@ -156,7 +157,7 @@ async def serving(
         datanodes=datanodes,
         clock=clock,
         metrics=metrics,
-        settings=FrontendSettings(cluster_map=Path("map.toml"), datacentre="here"),
+        settings=settings or FrontendSettings(cluster_map=Path("map.toml"), datacentre="here"),
         node="frontend-1",
         masters=masters,
         access=access(clock) if access is not None else None,
