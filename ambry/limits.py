@@ -506,6 +506,21 @@ ACCESS_POLL_MS: Final = 1_000
 """How often a frontend process looks whether accounts or keys have changed: a key that was removed elsewhere ends
 within twice this time."""
 
+USAGE_POLL_MS: Final = 10_000
+"""How often a frontend process asks what containers use, if one has a quota of bytes or blobs."""
+
+CLOSING_WAIT_MS: Final = 60_000
+"""A container that was given up is emptied this long after that: by then every process knows, and takes no puts."""
+
+CLOSING_ROUND_MS: Final = 30_000
+"""How often it is looked whether something of a container that was given up is left."""
+
+CLOSING_LEASE_MS: Final = 600_000
+"""One process works on what was given up; another one takes over this long after its last round."""
+
+CLOSING_DELETES_MAX: Final = 64
+"""Blobs of a container that was given up which are deleted at a time: little beside what clients do."""
+
 JSON_BODY_BYTES_MAX: Final = 1 * MIB
 """Body of a request that is JSON."""
 

@@ -110,8 +110,12 @@ class ContainerPolicy:
     def takes_plain_puts(self) -> bool:
         """Whether an upload needs no look at the policy at all."""
         asks = self.ttl_required or self.ttl_max_s is not None or self.secure_path or self.has_rates
-        is_bounded = self.quota_bytes is not None or self.quota_blobs is not None
-        return not asks and not is_bounded and self.durability is Durability.SYNCED
+        return not asks and not self.has_space and self.durability is Durability.SYNCED
+
+    @property
+    def has_space(self) -> bool:
+        """Whether bytes or blobs are bounded."""
+        return self.quota_bytes is not None or self.quota_blobs is not None
 
     @property
     def has_rates(self) -> bool:

@@ -10,7 +10,7 @@ import base64
 import hashlib
 import hmac
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntFlag
 from typing import Any, Final
 
@@ -119,8 +119,8 @@ class NewKey:
     """A key in the moment of its making, which is the only one in which secret and token can be shown."""
 
     key: AccessKey
-    secret: str
-    token: str
+    secret: str = field(repr=False)
+    token: str = field(repr=False)
 
 
 class Masters:

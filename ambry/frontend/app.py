@@ -11,6 +11,7 @@ from typing import Final
 
 from aiohttp import web_server
 
+from ambry.access.accounts import owner_key
 from ambry.access.keys import Masters
 from ambry.clock import Clock
 from ambry.cluster.map import ClusterMap
@@ -18,6 +19,7 @@ from ambry.config import FrontendSettings
 from ambry.errors import CannotStart
 from ambry.frontend.access import Access
 from ambry.frontend.chance import Chance
+from ambry.frontend.closing import Closing, closing_of
 from ambry.frontend.connection import Connection, HttpServer, Services
 from ambry.frontend.directory import Directory
 from ambry.frontend.fast_lane import FastConnection
@@ -25,8 +27,10 @@ from ambry.frontend.named_operations import NamedOperations
 from ambry.frontend.named_upkeep import NamedUpkeep
 from ambry.frontend.native import NativeApi
 from ambry.frontend.operations import Operations
+from ambry.frontend.quota import StorageQuotas, Used
 from ambry.frontend.request_id import RequestIds
 from ambry.frontend.shares import Shares
+from ambry.frontend.usage import ask_usage, totals_of
 from ambry.limits import (
     HTTP_BACKLOG,
     HTTP_BODY_IDLE_MS,
@@ -75,15 +79,19 @@ class Frontend:
         access = access or Access(clock, masters=masters)
         directory = Directory(access, database, masters, clock, chance.token)
         self.upkeep: NamedUpkeep | None = None
+        self.closing: Closing | None = None
         shares = Shares(processes=settings.workers)
+        quotas = self._make_quotas(access, datanodes, clock)
         self.services = Services(
-            self.operations, metrics, RequestIds(chance), clock, node, access, shares, directory, database
+            self.operations, metrics, RequestIds(chance), clock, node, access, shares, quotas, directory, database
         )
         if database is not None:
             self.services.names = NamedOperations(database, self.operations, clock, datacentre)
             self.upkeep = self._make_upkeep(database, datacentre, datanodes, node)
             self.upkeep.watch(metrics)
+            self.closing = self._make_closing(database, datanodes, node)
         self._upkeep_task: asyncio.Task[None] | None = None
+        self._closing_task: asyncio.Task[None] | None = None
         self.tls = _tls_context(settings)
         self._connection_class = connection_class
         self._server: HttpServer | None = None
@@ -92,6 +100,29 @@ class Frontend:
         _watch_operations(metrics, self.operations)
         metrics.watch_counter(
             "ambry_requests_refused", "Requests beyond a rate or a fair share.", lambda: shares.refused
+        )
+
+    def _make_quotas(self, access: Access, datanodes: Mapping[str, Datanode], clock: Clock) -> StorageQuotas:
+        async def ask() -> dict[bytes, Used]:
+            report = await ask_usage(self.operations.cluster_map, datanodes, clock.now_ms())
+            return {owner_key(*key): (count, size) for key, (count, size, _, _) in totals_of(report).items()}
+
+        def has_quotas() -> bool:
+            return any(each.policy.has_space for each in access.snapshot.containers.values())
+
+        return StorageQuotas(ask, has_quotas)
+
+    def _make_closing(self, database: Database, datanodes: Mapping[str, Datanode], node: str) -> Closing:
+        services, operations = self.services, self.operations
+        return Closing(
+            database=database,
+            directory=services.directory,
+            closing=lambda: closing_of(services.access.snapshot.containers),
+            operations=operations,
+            cluster_map=lambda: operations.cluster_map,
+            datanodes=datanodes,
+            clock=services.clock,
+            holder=f"{node}-{operations.chance.token(8).hex()}",
         )
 
     def _make_upkeep(
@@ -133,6 +164,9 @@ class Frontend:
         self._watch = loop.create_task(self._watch_progress(), name="watch slow clients")
         if self.upkeep is not None:
             self._upkeep_task = loop.create_task(self.upkeep.run(), name="upkeep of names")
+        if self.closing is not None:
+            self._closing_task = loop.create_task(self.closing.run(), name="closing containers")
+        self.services.quotas.start()
         address = self._listener.sockets[0].getsockname()
         _log.info("listening", host=address[0], port=address[1])
         return str(address[0]), int(address[1])
@@ -151,10 +185,12 @@ class Frontend:
             self._watch.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._watch
-        if self._upkeep_task is not None:
-            self._upkeep_task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._upkeep_task
+        for task in (self._upkeep_task, self._closing_task):
+            if task is not None:
+                task.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await task
+        await self.services.quotas.stop()
         await self.services.directory.stop()
         await self.operations.close(max(deadline - asyncio.get_running_loop().time(), 0.1))
         self._server = self._listener = self._watch = None

@@ -23,6 +23,7 @@ from ambry.frontend.answers import REASONS, Answer, error_answer, status_of
 from ambry.frontend.directory import Directory
 from ambry.frontend.named_operations import NamedOperations
 from ambry.frontend.operations import Operations
+from ambry.frontend.quota import StorageQuotas
 from ambry.frontend.request_id import RequestIds
 from ambry.frontend.shares import Shares
 from ambry.limits import HTTP_BODY_IDLE_MS, HTTP_CONNECTIONS_MAX, HTTP_HEAD_MS
@@ -50,6 +51,7 @@ class Services:
     node: str
     access: Access
     shares: Shares
+    quotas: StorageQuotas
     directory: Directory
     database: Database | None = None
     """The name store; None where the operator gave none."""

@@ -78,6 +78,16 @@ class Directory:
         if await database.read(accounts.access_version) > self._access.snapshot.version:
             self._access.adopt(await database.read(accounts.read_access))
 
+    def closing_accounts(self) -> list[int]:
+        """Accounts that were given up and have no container left that is not gone."""
+        snapshot = self._access.snapshot
+        return [
+            account.number
+            for account in snapshot.accounts.values()
+            if account.status is Status.DELETE_IN_PROGRESS
+            and all(each.status is Status.DELETED for each in snapshot.containers_of(account.number))
+        ]
+
     async def _follow(self) -> None:
         while True:
             await asyncio.sleep(ACCESS_POLL_MS / 1000)

@@ -222,7 +222,8 @@ class NativeApi:
             plan, warnings = self._put_plan(call, container, await form.open(), None)
         else:
             plan, warnings = self._put_plan(call, container, request.headers.items(), body_size(request))
-            let_continue(request)
+        self._services.quotas.reserve(container, plan.size or 0)
+        let_continue(request)
         blob_id = await self._services.operations.put(source, plan)
         now_ms = self._services.clock.now_ms()
         answer = answers.created_answer(blob_id, call.now_ms, now_ms, call.request_id)
@@ -238,6 +239,7 @@ class NativeApi:
     def _named_plan(self, call: Call, container: Container) -> tuple[PutPlan, int, Headers]:
         """The same for an upload under a name, and how large it may be."""
         plan, warnings = self._put_plan(call, container, call.request.headers.items(), body_size(call.request))
+        self._services.quotas.reserve(container, plan.size or 0)
         return plan, _size_max(call), warnings
 
     @staticmethod

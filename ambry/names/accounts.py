@@ -453,3 +453,35 @@ def _check_status(what: str, before: Status, after: Status) -> None:
         raise VersionConflict(f"the {what} is {before}, and there is no way back")
     if before is Status.DELETED:
         raise NoSuchAccount(f"no such {what}")
+
+
+# --- what is left of a container that was given up -------------------------------------------------------------
+
+_NAMES_PER_STEP: Final = 500
+
+
+def drop_names(session: Session, account: int, container: int) -> bool:
+    """Drop some rows of names of a container that was given up; whether there were any."""
+    of = (account, container)
+    some = (*of, *of, _NAMES_PER_STEP)
+    count = 0
+    for table in ("current_names", "names", "uploads"):
+        count += session.execute(
+            f"DELETE FROM {table} WHERE account = ? AND container = ? AND name IN "
+            f"(SELECT name FROM {table} WHERE account = ? AND container = ? ORDER BY name LIMIT ?)",
+            some,
+        )
+    return bool(count)
+
+
+def take_closing_lease(session: Session, holder: str, now_ms: int, until_ms: int) -> bool:
+    """Whether `holder` is the one who deletes what was given up, until then. Its own lease can be renewed."""
+    session.lock(b"closing")
+    row = session.row("SELECT value FROM store WHERE key = 'closing_lease'")
+    if row is not None:
+        other, _, end_ms = row[0].rpartition(" ")
+        if other != holder and int(end_ms) > now_ms:
+            return False
+    session.execute("DELETE FROM store WHERE key = 'closing_lease'")
+    session.execute("INSERT INTO store (key, value) VALUES ('closing_lease', ?)", (f"{holder} {until_ms}",))
+    return True

@@ -35,7 +35,7 @@ def key(
 
 def test_what_is_kept_of_a_key_gives_nobody_the_key() -> None:
     made = key()
-    assert made.token not in repr(made.key) and made.secret not in repr(made.key)
+    assert made.token not in repr(made) and made.secret not in repr(made)
     assert made.token.encode() not in made.key.token_digest
     assert made.key.token_digest == token_digest(made.token)
     assert "secret" not in made.key.as_json() and made.token not in str(made.key.as_json())
