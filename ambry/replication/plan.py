@@ -35,6 +35,15 @@ def own_partitions(cluster_map: ClusterMap, node: str) -> frozenset[int]:
     )
 
 
+def peers_of(cluster_map: ClusterMap, node: str) -> frozenset[str]:
+    """The other datanodes that have a replica of a partition of this one: what is lost here may be there."""
+    return frozenset(
+        replica.node
+        for number in own_partitions(cluster_map, node)
+        for replica in cluster_map.partitions[number].replicas
+    ) - {node}
+
+
 def pulls(
     cluster_map: ClusterMap, node: str, reach: Reach, is_paused: Callable[[int], bool] = lambda _: False
 ) -> dict[str, frozenset[int]]:

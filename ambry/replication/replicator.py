@@ -33,7 +33,7 @@ from ambry.replication.fetcher import Claims
 from ambry.replication.link import Link, LinkSettings
 from ambry.replication.local import Local, Progress
 from ambry.replication.pace import Pace
-from ambry.replication.plan import Reach, own_partitions, pulls
+from ambry.replication.plan import Reach, own_partitions, peers_of, pulls
 from ambry.replication.repairer import Repairer
 
 _log = get_logger(__name__)
@@ -254,22 +254,21 @@ class Replicator:
             return
         await self._read_tokens(cluster_map)
         wanted = pulls(cluster_map, self._node, Reach(down, out_of_reach), self._is_paused)
-        await self._hang_up([node for node in self._links if self._is_obsolete(cluster_map, node)])
-        for node, partitions in wanted.items():
+        peers = peers_of(cluster_map, self._node)
+        await self._hang_up([node for node in self._links if node not in peers or self._is_moved(cluster_map, node)])
+        # A link without anything to read costs nothing, and repair may need it.
+        for node in sorted(peers):
+            partitions = wanted.get(node, frozenset())
             running = self._links.get(node) or self._begin_link(cluster_map, node, group)
             for partition in running.link.partitions - partitions:
                 running.link.end(partition)
             for partition in partitions - running.link.partitions:
                 running.link.begin(partition, self._tokens.get(partition, {}).get(node, NOTHING_READ))
-        for node, running in self._links.items():
-            if node not in wanted:
-                for partition in running.link.partitions:
-                    running.link.end(partition)
         self._planned, self._planned_at_s = facts, now_s
 
-    def _is_obsolete(self, cluster_map: ClusterMap, node: str) -> bool:
-        found = cluster_map.nodes.get(node)
-        return found is None or (found.host, found.port) != self._links[node].address
+    def _is_moved(self, cluster_map: ClusterMap, node: str) -> bool:
+        found = cluster_map.nodes[node]
+        return (found.host, found.port) != self._links[node].address
 
     async def _read_tokens(self, cluster_map: ClusterMap) -> None:
         partitions = own_partitions(cluster_map, self._node)
