@@ -269,7 +269,7 @@ class Upkeep:
 
     def _surveys(self, partition: int) -> dict[int, Survey]:
         """Those of segments that are there; a number may have been given to another segment since."""
-        replica = next(one for one in self._store.replicas if one.partition == partition)
+        replica = self._store.replica(partition)
         created = {number: segment.created_ms for number, segment in list(replica.segments.items())}
         return {
             number: survey
