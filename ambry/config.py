@@ -52,6 +52,15 @@ Port = Annotated[int, Range(Unit.COUNT, 0, 65_535)]
 
 
 @dataclass(frozen=True, slots=True)
+class ErasureSettings:
+    """A container whose dead bytes have to be gone from the disk so many days after their retention."""
+
+    account: Annotated[int, Range(Unit.COUNT, 0, limits.ACCOUNT_NUMBER_MAX)]
+    container: Annotated[int, Range(Unit.COUNT, 0, limits.ACCOUNT_NUMBER_MAX)]
+    days: Annotated[int, Range(Unit.COUNT, 0, limits.ERASURE_DAYS_MAX)]
+
+
+@dataclass(frozen=True, slots=True)
 class StorageSettings:
     """The storage engine of a datanode; the same for each of its disks."""
 
@@ -97,6 +106,9 @@ class StorageSettings:
 
     index_memtable_bytes: Annotated[int, Range(Unit.BYTES, MIB, GIB)] = limits.INDEX_MEMTABLE_BYTES
     """Memtable of a disk's index."""
+
+    erasure: tuple[ErasureSettings, ...] = ()
+    """Containers with a deadline for what is dead: tables of `account`, `container` (their numbers) and `days`."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -65,6 +65,7 @@ OWN_ERRORS: Final[Mapping[str, str]] = {
 CATCH_ALLS: Final[Mapping[str, str]] = {
     "ambry/datanode/disk_service.py:DiskService._commit": "every caller of a group gets an answer, whatever went wrong",
     "ambry/datanode/disk_service.py:DiskService._read_batch": "so does every reader of a batch",
+    "ambry/datanode/upkeep.py:Upkeep.run": "a fault of ours must not end scrub and compaction unnoticed",
     "ambry/frontend/fast_lane.py:FastConnection.look_up": "a mistake in one request must not reach others of its turn",
     "ambry/frontend/fast_lane.py:FastConnection.begin_post": "so it must not here",
     "ambry/names/sqlite.py:SqliteDatabase._write_one": "a job's caller gets what it raised; others of its group go on",

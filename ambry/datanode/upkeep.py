@@ -12,7 +12,7 @@ Knows when and how fast; what is garbage and what is damage is the store's.
 import threading
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final, Protocol
 
 from ambry import logs
@@ -23,9 +23,10 @@ from ambry.config import StorageSettings
 from ambry.errors import AmbryError, DiskFull, ShuttingDown
 from ambry.limits import KIB
 from ambry.metrics import Metrics
-from ambry.storage.compaction_plan import SegmentFacts, choose
+from ambry.storage.compaction_plan import SegmentFacts
 from ambry.storage.expiry_class import UPPER_BOUNDS_MS
-from ambry.storage.segment import Damage
+from ambry.storage.inspection import choose_for, surveyed
+from ambry.storage.segment import DATA_OFFSET, Damage
 from ambry.storage.store import DiskStore
 from ambry.storage.survey import Survey
 
@@ -36,6 +37,9 @@ STEP_BYTES: Final = 256 * KIB
 
 IDLE_S: Final = 5.0
 """Between two looks for something to do."""
+
+FAILURE_S_MAX: Final = 600.0
+"""Longest pause after a failure."""
 
 YIELD_RATIO: Final = 4.0
 """Added to every wait: this many times what a commit takes at the moment."""
@@ -86,6 +90,10 @@ class UpkeepFigures:
     repairs_waiting: int = 0
     garbage_bytes: int = 0
     last_compaction_ms: int = 0
+    blobs_reclaimed: int = 0
+    erase_by_ms: int = 0
+    erasures_overdue: int = 0
+    failures: int = 0
     verified_ratio: float = 0.0
     oldest_ms: int = 0
 
@@ -121,6 +129,7 @@ class Upkeep:
         self._repair_source = repair_source
         self._suspects: deque[bytes] = deque(maxlen=SUSPECTS_MAX)
         self._not_before: dict[tuple[int, int], int] = {}
+        self._failures_in_a_row = 0
         self.figures = UpkeepFigures()
 
     def stop(self) -> None:
@@ -142,10 +151,22 @@ class Upkeep:
                 _log.warning("compaction waits for room", disk=self._name, reason=str(error))
                 has_worked = False
             except AmbryError as error:
-                _log.error("upkeep failed", disk=self._name, reason=str(error))
+                self._failed(error)
                 has_worked = False
+            except Exception as error:  # noqa: BLE001 -- a fault of ours must not end scrub and compaction unnoticed
+                self._failed(error)
+                has_worked = False
+            else:
+                self._failures_in_a_row = 0
             if not has_worked:
-                self._stopping.wait(IDLE_S)
+                # Longer after every failure: what fails again reads and logs the same again.
+                self._stopping.wait(min(IDLE_S * 2**self._failures_in_a_row, FAILURE_S_MAX))
+
+    def _failed(self, error: Exception) -> None:
+        self.figures.failures += 1
+        self._failures_in_a_row += 1
+        is_ours = not isinstance(error, AmbryError)
+        _log.error("upkeep failed", disk=self._name, reason=repr(error), exc_info=error if is_ours else None)
 
     def step(self) -> bool:
         """Suspects and repairs, then one compaction or the verification of one segment; False when there was nothing.
@@ -156,6 +177,7 @@ class Upkeep:
         if self._quarantine_suspects() | self._repair():
             return True
         surveys = {replica.partition: self._surveys(replica.partition) for replica in self._store.replicas}
+        self._report_erasure(surveys, now_ms)
         if self._settings.compaction_bytes_per_s:
             self.figures.garbage_bytes = 0
             for partition, known in surveys.items():
@@ -193,20 +215,24 @@ class Upkeep:
     def _compact(self, partition: int, surveys: dict[int, Survey], now_ms: int) -> bool:
         ratio = self._settings.compaction_garbage_percent / 100
         facts: list[SegmentFacts] = []
+        if self._store.erasure:
+            self._seal_what_is_due(partition, surveys, now_ms)
         for one in self._store.segment_facts(partition):
             if self._not_before.get((partition, one.number), 0) > now_ms:
                 continue
             survey = surveys.get(one.number)
             if survey is None or self._is_outdated(one, survey, now_ms):
-                if one.garbage_bytes < ratio * one.size and not _may_have_expired(
-                    one, self._store.retention.expired_ms, now_ms
+                if (
+                    one.garbage_bytes >= ratio * one.size
+                    or _may_have_expired(one, self._store.retention.expired_ms, now_ms)
+                    or self._may_be_to_erase(one.dead_bytes, survey, now_ms)
                 ):
+                    survey = self._survey(partition, one.number, self._compaction_pace)
+                elif survey is None:
                     continue
-                survey = self._survey(partition, one.number, self._compaction_pace)
-            facts.append(replace(one, kept_bytes=survey.kept_bytes))
+            facts.append(surveyed(one, survey, now_ms))
         self.figures.garbage_bytes += sum(one.garbage_bytes for one in facts)
-        room = min(self._settings.segment_bytes, self._store.compaction_room())
-        numbers = choose(facts, now_ms=now_ms, garbage_ratio_min=ratio, output_bytes_max=room)
+        numbers = choose_for(self._store, self._settings, facts, now_ms)
         if not numbers:
             return False
         needed = sum(one.size - one.garbage_bytes for one in facts if one.number in numbers)
@@ -220,6 +246,7 @@ class Upkeep:
         figures.bytes_copied += report.bytes_copied
         figures.bytes_freed += report.bytes_freed
         figures.last_compaction_ms = now_ms
+        figures.blobs_reclaimed += report.blobs_buried + report.blobs_forgotten
         _log.info(
             "compacted",
             disk=self._name,
@@ -237,8 +264,41 @@ class Upkeep:
             return True
         unaccounted = survey.kept_bytes - one.live_bytes - one.dead_bytes
         # What was deleted after the survey is kept for its retention from then on; changes of state are small.
-        may_be_due = now_ms >= survey.verified_at_ms + max(self._store.retention.deleted_ms, RETRY_MS)
-        return unaccounted > 0 or (one.dead_bytes > 0 and may_be_due)
+        may_be_due = one.dead_bytes > 0 and self._may_be_over(survey, now_ms)
+        return unaccounted > 0 or may_be_due or self._may_be_to_erase(one.dead_bytes, survey, now_ms)
+
+    # --- erasure -----------------------------------------------------------------------------------------------
+
+    def _may_be_to_erase(self, dead_bytes: int, survey: Survey | None, now_ms: int) -> bool:
+        """Whether only another look says if a segment holds what has to be erased by now."""
+        erasure = self._store.erasure
+        if not erasure:
+            return False
+        if survey is None or survey.erasure_digest != erasure.digest:
+            return True
+        # What was due may have been undeleted; what was deleted since the look is due a retention later, or more.
+        is_due = survey.verified_at_ms < survey.erase_at_ms <= now_ms
+        return is_due or (dead_bytes > 0 and self._may_be_over(survey, now_ms))
+
+    def _may_be_over(self, survey: Survey, now_ms: int) -> bool:
+        return now_ms >= survey.verified_at_ms + max(self._store.retention.deleted_ms, RETRY_MS)
+
+    def _seal_what_is_due(self, partition: int, surveys: dict[int, Survey], now_ms: int) -> None:
+        """Compaction never takes an active segment; one that holds what is due is sealed before it is full."""
+        replica = next(one for one in self._store.replicas if one.partition == partition)
+        for segment in list(replica.active.values()):
+            number = segment.number
+            survey = surveys.get(number)
+            dead_bytes = self._store.accounts.of_segment(partition, number).dead_bytes
+            if segment.end > DATA_OFFSET and self._may_be_to_erase(dead_bytes, survey, now_ms):
+                survey = surveys[number] = self._survey(partition, number, self._compaction_pace)
+            if survey is not None and survey.erase_at_ms <= now_ms:
+                self._store.seal_active(partition, number)
+
+    def _report_erasure(self, surveys: dict[int, dict[int, Survey]], now_ms: int) -> None:
+        there = [survey for known in surveys.values() for survey in known.values() if survey.erase_by_ms < NEVER]
+        self.figures.erase_by_ms = min((survey.erase_by_ms for survey in there), default=0)
+        self.figures.erasures_overdue = sum(survey.erase_by_ms < now_ms for survey in there)
 
     # --- scrub -------------------------------------------------------------------------------------------------
 
@@ -310,6 +370,12 @@ class Upkeep:
                 lambda: figures.damages,
             ),
             ("ambry_disk_quarantined", "Blobs whose damaged bytes were set aside.", lambda: figures.quarantined),
+            (
+                "ambry_disk_reclaimed_blobs",
+                "Blobs whose bytes compaction reclaimed: deleted or expired longer ago than their retention.",
+                lambda: figures.blobs_reclaimed,
+            ),
+            ("ambry_disk_upkeep_failures", "Steps of upkeep that failed.", lambda: figures.failures),
             ("ambry_disk_repairs", "Blobs whose bytes came back from a peer.", lambda: figures.repairs),
         ]
         gauges: list[tuple[str, str, Callable[[], float]]] = [
@@ -323,6 +389,16 @@ class Upkeep:
                 "ambry_disk_compaction_last_seconds",
                 "When the last compaction ended, in seconds since 1970; 0 for none since the start.",
                 lambda: figures.last_compaction_ms / 1000,
+            ),
+            (
+                "ambry_disk_erase_by_seconds",
+                "The first deadline of an erasure, in seconds since 1970; 0 for none.",
+                lambda: figures.erase_by_ms / 1000,
+            ),
+            (
+                "ambry_disk_erasures_overdue",
+                "Segments with bytes that should have been erased by now.",
+                lambda: figures.erasures_overdue,
             ),
             (
                 "ambry_disk_verified_ratio",

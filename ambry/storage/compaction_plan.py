@@ -8,14 +8,21 @@ retention, or when it expired more than a day ago (beyond any clock skew, so wha
 there). Tombstones stay for the life of the partition: nothing deleted can return from a forgotten copy.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum, auto
-from typing import Final
+from types import MappingProxyType
+from typing import Final, TypeAlias
+
+from xxhash import xxh3_64_intdigest
 
 from ambry.blob.state import NEVER
 from ambry.storage.index_entry import Entry, Place
 from ambry.storage.record import Header, RecordKind
+
+DAY_MS: Final = 86_400_000
+
+Times: TypeAlias = tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +31,42 @@ class Retention:
 
     deleted_ms: int
     expired_ms: int
+
+
+class Erasure:
+    """Which containers are promised that what is dead is gone so many days after its retention.
+
+    `digest` tells one policy from another; that of no policy is 0.
+    """
+
+    __slots__ = ("_ms", "digest")
+
+    def __init__(self, days: Mapping[tuple[int, int], int] = MappingProxyType({})) -> None:
+        """`days` by (account, container)."""
+        rows = sorted((account.to_bytes(4, "big") + one.to_bytes(4, "big"), n) for (account, one), n in days.items())
+        self._ms = {key: n * DAY_MS for key, n in rows}
+        self.digest = xxh3_64_intdigest(repr(rows).encode()) if rows else 0
+
+    def __bool__(self) -> bool:
+        return bool(self._ms)
+
+    def times_ms(self, header: Header, blob_id: bytes, entry: Entry | None, now_ms: int, retention: Retention) -> Times:
+        """(from when on compaction has to take this record, by when it has to be gone); both NEVER if not at all.
+
+        Compaction is sent for it when half the time is over: so it may first try the usual way, with other garbage.
+        """
+        container_ms = self._ms.get(blob_id[4:12])
+        if container_ms is None or header.kind is not RecordKind.PUT:
+            return NEVER, NEVER
+        if entry is None:
+            ends_ms = min(header.expires_at_ms + retention.expired_ms, now_ms)
+        else:
+            ends_ms = NEVER if entry.expires_at_ms == NEVER else entry.expires_at_ms + retention.expired_ms
+            if entry.life & 1:
+                ends_ms = min(ends_ms, entry.time_ms + retention.deleted_ms)
+        if ends_ms >= NEVER:
+            return NEVER, NEVER
+        return ends_ms + container_ms // 2, ends_ms + container_ms
 
 
 FOR_EVER: Final = Retention(NEVER, NEVER)
@@ -76,6 +119,8 @@ class SegmentFacts:
     created_ms: int
     expiry_class: int
     kept_bytes: int | None = None
+    is_due: bool = False
+    """Something in it has to be erased by now, however little garbage there is."""
 
     @property
     def garbage_bytes(self) -> int:
@@ -94,10 +139,15 @@ def choose(
 ) -> tuple[int, ...]:
     """Numbers of the segments to compact together, best first; empty when none is worth it.
 
+    Segments that are due come first.
     Together they keep at most `output_bytes_max`, and all are of one expiry class, so that classes stay apart.
     """
-    worthy = [one for one in segments if one.size and one.garbage_bytes >= max(garbage_ratio_min * one.size, 1)]
-    worthy.sort(key=lambda one: (-one.score(now_ms), one.number))
+    worthy = [
+        one
+        for one in segments
+        if one.size and one.garbage_bytes >= (1 if one.is_due else max(garbage_ratio_min * one.size, 1))
+    ]
+    worthy.sort(key=lambda one: (not one.is_due, -one.score(now_ms), one.number))
     chosen: list[SegmentFacts] = []
     room = output_bytes_max
     for one in worthy:

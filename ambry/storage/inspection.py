@@ -3,15 +3,17 @@
 Nothing here changes anything, but for what opening a store does. Values are numbers, strings and lists, ready for JSON.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
+from ambry.blob.state import NEVER
 from ambry.config import StorageSettings
-from ambry.storage.compaction_plan import choose
+from ambry.storage.compaction_plan import SegmentFacts, choose
 from ambry.storage.index import pages
 from ambry.storage.index_entry import decode_entry, partition_range
 from ambry.storage.segment import Damage, ScannedRecord, scan_readable
 from ambry.storage.store import DiskStore
+from ambry.storage.survey import Survey
 
 _ENTRIES_PER_PAGE = 256
 
@@ -36,14 +38,13 @@ class PlanRow:
 def compaction_plan(store: DiskStore, settings: StorageSettings, now_ms: int) -> list[PlanRow]:
     """Every sealed segment, surveyed now, by partition and number. Reads them all."""
     rows: list[PlanRow] = []
-    room = min(settings.segment_bytes, store.compaction_room())
     for replica in store.replicas:
+        partition = replica.partition
         facts = [
-            replace(one, kept_bytes=store.survey(replica.partition, one.number, pace=lambda _: None).kept_bytes)
-            for one in store.segment_facts(replica.partition)
+            surveyed(one, store.survey(partition, one.number, pace=lambda _: None), now_ms)
+            for one in store.segment_facts(partition)
         ]
-        ratio = settings.compaction_garbage_percent / 100
-        chosen = choose(facts, now_ms=now_ms, garbage_ratio_min=ratio, output_bytes_max=room)
+        chosen = choose_for(store, settings, facts, now_ms)
         rows += [
             PlanRow(
                 replica.partition,
@@ -63,6 +64,23 @@ def compaction_plan(store: DiskStore, settings: StorageSettings, now_ms: int) ->
     return rows
 
 
+def surveyed(facts: SegmentFacts, survey: Survey, now_ms: int) -> SegmentFacts:
+    """What is known of a segment after a look at it."""
+    return replace(facts, kept_bytes=survey.kept_bytes, is_due=survey.erase_at_ms <= now_ms)
+
+
+def choose_for(
+    store: DiskStore, settings: StorageSettings, facts: Sequence[SegmentFacts], now_ms: int
+) -> tuple[int, ...]:
+    """The segments of one replica that compaction takes now: the one rule, for upkeep and for whoever asks."""
+    return choose(
+        facts,
+        now_ms=now_ms,
+        garbage_ratio_min=settings.compaction_garbage_percent / 100,
+        output_bytes_max=min(settings.segment_bytes, store.compaction_room()),
+    )
+
+
 def describe(store: DiskStore) -> Iterator[dict[str, object]]:
     """Replicas, segments with their records and damages, and index entries; `what` says which one a value is."""
     for replica in store.replicas:
@@ -75,7 +93,9 @@ def describe(store: DiskStore) -> Iterator[dict[str, object]]:
             "log_size": replica.log_size,
             "end_lsn": replica.end_lsn,
         }
+        surveys = store.surveys(partition)
         for number, segment in sorted(replica.segments.items()):
+            survey = surveys.get(number)
             yield {
                 "what": "segment",
                 "partition": partition,
@@ -84,6 +104,8 @@ def describe(store: DiskStore) -> Iterator[dict[str, object]]:
                 "is_sealed": number in replica.sealed,
                 "expiry_class": segment.expiry_class,
                 "created_ms": segment.created_ms,
+                "verified_at_ms": survey.verified_at_ms if survey is not None else None,
+                "erase_by_ms": survey.erase_by_ms if survey is not None and survey.erase_by_ms < NEVER else None,
             }
             for found in scan_readable(segment):
                 yield (

@@ -70,7 +70,7 @@ class Replica:
         """The segment that takes the next record of `size` bytes: the active one of its class, or a new one."""
         active = self.active.get(expiry_class)
         if active is None or active.end + size > max(segment_bytes, DATA_OFFSET + size):
-            active = self._roll(disk, now_ms, expiry_class)
+            active = self.roll(disk, now_ms, expiry_class)
         return active
 
     def take_number(self) -> int:
@@ -78,7 +78,7 @@ class Replica:
         self.last_number += 1
         return self.last_number
 
-    def _roll(self, disk: Disk, now_ms: int, expiry_class: int) -> Segment:
+    def roll(self, disk: Disk, now_ms: int, expiry_class: int) -> Segment:
         """Seal the active segment of a class, if there is one, and start the next. Nothing changes when it fails."""
         number = self.take_number()
         segment = new_segment(disk, self.partition, number, self.incarnation, now_ms, expiry_class)

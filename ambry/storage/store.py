@@ -49,7 +49,7 @@ from ambry.limits import (
 )
 from ambry.storage.accounts import Accounts
 from ambry.storage.commit import Answer, CommitGroup, Mutation
-from ambry.storage.compaction_plan import FOR_EVER, Retention, SegmentFacts
+from ambry.storage.compaction_plan import FOR_EVER, Erasure, Retention, SegmentFacts
 from ambry.storage.compactor import Compaction, CompactionReport, OnDamage
 from ambry.storage.disk import Buffer, Disk
 from ambry.storage.hot_records import HotRecords
@@ -139,6 +139,8 @@ class DiskStore:
         self._damages: list[tuple[int, int, Damage]] = []
         self._hot = HotRecords(HOT_RECORDS_BYTES_MAX)
         self._failure: AmbryError | None = None
+        self.erasure = Erasure({(one.account, one.container): one.days for one in settings.erasure})
+        """Which containers have to be erased; another policy may take its place at any time."""
 
     # --- writing -----------------------------------------------------------------------------------------------
 
@@ -644,6 +646,7 @@ class DiskStore:
             self._index,
             now_ms=self._clock.now_ms(),
             retention=self.retention,
+            erasure=self.erasure,
             pace=pace,
             on_damage=lambda damage: on_damage(partition, number, damage),
         )
@@ -652,6 +655,18 @@ class DiskStore:
             if number in replica.segments:
                 self._index.write([(survey_key(partition, number), encode_survey(survey))])
         return survey
+
+    def seal_active(self, partition: int, number: int) -> None:
+        """Append nothing more to an active segment, so that compaction may take it.
+
+        Raises DiskFull, DiskUnavailable.
+        """
+        with self._lock:
+            self.check_usable()
+            replica = self._replicas[partition]
+            segment = replica.segments.get(number)
+            if segment is not None and replica.active.get(segment.expiry_class) is segment:
+                replica.roll(self._disk, self._clock.now_ms(), segment.expiry_class)
 
     def surveys(self, partition: int) -> dict[int, Survey]:
         """What was found last, by segment number."""

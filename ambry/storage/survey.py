@@ -14,15 +14,25 @@ from typing import Final
 from ambry.blob.blob_id import BINARY_SIZE
 from ambry.blob.state import NEVER
 from ambry.errors import CorruptRecord
-from ambry.storage.compaction_plan import Fate, Retention, fate_of
+from ambry.storage.compaction_plan import Erasure, Fate, Retention, fate_of
 from ambry.storage.index import Index
 from ambry.storage.index_entry import Entry, Place, blob_key, decode_entry
 from ambry.storage.record import RecordKind, record_size
 from ambry.storage.segment import Damage, ScannedRecord, Segment, scan_readable
 
-_FIELDS: Final = struct.Struct("<QQQQ")
-LAYOUT: Final = (("verified_at_ms", 0, 8), ("kept_bytes", 8, 8), ("next_ms", 16, 8), ("damages", 24, 8))
+_FIELDS: Final = struct.Struct("<QQQQQQQ")
+_FIELDS_BEFORE_ERASURE: Final = struct.Struct("<QQQQ")
+LAYOUT: Final = (
+    ("verified_at_ms", 0, 8),
+    ("kept_bytes", 8, 8),
+    ("next_ms", 16, 8),
+    ("damages", 24, 8),
+    ("erase_at_ms", 32, 8),
+    ("erase_by_ms", 40, 8),
+    ("erasure_digest", 48, 8),
+)
 _LOOK_RECORDS: Final = 64
+NO_ERASURE: Final = Erasure()
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +43,12 @@ class Survey:
     kept_bytes: int
     next_ms: int
     damages: int
+    erase_at_ms: int = NEVER
+    """From when on compaction has to take the segment, because of what has to be erased from it."""
+    erase_by_ms: int = NEVER
+    """When the first of that has to be gone."""
+    erasure_digest: int = 0
+    """Of the policy that these follow."""
 
 
 SURVEY_PREFIX: Final = b"v"
@@ -44,12 +60,23 @@ def survey_key(partition: int, segment: int) -> bytes:
 
 
 def encode_survey(survey: Survey) -> bytes:
-    """The 32 bytes of a survey."""
-    return _FIELDS.pack(survey.verified_at_ms, survey.kept_bytes, survey.next_ms, survey.damages)
+    """The 56 bytes of a survey."""
+    return _FIELDS.pack(
+        survey.verified_at_ms,
+        survey.kept_bytes,
+        survey.next_ms,
+        survey.damages,
+        survey.erase_at_ms,
+        survey.erase_by_ms,
+        survey.erasure_digest,
+    )
 
 
 def decode_survey(data: bytes) -> Survey:
     """Read a survey. Raises CorruptRecord."""
+    if len(data) == _FIELDS_BEFORE_ERASURE.size:
+        # From before there was erasure: it says nothing of it, as one without a policy.
+        return Survey(*_FIELDS_BEFORE_ERASURE.unpack(data))
     if len(data) != _FIELDS.size:
         raise CorruptRecord(f"survey of {len(data)} bytes")
     return Survey(*_FIELDS.unpack(data))
@@ -61,16 +88,17 @@ def look_at(
     *,
     now_ms: int,
     retention: Retention,
+    erasure: Erasure = NO_ERASURE,
     pace: Callable[[int], None],
     on_damage: Callable[[Damage], None],
 ) -> Survey:
     """Read a segment up to its end. `pace` is told the bytes of each record; what it raises is raised."""
     kept = damages = 0
-    next_ms = NEVER
+    next_ms = erase_at_ms = erase_by_ms = NEVER
     page: list[ScannedRecord] = []
 
     def judge() -> None:
-        nonlocal kept, next_ms
+        nonlocal kept, next_ms, erase_at_ms, erase_by_ms
         for record, value in zip(page, index.get_many([blob_key(record.key) for record in page]), strict=True):
             entry = decode_entry(value) if value is not None else None
             fate = fate_of(record.header, Place(segment.number, record.offset), entry, now_ms, retention)
@@ -80,6 +108,9 @@ def look_at(
                 next_ms = min(next_ms, _ends_ms(record, entry, retention))
             elif fate is Fate.BURY:
                 kept += record_size(BINARY_SIZE, 0, 0)
+            if erasure:
+                at_ms, by_ms = erasure.times_ms(record.header, record.key, entry, now_ms, retention)
+                erase_at_ms, erase_by_ms = min(erase_at_ms, at_ms), min(erase_by_ms, by_ms)
         page.clear()
 
     for found in scan_readable(segment):
@@ -95,7 +126,7 @@ def look_at(
         if len(page) >= _LOOK_RECORDS:
             judge()
     judge()
-    return Survey(now_ms, kept, next_ms, damages)
+    return Survey(now_ms, kept, next_ms, damages, erase_at_ms, erase_by_ms, erasure.digest)
 
 
 def is_needed(index: Index, segment: Segment, damage: Damage) -> bool:

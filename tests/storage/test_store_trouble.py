@@ -30,8 +30,8 @@ from tests.storage.engine import PARTITIONS, TINY, WHOLE, World, blob_id, body_o
 RING = TINY.journal_bytes - RING_AT
 
 
-def opened(**changes: int) -> World:
-    world = World(replace(TINY, **changes))
+def opened(*, journal_bytes: int = TINY.journal_bytes, reserve_bytes: int = TINY.reserve_bytes) -> World:
+    world = World(replace(TINY, journal_bytes=journal_bytes, reserve_bytes=reserve_bytes))
     world.open()
     return world
 

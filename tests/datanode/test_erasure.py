@@ -1,0 +1,156 @@
+"""Erasure: what is dead in a container with a deadline is gone in time, for one blob in a full segment too."""
+
+import threading
+from dataclasses import replace
+
+import pytest
+
+from ambry.blob.requests import Change
+from ambry.blob.state import NEVER
+from ambry.clock import ManualClock
+from ambry.config import ErasureSettings
+from ambry.datanode import upkeep as upkeep_module
+from ambry.datanode.upkeep import Upkeep
+from ambry.storage.survey import Survey, decode_survey, encode_survey
+from tests.storage.engine import TINY, World, blob_id, body_of, put, update
+
+DAY_MS = 86_400_000
+DAYS = 20
+SETTINGS = replace(
+    TINY, compaction_bytes_per_s=1 << 30, scrub_bytes_per_s=1 << 30, erasure=(ErasureSettings(1, 1, DAYS),)
+)
+UNTOUCHED = replace(SETTINGS, erasure=(ErasureSettings(1, 2, DAYS),))
+
+
+def _filled(*, expires_at_ms: int = NEVER) -> World:
+    world = World(SETTINGS)
+    world.open()
+    for first in range(0, 24, 4):
+        world.commit(
+            [
+                put(blob_id(n), body_of(n, 1500), expires_at_ms=expires_at_ms if n == 5 else NEVER)
+                for n in range(first, first + 4)
+            ]
+        )
+    world.store.checkpoint()
+    return world
+
+
+def _work(world: World, upkeep: Upkeep) -> None:
+    for _ in range(100):
+        if not upkeep.step():
+            return
+        world.store.checkpoint()
+    raise AssertionError("upkeep does not come to rest")
+
+
+def _has_bytes(world: World, number: int) -> bool:
+    """Whether the blob's body is in any file of the disk's logs."""
+    body = body_of(number, 1500)
+    segments = [segment for replica in world.store.replicas for segment in replica.segments.values()]
+    return any(body in segment.pread(segment.end, 0) for segment in segments)
+
+
+@pytest.mark.parametrize("number", [5, 23], ids=["in a sealed segment", "in the active segment"])
+def test_one_deleted_blob_is_gone_before_its_deadline_although_there_is_little_garbage(number: int) -> None:
+    world = _filled()
+    upkeep = Upkeep(world.store, "disk", SETTINGS, world.clock)
+    world.commit([update(blob_id(number), Change.DELETE, time_ms=world.clock.now_ms())])
+    world.store.checkpoint()
+    world.clock.advance(8 * DAY_MS)
+    _work(world, upkeep)
+    assert _has_bytes(world, number), "half of the time is not over, and there is no other reason to compact"
+    assert upkeep.figures.erasures_overdue == 0
+    assert world.clock.now_ms() < upkeep.figures.erase_by_ms <= world.clock.now_ms() + DAYS * DAY_MS
+    world.clock.advance(11 * DAY_MS)
+    _work(world, upkeep)
+    assert not _has_bytes(world, number)
+    assert upkeep.figures.blobs_reclaimed == 1
+    upkeep.step()
+    assert (upkeep.figures.erase_by_ms, upkeep.figures.erasures_overdue) == (0, 0)
+    world.check()
+    world.crash()
+    world.open()
+    assert not _has_bytes(world, number)
+    world.check()
+
+
+def test_an_expired_blob_is_erased_too() -> None:
+    world = World(SETTINGS)
+    world = _filled(expires_at_ms=world.clock.now_ms() + DAY_MS)
+    upkeep = Upkeep(world.store, "disk", SETTINGS, world.clock)
+    world.clock.advance((2 + DAYS) * DAY_MS - 1)
+    _work(world, upkeep)
+    assert not _has_bytes(world, 5)
+    assert upkeep.figures.erasures_overdue == 0
+    world.check()
+
+
+def test_other_containers_keep_what_is_not_worth_a_compaction() -> None:
+    world = _filled()
+    upkeep = Upkeep(world.store, "disk", UNTOUCHED, world.clock)
+    world.store.erasure = type(world.store.erasure)({(1, 2): DAYS})
+    world.commit([update(blob_id(5), Change.DELETE, time_ms=world.clock.now_ms())])
+    world.store.checkpoint()
+    world.clock.advance(400 * DAY_MS)
+    _work(world, upkeep)
+    assert _has_bytes(world, 5)
+    # A policy that comes later finds what has been dead for long, and what is past its time is said to be so.
+    world.store.erasure = type(world.store.erasure)({(1, 1): DAYS})
+    assert upkeep.step()
+    _work(world, upkeep)
+    assert not _has_bytes(world, 5)
+
+
+def test_an_undeleted_blob_stays() -> None:
+    world = _filled()
+    upkeep = Upkeep(world.store, "disk", SETTINGS, world.clock)
+    world.commit([update(blob_id(5), Change.DELETE, time_ms=world.clock.now_ms())])
+    world.store.checkpoint()
+    world.clock.advance(3 * DAY_MS)
+    _work(world, upkeep)
+    world.commit([update(blob_id(5), Change.UNDELETE, time_ms=world.clock.now_ms())])
+    world.clock.advance(40 * DAY_MS)
+    _work(world, upkeep)
+    assert _has_bytes(world, 5)
+    world.check()
+
+
+def test_a_survey_from_before_there_was_erasure_is_read() -> None:
+    survey = Survey(1, 2, 3, 4, 5, 6, 7)
+    assert decode_survey(encode_survey(survey)) == survey
+    assert decode_survey(encode_survey(survey)[:32]) == Survey(1, 2, 3, 4)
+
+
+class BrokenClock(ManualClock):
+    """A clock that fails in a way that nobody foresaw."""
+
+    is_broken = True
+
+    def now_ms(self) -> int:
+        if self.is_broken:
+            raise ZeroDivisionError
+        return super().now_ms()
+
+
+def test_an_error_that_nobody_foresaw_does_not_end_upkeep(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(upkeep_module, "IDLE_S", 0.001)
+    world = _filled()
+    clock = BrokenClock()
+    upkeep = Upkeep(world.store, "disk", SETTINGS, clock)
+    thread = threading.Thread(target=upkeep.run)
+    thread.start()
+    for _ in range(5000):
+        if upkeep.figures.failures >= 3:
+            break
+        thread.join(0.002)
+    assert thread.is_alive()
+    clock.is_broken = False
+    for _ in range(5000):
+        if upkeep.figures.bytes_verified:
+            break
+        thread.join(0.002)
+    assert upkeep.figures.bytes_verified > 0, "it did not go on"
+    upkeep.stop()
+    thread.join(10)
+    assert not thread.is_alive()
