@@ -81,7 +81,7 @@ clean:  ## remove environments and caches; never data
 
 # Without annotations and addresses: the lists say what is installed and with which hash, not where it came from.
 COMPILE = build/lock/bin/uv pip compile pyproject.toml --quiet --upgrade --universal --python-version 3.11 \
-	--generate-hashes --no-header --no-annotate --no-emit-index-url
+	--generate-hashes --no-header --no-annotate --no-emit-index-url --extra client --extra server
 
 # Sets $$python to an interpreter that is recent enough, or says what is missing.
 FIND_PYTHON = python=; \

@@ -379,6 +379,16 @@ def _subclasses(root: type[AmbryError]) -> list[type[AmbryError]]:
     return found
 
 
+# --- of the client library -------------------------------------------------------------------------------------
+
+
+class FileChanged(AmbryError):
+    """A file of the client changed while it was read; nothing was stored."""
+
+    code = 90
+    name = "file_changed"
+
+
 ERRORS_BY_CODE: Final[dict[int, type[AmbryError]]] = {error.code: error for error in _subclasses(AmbryError)}
 """Wire code to class. An unknown code of a newer peer is read as AmbryError."""
 

@@ -55,6 +55,7 @@ GIVEN_OUT: Final = {
     83: "version_conflict",
     84: "unknown_container",
     85: "no_such_account",
+    90: "file_changed",
 }
 """Add a line for a new error. Never change or remove one: older processes and clients know them."""
 

@@ -46,6 +46,7 @@ DOORS_TO_TIME_AND_CHANCE: Final[Mapping[str, str]] = {
     "ambry/cli/inspect.py": "it opens a store, too",
     "ambry/cli/key.py": "the first key of a store is made without a server",
     "ambry/cli/names.py": "epochs of name stores that are rebuilt or copied",
+    "ambry/client/chance.py": "the door of the client: jitter of waits",
     "ambry/clock.py": "the clock itself",
     "ambry/cluster/embedded.py": "the default of an argument: identities and the secret of a new data directory",
     "ambry/datanode/local.py": "hands the operating system's randomness to the engine, for identities",

@@ -1,0 +1,158 @@
+"""`AsyncClient`: the methods of `Client` for programs with an event loop, each on a thread of the client's own.
+
+A transfer waits for sockets and disks, where threads cost nothing that a loop would save; so both clients are one code.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from types import TracebackType
+from typing import Any, Final, ParamSpec, Self, TypeVar
+
+from ambry.client.client import Client
+from ambry.client.reader import BlobReader
+from ambry.client.values import BatchEntry, BlobInfo, ListedName, Stored
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+_THREADS: Final = 64
+_PAGE: Final = 200
+
+
+class AsyncClient:
+    """As `Client`; every method that waits is to be awaited, and what iterates does so with `async for`."""
+
+    def __init__(
+        self,
+        url: str | Sequence[str] | None = None,
+        *,
+        token: str | None = None,
+        profile: str | None = None,
+        deadline_s: float = 300.0,
+        threads: int = 16,
+    ) -> None:
+        self._client = Client(url, token=token, profile=profile, deadline_s=deadline_s, threads=threads)
+        self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="ambry client")
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Hang up. The client is not used again."""
+        self._client.close()
+        self._pool.shutdown(wait=False)
+
+    async def _run(self, call: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
+        return await asyncio.get_running_loop().run_in_executor(self._pool, partial(call, *args, **kwargs))
+
+    async def _each(self, items: Iterator[_T]) -> AsyncIterator[_T]:
+        """The items of an iterator that waits, a few at a time."""
+
+        def some() -> list[_T]:
+            return [item for _, item in zip(range(_PAGE), items, strict=False)]
+
+        while page := await self._run(some):
+            for item in page:
+                yield item
+
+    async def put(self, data: Any, name: str | None = None, **options: Any) -> Stored:  # noqa: ANN401 -- as Client.put
+        """See Client.put."""
+        return await self._run(self._client.put, data, name, **options)
+
+    async def put_stream(
+        self, pieces: Iterable[bytes] | AsyncIterator[bytes], name: str | None = None, *, upsert: bool = False
+    ) -> Stored:
+        """See Client.put_stream; the pieces may also come from an asynchronous iterator."""
+        if isinstance(pieces, AsyncIterator):
+            pieces = _pulled(asyncio.get_running_loop(), pieces)
+        return await self._run(self._client.put_stream, pieces, name, upsert=upsert)
+
+    async def get(self, ref: str, start: int = 0, stop: int | None = None, **options: Any) -> bytes:  # noqa: ANN401 -- as Client.get
+        """See Client.get."""
+        return await self._run(self._client.get, ref, start, stop, **options)
+
+    async def open(self, ref: str, *, read_ahead: int = 4 * 1024 * 1024) -> BlobReader:
+        """See Client.open; the reader itself waits, so read on a thread."""
+        return await self._run(self._client.open, ref, read_ahead=read_ahead)
+
+    async def stat(self, ref: str, **options: Any) -> BlobInfo:  # noqa: ANN401 -- as Client.stat
+        """See Client.stat."""
+        return await self._run(self._client.stat, ref, **options)
+
+    async def exists(self, ref: str) -> bool:
+        """See Client.exists."""
+        return await self._run(self._client.exists, ref)
+
+    async def delete(self, ref: str, **options: Any) -> None:  # noqa: ANN401 -- as Client.delete
+        """See Client.delete."""
+        await self._run(self._client.delete, ref, **options)
+
+    async def extend(self, blob_id: str, ttl_s: int | None) -> None:
+        """See Client.extend."""
+        await self._run(self._client.extend, blob_id, ttl_s)
+
+    async def undelete(self, blob_id: str) -> None:
+        """See Client.undelete."""
+        await self._run(self._client.undelete, blob_id)
+
+    def list(self, ref: str, **options: Any) -> AsyncIterator[ListedName]:  # noqa: ANN401 -- as Client.list
+        """See Client.list."""
+        return self._each(self._client.list(ref, **options))
+
+    async def copy(self, source: str, target: str, *, upsert: bool = False) -> Stored:
+        """See Client.copy."""
+        return await self._run(self._client.copy, source, target, upsert=upsert)
+
+    async def move(self, source: str, target: str, *, upsert: bool = False) -> Stored:
+        """See Client.move."""
+        return await self._run(self._client.move, source, target, upsert=upsert)
+
+    async def put_many(self, bodies: Iterable[bytes], **options: Any) -> Sequence[Stored]:  # noqa: ANN401 -- as Client.put_many
+        """See Client.put_many."""
+        return await self._run(self._client.put_many, bodies, **options)
+
+    def get_many(self, ids: Iterable[str]) -> AsyncIterator[BatchEntry]:
+        """See Client.get_many."""
+        return self._each(self._client.get_many(ids))
+
+    def stat_many(self, ids: Iterable[str]) -> AsyncIterator[BatchEntry]:
+        """See Client.stat_many."""
+        return self._each(self._client.stat_many(ids))
+
+    def delete_many(self, ids: Iterable[str]) -> AsyncIterator[BatchEntry]:
+        """See Client.delete_many."""
+        return self._each(self._client.delete_many(ids))
+
+    async def upload_file(self, path: Any, name: str | None = None, **options: Any) -> Stored:  # noqa: ANN401 -- as Client.upload_file
+        """See Client.upload_file."""
+        return await self._run(self._client.upload_file, path, name, **options)
+
+    async def download_file(self, ref: str, path: Any, **options: Any) -> BlobInfo:  # noqa: ANN401 -- as Client.download_file
+        """See Client.download_file."""
+        return await self._run(self._client.download_file, ref, path, **options)
+
+    async def upload_dir(self, folder: Any, prefix: str, **options: Any) -> Sequence[Stored]:  # noqa: ANN401 -- as Client.upload_dir
+        """See Client.upload_dir."""
+        return await self._run(self._client.upload_dir, folder, prefix, **options)
+
+    async def download_dir(self, prefix: str, folder: Any, **options: Any) -> Sequence[Any]:  # noqa: ANN401 -- as Client.download_dir
+        """See Client.download_dir."""
+        return await self._run(self._client.download_dir, prefix, folder, **options)
+
+
+def _pulled(loop: asyncio.AbstractEventLoop, pieces: AsyncIterator[bytes]) -> Iterator[bytes]:
+    """The pieces of an asynchronous iterator for a thread that waits for each."""
+
+    async def following() -> bytes | None:
+        async for piece in pieces:
+            return piece
+        return None
+
+    while (piece := asyncio.run_coroutine_threadsafe(following(), loop).result()) is not None:
+        yield piece

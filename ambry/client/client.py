@@ -1,0 +1,402 @@
+"""`Client`: blobs by id and by name, for programs that wait. No event loop, no thread unless a transfer has several.
+
+Every method may be called from several threads, and after a fork. `deadline_s` bounds a whole operation, retries
+included. Large files are transfer.py's, folders folders.py's, batches batches.py's.
+"""
+
+import base64
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, Final, Self
+from urllib.parse import urlencode
+
+import xxhash
+
+from ambry.client import batches, folders, transfer
+from ambry.client.progress import Progress
+from ambry.client.reader import BlobReader
+from ambry.client.session import Session
+from ambry.client.settings import load_settings
+from ambry.client.values import (
+    SCHEME,
+    BatchEntry,
+    BlobInfo,
+    ListedName,
+    Stored,
+    container_path,
+    digests_of,
+    info_of,
+    path_of,
+    quote_name,
+)
+from ambry.errors import AmbryError, BadDigest, BadRequest, NameExists
+from ambry.limits import MIB
+
+__all__ = ["Client"]
+
+Buffer = bytes | bytearray | memoryview
+Source = Buffer | IO[bytes] | Iterable[bytes]
+
+_DEADLINE_S: Final = 300.0
+_PIECE_BYTES: Final = MIB
+_PAGE: Final = 1000
+
+
+class Client:
+    """A store behind one or several frontends.
+
+    Args:
+        url: One URL, several with commas between, or a list; default AMBRY_URL, a profile, http://127.0.0.1:1174.
+        token: Bearer token of an access key; default AMBRY_TOKEN, or the profile's.
+        profile: Table `profiles.NAME` of ~/.config/ambry/client.toml.
+        deadline_s: Seconds that an operation may take unless its call says otherwise; transfers of files have none.
+        threads: Connections that one transfer uses at most.
+    """
+
+    def __init__(
+        self,
+        url: str | Sequence[str] | None = None,
+        *,
+        token: str | None = None,
+        profile: str | None = None,
+        deadline_s: float = _DEADLINE_S,
+        threads: int = 16,
+    ) -> None:
+        self._settings = load_settings(os.environ, url, token, profile)
+        self._session = Session(self._settings, deadline_s=deadline_s)
+        self._threads = threads
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Hang up. The client may be used again."""
+        self._session.close()
+
+    # --- blobs -------------------------------------------------------------------------------------------------
+
+    def put(
+        self,
+        data: Source,
+        name: str | None = None,
+        *,
+        size: int | None = None,
+        content_type: str | None = None,
+        filename: str | None = None,
+        ttl_s: int | None = None,
+        metadata: Mapping[str, str] | None = None,
+        if_match: str | None = None,
+        if_none_match: bool = False,
+        upsert: bool = False,
+        deadline_s: float | None = None,
+    ) -> Stored:
+        """Store bytes, a file object or an iterable of bytes; durable when this returns.
+
+        Without `name` the blob is known by the id in the answer. With `account/container/name` it gets that name:
+        NameExists if it is taken, unless `upsert`, or `if_match` names the id that it stands for. Bytes and files that
+        can be rewound are sent again when a connection fails; what cannot be read twice is sent once. The checksum of
+        what was sent is compared with that of what the store has.
+        """
+        headers = _upload_headers(content_type, filename, ttl_s, metadata, if_match=if_match, upsert=upsert)
+        if if_none_match:
+            headers["If-None-Match"] = "*"
+        body = _Body(data, size)
+        headers.update(body.headers)
+        path, method = ("/", "POST") if name is None else (path_of(name), "PUT")
+        try:
+            exchange = self._session.ask(
+                method,
+                path,
+                headers=headers,
+                body=body.chunks,
+                expected=(201,),
+                deadline=self._session.deadline(deadline_s),
+                can_repeat=body.can_repeat,
+            )
+        except NameExists as error:
+            stored = self._stored_before(name, body, error)
+            if stored is None:
+                raise
+            return stored
+        exchange.read()
+        found = digests_of(exchange.headers.get("repr-digest", "")).get("xxh3")
+        blob_id = exchange.headers["x-ambry-blob-id"]
+        if found is not None and found != body.digest:
+            self.delete(blob_id)
+            raise BadDigest("the store has other bytes than were sent", field="xxh3")
+        return Stored(blob_id, body.size, name, exchange.headers.get("x-ambry-named-version"))
+
+    def put_stream(self, pieces: Iterable[bytes], name: str | None = None, *, upsert: bool = False) -> Stored:
+        """Store bytes of unknown length as they come; without a deadline, and without a second attempt."""
+        return self.put(pieces, name, upsert=upsert, deadline_s=transfer.NO_DEADLINE_S)
+
+    def get(
+        self, ref: str, start: int = 0, stop: int | None = None, *, version: str | None = None,
+        deadline_s: float | None = None,
+    ) -> bytes:  # fmt: skip
+        """Bytes `start:stop` of a blob, the whole of it by default, in memory.
+
+        Raises BlobNotFound, BlobDeleted, BlobExpired, NameNotFound, RangeNotSatisfiable.
+        """
+        headers = {} if start == 0 and stop is None else {"Range": _range(start, stop)}
+        if stop is not None and stop <= start:
+            return b""
+        path = _with_version(path_of(ref), version)
+        deadline = self._session.deadline(deadline_s)
+        return transfer.read_whole(self._session, path, headers, deadline)
+
+    def open(self, ref: str, *, read_ahead: int = 4 * MIB) -> BlobReader:
+        """A blob as a file object that can be read and sought; `read_ahead` bytes are asked for at a time."""
+        return BlobReader(self._session, self.stat(ref), read_ahead)
+
+    def stat(self, ref: str, *, version: str | None = None, deadline_s: float | None = None) -> BlobInfo:
+        """What is known of a blob. Raises as `get`."""
+        path = _with_version(path_of(ref), version)
+        deadline = self._session.deadline(deadline_s)
+        refusals = (400, 401, 403, 404, 410, 412)
+        exchange = self._session.ask("HEAD", path, expected=(200, *refusals), deadline=deadline)
+        exchange.close()
+        if exchange.status == 200:
+            return info_of(exchange.headers, ref)
+        # The answer to a HEAD has no body that says why.
+        self._session.ask("GET", path, headers={"Range": "bytes=0-0"}, expected=(206, 416), deadline=deadline).close()
+        return self.stat(ref, version=version, deadline_s=deadline_s)
+
+    def exists(self, ref: str, *, deadline_s: float | None = None) -> bool:
+        """Whether there is such a blob. Errors that are no answer to this are raised."""
+        exchange = self._session.ask(
+            "HEAD", path_of(ref), expected=(200, 404, 410), deadline=self._session.deadline(deadline_s)
+        )
+        exchange.close()
+        return exchange.status == 200
+
+    def delete(
+        self, ref: str, *, version: str | None = None, if_match: str | None = None, deadline_s: float | None = None
+    ) -> None:
+        """Delete a blob, a name, or one version of a name. An id that is deleted already is fine."""
+        headers = {} if if_match is None else {"If-Match": f'"{if_match}"'}
+        path = _with_version(path_of(ref), version)
+        deadline = self._session.deadline(deadline_s)
+        self._session.ask("DELETE", path, headers=headers, expected=(202,), deadline=deadline).read()
+
+    def extend(self, blob_id: str, ttl_s: int | None, *, deadline_s: float | None = None) -> None:
+        """Let a blob live `ttl_s` seconds from now, for ever with None. Never shorter."""
+        headers = {"x-ambry-ttl": "-1" if ttl_s is None else str(ttl_s)}
+        deadline = self._session.deadline(deadline_s)
+        self._session.ask("PUT", f"{path_of(blob_id)}/ttl", headers=headers, deadline=deadline).read()
+
+    def undelete(self, blob_id: str, *, deadline_s: float | None = None) -> None:
+        """Bring a deleted blob back."""
+        self._session.ask("PUT", f"{path_of(blob_id)}/undelete", deadline=self._session.deadline(deadline_s)).read()
+
+    # --- names -------------------------------------------------------------------------------------------------
+
+    def list(self, ref: str, *, delimiter: str | None = None, start_after: str | None = None) -> Iterator[ListedName]:
+        """Names of `account/container` or, with more behind it, those that begin with that; page by page."""
+        path, prefix = container_path(ref)
+        query = {"prefix": prefix, "max-keys": str(_PAGE)}
+        if delimiter is not None:
+            query["delimiter"] = delimiter
+        if start_after is not None:
+            query["start-after"] = start_after
+        while True:
+            target = f"{path}?{urlencode(query)}"
+            document = json.loads(self._session.ask("GET", target, deadline=self._session.deadline(None)).read())
+            for entry in document["entries"]:
+                yield _listed(entry)
+            if document["nextPageToken"] is None:
+                return
+            query["page"] = document["nextPageToken"]
+
+    def copy(self, source: str, target: str, *, upsert: bool = False, deadline_s: float | None = None) -> Stored:
+        """Give a name the bytes of another one, on the server. Both are `account/container/name`."""
+        return self._change_name(target, {"x-ambry-named-copy-from": path_of(source)}, upsert, deadline_s)
+
+    def move(self, source: str, target: str, *, upsert: bool = False, deadline_s: float | None = None) -> Stored:
+        """Rename within a container, atomically. Raises BadRequest for two containers: copy, then delete."""
+        old, new = source.removeprefix(SCHEME).split("/", 2), target.removeprefix(SCHEME).split("/", 2)
+        if len(old) != 3 or old[:2] != new[:2]:
+            raise BadRequest("a name moves within its container", field="target")
+        return self._change_name(target, {"x-ambry-named-move-from": quote_name(old[2])}, upsert, deadline_s)
+
+    def _change_name(self, target: str, headers: dict[str, str], upsert: bool, deadline_s: float | None) -> Stored:  # noqa: FBT001 -- handed through
+        if upsert:
+            headers["x-ambry-named-upsert"] = "true"
+        exchange = self._session.ask(
+            "PUT", path_of(target), headers=headers, expected=(201,), deadline=self._session.deadline(deadline_s)
+        )
+        exchange.read()
+        version = exchange.headers.get("x-ambry-named-version")
+        return Stored(exchange.headers["x-ambry-blob-id"], self.stat(target).size, target, version)
+
+    def _stored_before(self, name: str | None, body: "_Body", error: AmbryError) -> Stored | None:
+        """The blob of a put whose first answer was lost, and which therefore finds its own name taken."""
+        attempts = error.facts.get("attempts")
+        if name is None or not isinstance(attempts, list) or len(attempts) < 2:
+            return None
+        info = self.stat(name)
+        if info.size != body.size or info.digests.get("xxh3") != body.digest:
+            return None
+        return Stored(info.id, info.size, name, info.version)
+
+    # --- many, and large ---------------------------------------------------------------------------------------
+
+    def put_many(self, bodies: Iterable[bytes], *, content_type: str | None = None) -> Sequence[Stored]:
+        """Store many small blobs (4 MiB each at most) by id, hundreds in a request. Raises the first error."""
+        return batches.put_many(self._session, bodies, content_type)
+
+    def get_many(self, ids: Iterable[str]) -> Iterator[BatchEntry]:
+        """Many small blobs by id, in order; an entry has its own error."""
+        return batches.read_many(self._session, "get", ids)
+
+    def stat_many(self, ids: Iterable[str]) -> Iterator[BatchEntry]:
+        """What is known of many blobs, in order."""
+        return batches.read_many(self._session, "stat", ids)
+
+    def delete_many(self, ids: Iterable[str]) -> Iterator[BatchEntry]:
+        """Delete many blobs; an entry has its own error."""
+        return batches.read_many(self._session, "delete", ids)
+
+    def upload_file(
+        self,
+        path: str | os.PathLike[str],
+        name: str | None = None,
+        *,
+        content_type: str | None = None,
+        ttl_s: int | None = None,
+        metadata: Mapping[str, str] | None = None,
+        upsert: bool = False,
+        progress: Progress = None,
+    ) -> Stored:
+        """Store a file in one stream. Raises FileChanged if it changes while it is read: then nothing is stored."""
+        return transfer.upload_file(
+            self, Path(path), name, progress,
+            content_type=content_type, ttl_s=ttl_s, metadata=metadata, upsert=upsert,
+        )  # fmt: skip
+
+    def download_file(
+        self, ref: str, path: str | os.PathLike[str], *, progress: Progress = None, part_bytes: int = 8 * MIB
+    ) -> BlobInfo:
+        """Write a blob to a file, by several connections at a time.
+
+        The file appears whole, verified, under its name or not at all. What was loaded of it when the process ended
+        is verified and used by the next call.
+        """
+        info = self.stat(ref)
+        transfer.download_file(self._session, info, Path(path), progress, part_bytes, self._threads)
+        return info
+
+    def upload_dir(
+        self, folder: str | os.PathLike[str], prefix: str, *, upsert: bool = False, progress: Progress = None
+    ) -> Sequence[Stored]:
+        """Store every file below a folder as `prefix/RELATIVE/PATH`, several at a time; links to files are followed."""
+        return folders.upload_dir(self, Path(folder), prefix, self._threads, progress, upsert=upsert)
+
+    def download_dir(self, prefix: str, folder: str | os.PathLike[str], *, progress: Progress = None) -> Sequence[Path]:
+        """Write every blob whose name begins with `prefix/` to a file below a folder, several at a time."""
+        return folders.download_dir(self, prefix, Path(folder), self._threads, progress)
+
+
+class _Body:
+    """What is uploaded: how often it can be read, and its checksum."""
+
+    def __init__(self, data: Source, size: int | None) -> None:
+        self._data = data
+        self.size = 0
+        self.digest = ""
+        self.can_repeat = True
+        self.headers: dict[str, str] = {}
+        self._rewind: Callable[[], object] | None = None
+        if isinstance(data, bytes | bytearray | memoryview):
+            self.size = len(data)
+            self.digest = _base64(xxhash.xxh3_64(data).digest())
+            self.headers = {"Content-Length": str(self.size), "Repr-Digest": f"xxh3=:{self.digest}:"}
+            return
+        self.headers["Want-Repr-Digest"] = "xxh3=1"
+        if size is None:
+            self.headers["Transfer-Encoding"] = "chunked"
+        else:
+            self.headers["Content-Length"] = str(size)
+        self.can_repeat = False
+        file: Any = data
+        if hasattr(file, "seekable") and file.seekable():
+            start = file.tell()
+            self._rewind = lambda: file.seek(start)
+            self.can_repeat = True
+
+    def chunks(self) -> Iterable[Buffer]:
+        """The bytes, from the beginning."""
+        data = self._data
+        if isinstance(data, bytes | bytearray | memoryview):
+            view = memoryview(data)
+            for at in range(0, len(view), _PIECE_BYTES):
+                yield view[at : at + _PIECE_BYTES]
+            return
+        if self._rewind is not None:
+            self._rewind()
+        checksum = xxhash.xxh3_64()
+        self.size = 0
+        read = getattr(data, "read", None)
+        pieces = iter(lambda: read(_PIECE_BYTES), b"") if read is not None else iter(data)
+        for piece in pieces:
+            checksum.update(piece)
+            self.size += len(piece)
+            yield piece
+        self.digest = _base64(checksum.digest())
+
+
+def _base64(data: bytes) -> str:
+    return base64.b64encode(data).decode("ascii")
+
+
+def _upload_headers(
+    content_type: str | None,
+    filename: str | None,
+    ttl_s: int | None,
+    metadata: Mapping[str, str] | None,
+    *,
+    if_match: str | None,
+    upsert: bool,
+) -> dict[str, str]:
+    headers = {"x-ambry-service-id": "ambry-client"}
+    named = {"x-ambry-content-type": content_type, "x-ambry-filename": filename}
+    headers.update({name: value for name, value in named.items() if value is not None})
+    if ttl_s is not None:
+        headers["x-ambry-ttl"] = str(ttl_s)
+    for key, text in (metadata or {}).items():
+        headers[f"x-ambry-enc-um-{key}"] = quote_name(text).replace("/", "%2F").replace("+", "%2B")
+    if if_match is not None:
+        headers["If-Match"] = f'"{if_match}"'
+    if upsert:
+        headers["x-ambry-named-upsert"] = "true"
+    return headers
+
+
+def _range(start: int, stop: int | None) -> str:
+    if start < 0 or (stop is not None and stop < 0):
+        raise BadRequest("a range counts from the beginning", field="start")
+    return f"bytes={start}-" if stop is None else f"bytes={start}-{stop - 1}"
+
+
+def _with_version(path: str, version: str | None) -> str:
+    return path if version is None else f"{path}?{urlencode({'version': version})}"
+
+
+def _listed(entry: Mapping[str, object]) -> ListedName:
+    if entry["isDirectory"]:
+        return ListedName(str(entry["blobName"]), is_directory=True)
+    return ListedName(
+        str(entry["blobName"]),
+        id=str(entry["blobId"]),
+        size=int(str(entry["blobSize"])),
+        modified_ms=int(str(entry["modifiedTimeMs"])),
+        version=str(entry["version"]),
+    )

@@ -1,0 +1,277 @@
+"""`ambry://account/container/name` for everything that uses fsspec.
+
+A name is a path; a directory is there as long as a name lies below it, so making one does nothing. Writes appear whole
+when the file is closed, and not at all if it is not. A rename is one change of names in the store. Nothing that was
+listed is remembered: the next look sees what others have done.
+"""
+
+import asyncio
+import io
+import os
+import tempfile
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, Final
+
+from fsspec.asyn import AsyncFileSystem
+from fsspec.callbacks import DEFAULT_CALLBACK
+
+from ambry.client.aio import AsyncClient
+from ambry.client.client import Client
+from ambry.client.values import ListedName
+from ambry.errors import BlobDeleted, BlobExpired, BlobNotFound, NameDeleted, NameExpired, NameNotFound
+from ambry.limits import MIB
+
+_SPOOL_BYTES: Final = 8 * MIB
+_GONE: Final = (BlobNotFound, BlobDeleted, BlobExpired, NameNotFound, NameDeleted, NameExpired)
+
+
+class AmbryFileSystem(AsyncFileSystem):  # type: ignore[misc] # fsspec has no types
+    """Names of a store as files.
+
+    Args:
+        url: As of `ambry.client.Client`; so are `token` and `profile`.
+    """
+
+    protocol = "ambry"
+    root_marker = ""
+
+    def __init__(self, url: Any = None, token: str | None = None, profile: str | None = None, **options: Any) -> None:
+        super().__init__(**options)
+        self._async = AsyncClient(url, token=token, profile=profile)
+        self._sync = Client(url, token=token, profile=profile)
+
+    @classmethod
+    def _strip_protocol(cls, path: Any) -> Any:
+        """`account/container/name` without a slash at its end."""
+        if isinstance(path, list):
+            return [cls._strip_protocol(one) for one in path]
+        text = os.fspath(path).removeprefix("ambry://").removeprefix("ambry::")
+        return text.strip("/")
+
+    # --- what is there -----------------------------------------------------------------------------------------
+
+    async def _info(self, path: str, **_: Any) -> dict[str, Any]:
+        path = self._strip_protocol(path)
+        if path.count("/") >= 2:
+            with suppress(*_GONE):
+                info = await self._async.stat(path)
+                return {
+                    "name": path, "size": info.size, "type": "file", "id": info.id, "version": info.version,
+                    "ContentType": info.content_type, "created": info.created_ms / 1000,
+                }  # fmt: skip
+        if path.count("/") >= 1:
+            prefix = path if path.count("/") == 1 else f"{path}/"
+            async for _entry in self._async.list(prefix, delimiter="/"):
+                return _directory(path)
+            if path.count("/") == 1:
+                return _directory(path)
+        if not path or path.count("/") == 0:
+            return _directory(path)
+        raise FileNotFoundError(path)
+
+    async def _ls(self, path: str, detail: bool = True, **_: Any) -> list[Any]:
+        path = self._strip_protocol(path)
+        if path.count("/") < 1:
+            raise FileNotFoundError(f"{path}: list a container, account/container")
+        base = "/".join(path.split("/", 2)[:2])
+        prefix = path if path.count("/") == 1 else f"{path}/"
+        found = [_listed(base, entry) async for entry in self._async.list(prefix, delimiter="/")]
+        found = [entry for entry in found if entry["name"] != path]
+        if not found and path.count("/") > 1:
+            found = [await self._info(path)]
+            if found[0]["type"] == "directory":
+                raise FileNotFoundError(path)
+        return found if detail else [entry["name"] for entry in found]
+
+    def created(self, path: str) -> Any:
+        """When the blob behind a name was put."""
+        return self.info(path)["created"]
+
+    # --- bytes -------------------------------------------------------------------------------------------------
+
+    async def _cat_file(self, path: str, start: int | None = None, end: int | None = None, **_: Any) -> bytes:
+        path = self._strip_protocol(path)
+        try:
+            if start is None and end is None:
+                return await self._async.get(path)
+            size = (await self._async.stat(path)).size
+            first = _from_begin(start or 0, size)
+            last = size if end is None else _from_begin(end, size)
+            return b"" if first >= last else await self._async.get(path, first, last)
+        except _GONE as error:
+            raise FileNotFoundError(path) from error
+
+    async def _pipe_file(self, path: str, value: bytes, mode: str = "overwrite", **_: Any) -> None:
+        path = self._strip_protocol(path)
+        if mode == "create" and await self._exists(path):
+            raise FileExistsError(path)
+        await self._async.put(bytes(value), path, upsert=mode != "create")
+
+    async def _put_file(
+        self, lpath: str, rpath: str, callback: Any = DEFAULT_CALLBACK, mode: str = "overwrite", **_: Any
+    ) -> None:
+        if await asyncio.to_thread(Path(lpath).is_dir):
+            return
+        rpath = self._strip_protocol(rpath)
+        if mode == "create" and await self._exists(rpath):
+            raise FileExistsError(rpath)
+        await self._async.upload_file(lpath, rpath, upsert=mode != "create", progress=callback)
+
+    async def _get_file(self, rpath: str, lpath: Any, callback: Any = DEFAULT_CALLBACK, **_: Any) -> None:
+        rpath = self._strip_protocol(rpath)
+        if hasattr(lpath, "write"):
+            lpath.write(await self._cat_file(rpath))
+            return
+        try:
+            info = await self._async.stat(rpath)
+        except _GONE as error:
+            if await self._isdir(rpath):
+                _make_folder(Path(lpath))
+                return
+            raise FileNotFoundError(rpath) from error
+        _make_folder(Path(lpath).parent)
+        await self._async.download_file(info.id, lpath, progress=callback)
+
+    def _open(self, path: str, mode: str = "rb", block_size: int | None = None, **_: Any) -> io.IOBase:
+        path = self._strip_protocol(path)
+        if mode == "rb":
+            try:
+                reader = self._sync.open(path, read_ahead=block_size or 4 * MIB)
+            except _GONE as error:
+                raise FileNotFoundError(path) from error
+            return io.BufferedReader(reader)
+        if mode not in {"wb", "xb", "ab"}:
+            raise ValueError(f"mode {mode}")
+        before = b""
+        if mode == "ab":
+            with suppress(*_GONE):
+                before = self._sync.get(path)
+        if mode == "xb" and self._sync.exists(path):
+            raise FileExistsError(path)
+        return _Written(lambda file: self._sync.put(file, path, upsert=mode != "xb"), before)
+
+    # --- changes -----------------------------------------------------------------------------------------------
+
+    async def _rm_file(self, path: str, **_: Any) -> None:
+        path = self._strip_protocol(path)
+        try:
+            await self._async.delete(path)
+        except _GONE as error:
+            if not await self._isdir(path):
+                raise FileNotFoundError(path) from error
+
+    async def _rm(self, path: Any, recursive: bool = False, batch_size: int | None = None, **_: Any) -> None:
+        paths = await self._expand_path(path, recursive=recursive)
+        files = [one for one in paths if one.count("/") >= 2]
+        await super()._rm([one for one in files if await self._async.exists(one)], batch_size=batch_size)
+
+    async def _cp_file(self, path1: str, path2: str, **_: Any) -> None:
+        path1, path2 = self._strip_protocol(path1), self._strip_protocol(path2)
+        try:
+            await self._async.copy(path1, path2, upsert=True)
+        except _GONE as error:
+            if not await self._isdir(path1):
+                raise FileNotFoundError(path1) from error
+
+    def mv_file(self, path1: str, path2: str) -> None:
+        """Rename one file: in its container atomically, into another one by copying it."""
+        path1, path2 = self._strip_protocol(path1), self._strip_protocol(path2)
+        try:
+            if path1.split("/")[:2] == path2.split("/")[:2]:
+                self._sync.move(path1, path2, upsert=True)
+            else:
+                self._sync.copy(path1, path2, upsert=True)
+                self._sync.delete(path1)
+        except _GONE as error:
+            raise FileNotFoundError(path1) from error
+
+    def mv(self, path1: Any, path2: Any, recursive: bool = False, maxdepth: int | None = None, **options: Any) -> None:
+        """Rename a file, or all files of a directory."""
+        if isinstance(path1, str) and isinstance(path2, str) and not recursive and self.isfile(path1):
+            target = path2.rstrip("/") + "/" + path1.rsplit("/", 1)[1] if self.isdir(path2) else path2
+            self.mv_file(path1, target)
+            return
+        super().mv(path1, path2, recursive=recursive, maxdepth=maxdepth, **options)
+
+    async def _mkdir(self, path: str, create_parents: bool = True, **_: Any) -> None:
+        """Directories come with the names below them."""
+
+    async def _makedirs(self, path: str, exist_ok: bool = False) -> None:
+        """Directories come with the names below them."""
+
+    async def _rmdir(self, path: str) -> None:
+        """Directories go with the names below them."""
+
+    @staticmethod
+    def _get_kwargs_from_urls(path: str) -> dict[str, Any]:
+        del path
+        return {}
+
+
+class _Written(io.RawIOBase):
+    """A file that is written: kept aside, and stored when it is closed."""
+
+    def __init__(self, store: Callable[[IO[bytes]], object], before: bytes) -> None:
+        super().__init__()
+        self._store = store
+        self._file = tempfile.SpooledTemporaryFile(_SPOOL_BYTES)  # noqa: SIM115 -- closed in `close`
+        self._file.write(before)
+        self._is_dropped = False
+
+    def writable(self) -> bool:
+        """It is."""
+        return True
+
+    def tell(self) -> int:
+        """Bytes written."""
+        return self._file.tell()
+
+    def write(self, data: Any) -> int:
+        """Take bytes."""
+        return self._file.write(data)
+
+    def discard(self) -> None:
+        """Closing it will store nothing."""
+        self._is_dropped = True
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """What broke off is not stored."""
+        if kind is not None:
+            self.discard()
+        super().__exit__(kind, error, traceback)
+
+    def close(self) -> None:
+        """Store what was written."""
+        if self.closed:
+            return
+        try:
+            if not self._is_dropped:
+                self._file.seek(0)
+                self._store(self._file)
+        finally:
+            self._file.close()
+            super().close()
+
+
+def _make_folder(folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+
+
+def _directory(path: str) -> dict[str, Any]:
+    return {"name": path, "size": 0, "type": "directory"}
+
+
+def _listed(base: str, entry: ListedName) -> dict[str, Any]:
+    path = f"{base}/{entry.name}".rstrip("/")
+    if entry.is_directory:
+        return _directory(path)
+    return {"name": path, "size": entry.size, "type": "file", "id": entry.id, "version": entry.version}
+
+
+def _from_begin(offset: int, size: int) -> int:
+    return max(offset + size, 0) if offset < 0 else min(offset, size)

@@ -1,0 +1,214 @@
+"""HTTP over kept connections: the one door to `http.client`. Safe for threads, and for processes after a fork.
+
+A connection belongs to one exchange at a time. A child process never uses a connection of its parent: both would read
+from one socket. This module sends and receives; retries, errors and blobs are session.py's.
+"""
+
+import contextlib
+import http.client
+import os
+import ssl
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from typing import Final
+from urllib.parse import urlsplit
+
+from ambry.errors import ConnectionLost, DeadlineExceeded
+from ambry.limits import MIB
+
+Buffer = bytes | bytearray | memoryview
+Chunks = Iterable[Buffer]
+
+CONNECT_S: Final = 10.0
+SILENCE_S: Final = 60.0
+"""A server answers a put after it has synced; a minute of silence means that nobody is there any more."""
+
+_KEPT_MAX: Final = 64
+_BROKEN: Final = (OSError, http.client.HTTPException)
+
+
+class Exchange:
+    """One answer that is being read. `close` it, or read it to its end."""
+
+    __slots__ = ("_connection", "_pool", "_response", "_url", "headers", "left", "status")
+
+    def __init__(
+        self, pool: "Pool", url: str, connection: http.client.HTTPConnection, response: http.client.HTTPResponse
+    ) -> None:
+        self._pool = pool
+        self._url = url
+        self._connection: http.client.HTTPConnection | None = connection
+        self._response = response
+        self.status = response.status
+        self.headers: dict[str, str] = {name.lower(): value for name, value in response.getheaders()}
+        self.left = response.length
+        """Bytes of the body that have not come yet, None if that is not known."""
+
+    def readinto(self, view: memoryview) -> int:
+        """The next bytes, none at the end. Raises ConnectionLost when the body breaks off."""
+        try:
+            count = self._response.readinto(view)
+        except _BROKEN as error:
+            self.abort()
+            raise ConnectionLost(f"the answer broke off: {error}") from error
+        if self.left is not None:
+            self.left -= count
+            if not count and self.left and len(view):
+                self.abort()
+                raise ConnectionLost(f"the answer is {self.left} bytes short")
+        if not count and len(view):
+            self.close()
+        return count
+
+    def read(self) -> bytes:
+        """All of the rest. Raises ConnectionLost."""
+        pieces = bytearray()
+        piece = memoryview(bytearray(min(self.left, MIB) if self.left is not None else MIB // 4))
+        while piece and (count := self.readinto(piece)):
+            pieces += piece[:count]
+        self.close()
+        return bytes(pieces)
+
+    def close(self) -> None:
+        """Give the connection back if its answer is read, else break it."""
+        connection, self._connection = self._connection, None
+        if connection is None:
+            return
+        if self._response.isclosed() and not self._response.will_close:
+            self._pool.give_back(self._url, connection)
+        else:
+            connection.close()
+
+    def abort(self) -> None:
+        """Break the connection."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()
+
+
+class Pool:
+    """Connections to frontends."""
+
+    def __init__(self, tls: ssl.SSLContext | None = None) -> None:
+        self._tls = tls
+        self._lock = threading.Lock()
+        self._owner = os.getpid()
+        self._free: dict[str, list[http.client.HTTPConnection]] = {}
+        os.register_at_fork(after_in_child=self._forget)
+
+    def _forget(self) -> None:
+        """In a child: the parent's sockets are not ours to use, and its lock may be held for ever."""
+        self._lock = threading.Lock()
+        self._owner = os.getpid()
+        self._free = {}
+
+    def give_back(self, url: str, connection: http.client.HTTPConnection) -> None:
+        """Keep a connection for the next exchange."""
+        with self._lock:
+            kept = self._free.setdefault(url, [])
+            if len(kept) < _KEPT_MAX and self._owner == os.getpid():
+                kept.append(connection)
+                return
+        connection.close()
+
+    def close(self) -> None:
+        """Hang up."""
+        with self._lock:
+            kept, self._free = self._free, {}
+        for connections in kept.values():
+            for connection in connections:
+                connection.close()
+
+    def exchange(
+        self,
+        url: str,
+        method: str,
+        path: str,
+        headers: Mapping[str, str],
+        body: Callable[[], Chunks] | None,
+        timeout_s: float,
+        *,
+        can_repeat: bool,
+    ) -> Exchange:
+        """Send a request and read the head of its answer. Raises ConnectionLost, DeadlineExceeded.
+
+        A kept connection that the server has closed meanwhile is replaced silently; what can be sent only once gets a
+        new one.
+        """
+        connection: http.client.HTTPConnection | None = None
+        if can_repeat:
+            with self._lock:
+                kept = self._free.get(url)
+                connection = kept.pop() if kept else None
+        if connection is not None:
+            with contextlib.suppress(ConnectionLost):
+                return self._on(connection, url, method, path, headers, body, timeout_s)
+        return self._on(self._connect(url, timeout_s), url, method, path, headers, body, timeout_s)
+
+    def _connect(self, url: str, timeout_s: float) -> http.client.HTTPConnection:
+        parts = urlsplit(url)
+        assert parts.hostname is not None
+        wait_s = min(CONNECT_S, timeout_s)
+        connection: http.client.HTTPConnection
+        if parts.scheme == "https":
+            context = self._tls or ssl.create_default_context()
+            connection = http.client.HTTPSConnection(parts.hostname, parts.port, timeout=wait_s, context=context)
+        else:
+            connection = http.client.HTTPConnection(parts.hostname, parts.port, timeout=wait_s)
+        try:
+            connection.connect()
+        except _BROKEN as error:
+            connection.close()
+            raise ConnectionLost(f"cannot connect to {url}: {error}") from error
+        return connection
+
+    def _on(
+        self,
+        connection: http.client.HTTPConnection,
+        url: str,
+        method: str,
+        path: str,
+        headers: Mapping[str, str],
+        body: Callable[[], Chunks] | None,
+        timeout_s: float,
+    ) -> Exchange:
+        assert connection.sock is not None
+        connection.sock.settimeout(min(SILENCE_S, timeout_s))
+        try:
+            connection.putrequest(method, path, skip_accept_encoding=True)
+            for name, value in headers.items():
+                connection.putheader(name, value.encode("utf-8"))
+            connection.endheaders()
+            if body is not None:
+                _send(connection, body(), is_chunked="Transfer-Encoding" in headers)
+            response = connection.getresponse()
+        except TimeoutError as error:
+            connection.close()
+            raise DeadlineExceeded(f"{url} did not answer in time") from error
+        except _BROKEN as error:
+            connection.close()
+            raise ConnectionLost(f"{url} did not answer: {error or type(error).__name__}") from error
+        except BaseException:
+            connection.close()
+            raise
+        if method == "HEAD" or response.status in {204, 304}:
+            response.close()
+        return Exchange(self, url, connection, response)
+
+
+def _send(connection: http.client.HTTPConnection, chunks: Chunks, *, is_chunked: bool) -> None:
+    """Send a body. A server that answers early closes; then its answer counts."""
+    try:
+        for chunk in chunks:
+            if not len(chunk):
+                continue
+            if is_chunked:
+                connection.send(b"%x\r\n" % len(chunk))
+                connection.send(chunk)
+                connection.send(b"\r\n")
+            else:
+                connection.send(chunk)
+        if is_chunked:
+            connection.send(b"0\r\n\r\n")
+    except (BrokenPipeError, ConnectionResetError):
+        return

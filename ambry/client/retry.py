@@ -1,0 +1,89 @@
+"""When a client tries again, for how long it waits, and which frontend it asks. Pure: time and chance are arguments.
+
+Retries have a budget that successes fill: a store in trouble is not asked five times as much. `Retry-After` is a lower
+bound of the wait. A frontend that failed is left alone for a while that doubles, unless no other is left.
+"""
+
+from dataclasses import dataclass, field
+from typing import Final
+
+ATTEMPTS_MAX: Final = 5
+WAIT_S_MIN: Final = 0.05
+WAIT_S_MAX: Final = 5.0
+RETRY_STATUSES: Final = frozenset({429, 502, 503, 504})
+_BUDGET: Final = 20.0
+_EARNED: Final = 0.1
+_REST_S_MIN: Final = 0.5
+_REST_S_MAX: Final = 30.0
+
+
+def wait_s(attempt: int, retry_after_s: float | None, fraction: float) -> float:
+    """How long to wait after the failed attempt number `attempt`, from 1 on; `fraction` is random in 0..1."""
+    step: float = min(WAIT_S_MIN * 2 ** (attempt - 1), WAIT_S_MAX)
+    jittered = step * (0.5 + 0.5 * fraction)
+    return max(jittered, retry_after_s * (1 + 0.1 * fraction)) if retry_after_s is not None else jittered
+
+
+class RetryBudget:
+    """Retries that are left."""
+
+    __slots__ = ("_left",)
+
+    def __init__(self) -> None:
+        self._left = _BUDGET
+
+    def succeeded(self) -> None:
+        """A request was answered."""
+        self._left = min(self._left + _EARNED, _BUDGET)
+
+    def try_spend(self) -> bool:
+        """Take one retry; says whether there was one."""
+        if self._left < 1:
+            return False
+        self._left -= 1
+        return True
+
+
+@dataclass(slots=True)
+class _Frontend:
+    url: str
+    rest_until_s: float = 0.0
+    rest_s: float = 0.0
+
+
+@dataclass(slots=True)
+class Frontends:
+    """The frontends of a client and their health."""
+
+    urls: tuple[str, ...]
+    first: int = 0
+    _all: list[_Frontend] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._all = [_Frontend(url) for url in self.urls]
+
+    def pick(self, now_s: float, avoid: str | None = None) -> str:
+        """The frontend to ask: the first that is well and not `avoid`, or the one that has rested longest."""
+        count = len(self._all)
+        ordered = [self._all[(self.first + place) % count] for place in range(count)]
+        well = [one for one in ordered if one.rest_until_s <= now_s]
+        for one in well:
+            if one.url != avoid:
+                return one.url
+        if well:
+            return well[0].url
+        others = [one for one in ordered if one.url != avoid] or ordered
+        return min(others, key=lambda one: one.rest_until_s).url
+
+    def failed(self, url: str, now_s: float) -> None:
+        """It did not answer, or said that it cannot."""
+        for one in self._all:
+            if one.url == url:
+                one.rest_s = min(max(2 * one.rest_s, _REST_S_MIN), _REST_S_MAX)
+                one.rest_until_s = now_s + one.rest_s
+
+    def answered(self, url: str) -> None:
+        """It is well."""
+        for one in self._all:
+            if one.url == url:
+                one.rest_s = one.rest_until_s = 0.0

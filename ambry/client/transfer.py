@@ -1,0 +1,319 @@
+"""Files up and down. Down: parts by several connections, resumed by whoever comes next; whole and right, or not there.
+
+Parts are written to `.NAME.ambry-part`; `.NAME.ambry-parts` lists, a line each, the blob, and the parts that are there
+with their checksums. A part counts when its bytes have the checksum of its line, so neither a crash nor another program
+can make a wrong one count. The number of connections grows while that makes it faster. Memory: one piece each.
+"""
+
+import base64
+import contextlib
+import hashlib
+import json
+import os
+import queue
+import threading
+import time
+import zlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, Final
+
+import xxhash
+
+from ambry.client.progress import Meter, Progress
+from ambry.client.session import Session
+from ambry.client.values import BlobInfo, Stored, digests_of
+from ambry.errors import BadDigest, ConnectionLost, FileChanged
+from ambry.limits import MIB
+
+if TYPE_CHECKING:
+    from ambry.client.client import Client
+
+NO_DEADLINE_S: Final = 30 * 86_400.0
+_PIECE_BYTES: Final = MIB
+_ATTEMPTS_MAX: Final = 5
+_THREADS_FIRST: Final = 4
+_LOOK_S: Final = 0.5
+_GAIN: Final = 1.1
+
+
+def read_whole(session: Session, path: str, headers: Mapping[str, str], deadline: float) -> bytes:
+    """A body in memory; one that breaks off is asked for again. Raises BadDigest for bytes with another checksum."""
+    for attempt in range(1, _ATTEMPTS_MAX + 1):
+        exchange = session.ask("GET", path, headers=headers, expected=(200, 206), deadline=deadline)
+        try:
+            data = exchange.read()
+        except ConnectionLost:
+            if attempt == _ATTEMPTS_MAX:
+                raise
+            continue
+        if exchange.status == 200:
+            _check(exchange.headers.get("repr-digest", ""), data)
+        return data
+    raise AssertionError("the loop returns or raises")
+
+
+def _check(header: str, data: bytes) -> None:
+    for algorithm, expected in _known(header).items():
+        if _digest(algorithm, [data]) != expected:
+            raise BadDigest("the bytes that came do not have their checksum", field=algorithm)
+
+
+def _known(header: str) -> dict[str, str]:
+    """The cheapest digest of a Repr-Digest header that this client can compute."""
+    found = digests_of(header)
+    for algorithm in ("xxh3", "crc32", "md5", "sha-256"):
+        if algorithm in found:
+            return {algorithm: found[algorithm]}
+    return {}
+
+
+def _digest(algorithm: str, pieces: "list[bytes] | Iterator[bytes]") -> str:
+    if algorithm == "crc32":
+        value = 0
+        for piece in pieces:
+            value = zlib.crc32(piece, value)
+        return base64.b64encode(value.to_bytes(4, "big")).decode()
+    made: Any = (
+        xxhash.xxh3_64() if algorithm == "xxh3" else hashlib.new(algorithm.replace("-", ""), usedforsecurity=False)
+    )
+    for piece in pieces:
+        made.update(piece)
+    return base64.b64encode(made.digest()).decode()
+
+
+# --- up --------------------------------------------------------------------------------------------------------
+
+
+class _Watched:
+    """A file that is read once from its beginning: progress, and whether it stayed the same."""
+
+    def __init__(self, file: IO[bytes], meter: Meter) -> None:
+        self._file = file
+        self._meter = meter
+        self._before = os.fstat(file.fileno())
+        self._told = 0
+
+    @property
+    def size(self) -> int:
+        """Bytes of the file when it was opened."""
+        return self._before.st_size
+
+    def seekable(self) -> bool:
+        """Whether it can be sent again."""
+        return self._file.seekable()
+
+    def tell(self) -> int:
+        """The position."""
+        return self._file.tell()
+
+    def seek(self, offset: int) -> int:
+        """Begin anew."""
+        self._meter.add(-self._told)
+        self._told = 0
+        return self._file.seek(offset)
+
+    def read(self, size: int) -> bytes:
+        """The next bytes. Raises FileChanged at the end of a file that is another than it was."""
+        piece = self._file.read(min(size, self.size - self._file.tell()))
+        self._told += len(piece)
+        self._meter.add(len(piece))
+        if self._file.tell() == self.size or not piece:
+            after = os.fstat(self._file.fileno())
+            same = (after.st_size, after.st_mtime_ns) == (self._before.st_size, self._before.st_mtime_ns)
+            if not same or self._file.tell() != self.size:
+                raise FileChanged("the file changed while it was read")
+        return piece
+
+
+def upload_file(client: "Client", path: Path, name: str | None, progress: Progress, **options: Any) -> Stored:  # noqa: ANN401 -- those of put
+    """Store a file; see Client.upload_file."""
+    with path.open("rb") as file:
+        meter = Meter(progress, path.name, os.fstat(file.fileno()).st_size)
+        watched = _Watched(file, meter)
+        stored = client.put(
+            watched,  # type: ignore[arg-type] # it has what put asks of a file
+            name, size=watched.size, filename=path.name, deadline_s=NO_DEADLINE_S, **options,
+        )  # fmt: skip
+        meter.end()
+        return stored
+
+
+# --- down ------------------------------------------------------------------------------------------------------
+
+
+class _Parts:
+    """Which parts of a blob are in the file beside the target, kept in a file beside that."""
+
+    def __init__(self, info: BlobInfo, target: Path, part_bytes: int) -> None:
+        self.path = target.with_name(f".{target.name}.ambry-part")
+        self._list = target.with_name(f".{target.name}.ambry-parts")
+        self._info = info
+        self._part_bytes = part_bytes
+        self._lock = threading.Lock()
+        self.count = -(-info.size // part_bytes)
+
+    def open(self) -> tuple[int, list[int]]:
+        """A descriptor of the file, of the blob's size, and the parts that are missing."""
+        found = self._listed()
+        descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        try:
+            if os.fstat(descriptor).st_size != self._info.size:
+                os.ftruncate(descriptor, self._info.size)
+            good = {part for part, check in found.items() if self._check_of(descriptor, part) == check}
+            if not good:
+                self._list.write_text(json.dumps(self._head()) + "\n", encoding="utf-8")
+        except BaseException:
+            os.close(descriptor)
+            raise
+        return descriptor, [part for part in range(self.count) if part not in good]
+
+    def span(self, part: int) -> tuple[int, int]:
+        """Bytes start:stop of a part."""
+        return part * self._part_bytes, min((part + 1) * self._part_bytes, self._info.size)
+
+    def note(self, part: int, check: str) -> None:
+        """A part is there."""
+        with self._lock, self._list.open("a", encoding="utf-8") as file:
+            file.write(json.dumps([part, check]) + "\n")
+
+    def forget(self) -> None:
+        """Nothing is to be resumed."""
+        self._list.unlink(missing_ok=True)
+
+    def _head(self) -> dict[str, object]:
+        return {"id": self._info.id, "size": self._info.size, "part_bytes": self._part_bytes}
+
+    def _listed(self) -> dict[int, str]:
+        """Parts and checksums of the list, nothing where it is of another blob or cannot be read."""
+        found: dict[int, str] = {}
+        with contextlib.suppress(OSError, ValueError, TypeError):
+            head, *lines = self._list.read_text(encoding="utf-8").splitlines()
+            if json.loads(head) == self._head() and self.path.exists():
+                for line in lines:
+                    part, check = json.loads(line)
+                    if isinstance(part, int) and 0 <= part < self.count and isinstance(check, str):
+                        found[part] = check
+        return found
+
+    def _check_of(self, descriptor: int, part: int) -> str:
+        checksum = xxhash.xxh3_64()
+        start, stop = self.span(part)
+        while start < stop:
+            piece = os.pread(descriptor, min(_PIECE_BYTES, stop - start), start)
+            if not piece:
+                break
+            checksum.update(piece)
+            start += len(piece)
+        return checksum.hexdigest()
+
+
+def download_file(
+    session: Session, info: BlobInfo, target: Path, progress: Progress, part_bytes: int, threads: int
+) -> None:
+    """Write a blob to a file; see Client.download_file. Raises BadDigest for a file that is not the blob."""
+    parts = _Parts(info, target, part_bytes)
+    descriptor, missing = parts.open()
+    try:
+        meter = Meter(progress, target.name, info.size)
+        meter.add(info.size - sum(stop - start for start, stop in map(parts.span, missing)))
+        _Download(session, info, parts, descriptor, meter).run(missing, threads)
+        meter.end()
+        for algorithm, expected in info.digests.items():
+            if algorithm == "xxh3" and _digest(algorithm, _pieces(descriptor)) != expected:
+                parts.forget()
+                raise BadDigest("the bytes that came do not have their checksum", field=algorithm)
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    parts.path.replace(target)
+    parts.forget()
+
+
+def _pieces(descriptor: int) -> Iterator[bytes]:
+    at = 0
+    while piece := os.pread(descriptor, _PIECE_BYTES, at):
+        at += len(piece)
+        yield piece
+
+
+class _Download:
+    """The parts of one download and the threads that fetch them."""
+
+    def __init__(self, session: Session, info: BlobInfo, parts: _Parts, descriptor: int, meter: Meter) -> None:
+        self._session = session
+        self._info = info
+        self._parts = parts
+        self._descriptor = descriptor
+        self._meter = meter
+        self._waiting: queue.SimpleQueue[int] = queue.SimpleQueue()
+        self._stop = threading.Event()
+        self._bytes = 0
+
+    def run(self, missing: list[int], threads: int) -> None:
+        """Fetch the missing parts. Raises the first error; threads end with their part."""
+        for part in missing:
+            self._waiting.put(part)
+        count = min(len(missing), threads)
+        if count <= 1:
+            self._fetch_all()
+            return
+        from concurrent.futures import ThreadPoolExecutor  # noqa: PLC0415 -- brings logging; many never need it
+
+        with ThreadPoolExecutor(count, thread_name_prefix="ambry download") as pool:
+            workers = [pool.submit(self._fetch_all) for _ in range(min(_THREADS_FIRST, count))]
+            try:
+                rate, before = 0.0, 0
+                while not all(worker.done() for worker in workers):
+                    if any(worker.done() and worker.exception() for worker in workers):
+                        break
+                    self._stop.wait(_LOOK_S)
+                    now, before = (self._bytes - before) / _LOOK_S, self._bytes
+                    if now > rate * _GAIN and len(workers) < count:
+                        workers += [pool.submit(self._fetch_all) for _ in range(min(4, count - len(workers)))]
+                    rate = max(rate, now)
+            finally:
+                self._stop.set()
+            for worker in workers:
+                worker.result()
+
+    def _fetch_all(self) -> None:
+        buffer = memoryview(bytearray(_PIECE_BYTES))
+        try:
+            while not self._stop.is_set():
+                try:
+                    part = self._waiting.get_nowait()
+                except queue.Empty:
+                    return
+                self._fetch(part, buffer)
+        except BaseException:
+            self._stop.set()
+            raise
+
+    def _fetch(self, part: int, buffer: memoryview) -> None:
+        """One part, with its own attempts: each goes on where the one before broke off."""
+        start, stop = self._parts.span(part)
+        checksum = xxhash.xxh3_64()
+        attempts = 0
+        while start < stop:
+            headers = {"Range": f"bytes={start}-{stop - 1}"}
+            deadline = self._session.deadline(NO_DEADLINE_S)
+            exchange = self._session.ask(
+                "GET", f"/{self._info.id}", headers=headers, expected=(206,), deadline=deadline
+            )
+            try:
+                while start < stop and (count := exchange.readinto(buffer)):
+                    piece = buffer[:count]
+                    checksum.update(piece)
+                    os.pwrite(self._descriptor, piece, start)
+                    start += count
+                    self._bytes += count
+                    self._meter.add(count)
+            except ConnectionLost:
+                attempts += 1
+                if attempts == _ATTEMPTS_MAX:
+                    raise
+                time.sleep(0.1 * attempts)
+            finally:
+                exchange.close()
+        self._parts.note(part, checksum.hexdigest())

@@ -1,0 +1,135 @@
+"""What a client is given back, and how blobs are named in its calls. Pure.
+
+A blob is named by its id (43 characters), or by `account/container/name`, also written `ambry://account/container/name`.
+"""
+
+from calendar import timegm
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Final
+from urllib.parse import quote, unquote
+
+from ambry.blob.blob_id import TEXT_SIZE
+from ambry.errors import BadRequest
+
+SCHEME: Final = "ambry://"
+_MONTHS: Final = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
+_SAFE_IN_NAMES: Final = "/-._~!$&'()*+,;=:@"
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A blob that was put: its id, and the version of its name if it has one."""
+
+    id: str
+    size: int
+    name: str | None = None
+    version: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class BlobInfo:
+    """What is known of a blob. Times are ms since 1970, sizes bytes; `ttl_s` None is for ever."""
+
+    id: str
+    size: int
+    content_type: str
+    created_ms: int
+    ttl_s: int | None = None
+    filename: str | None = None
+    version: str | None = None
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    digests: Mapping[str, str] = field(default_factory=dict)
+    """Algorithm to base64."""
+
+
+@dataclass(frozen=True, slots=True)
+class ListedName:
+    """One name of a list, or a directory, which has no blob."""
+
+    name: str
+    is_directory: bool = False
+    id: str | None = None
+    size: int = 0
+    modified_ms: int = 0
+    version: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class BatchEntry:
+    """One blob of a batch: its bytes (none of a stat) and what goes with them, or the error it has instead."""
+
+    id: str
+    body: bytes
+    info: BlobInfo | None
+    error: Exception | None = None
+
+
+def path_of(ref: str) -> str:
+    """The path of a blob on a frontend. Raises BadRequest for what names none."""
+    text = ref.removeprefix(SCHEME)
+    if text == ref and "/" not in ref:
+        if len(ref) != TEXT_SIZE or not ref.replace("-", "").replace("_", "").isalnum() or not ref.isascii():
+            raise BadRequest("not the id of a blob, and not account/container/name", field="ref")
+        return f"/{ref}"
+    parts = text.split("/", 2)
+    if len(parts) != 3 or not all(parts):
+        raise BadRequest("a name is account/container/name", field="ref")
+    return f"/named/{quote(parts[0], safe='')}/{quote(parts[1], safe='')}/{quote_name(parts[2])}"
+
+
+def container_path(ref: str) -> tuple[str, str]:
+    """The path of a container, and the beginning of names in it. Raises BadRequest."""
+    parts = ref.removeprefix(SCHEME).split("/", 2)
+    if len(parts) < 2 or not parts[0] or not parts[1]:
+        raise BadRequest("a container is account/container", field="ref")
+    path = f"/named/{quote(parts[0], safe='')}/{quote(parts[1], safe='')}"
+    return path, parts[2] if len(parts) == 3 else ""
+
+
+def quote_name(name: str) -> str:
+    """A name as it stands in a path; dots alone between slashes are escaped, so that nobody resolves them."""
+    steps = quote(name, safe=_SAFE_IN_NAMES).split("/")
+    return "/".join(step.replace(".", "%2E") if step in {".", ".."} else step for step in steps)
+
+
+def info_of(headers: Mapping[str, str], fallback_id: str) -> BlobInfo:
+    """What headers of an answer say of a blob; `headers` has lower-case names."""
+    ttl = headers.get("x-ambry-ttl", "-1")
+    metadata = {}
+    for name, value in headers.items():
+        if name.startswith("x-ambry-um-"):
+            metadata[name.removeprefix("x-ambry-um-")] = value
+        elif name.startswith("x-ambry-enc-um-"):
+            metadata[name.removeprefix("x-ambry-enc-um-")] = unquote(value)
+    created = headers.get("x-ambry-creation-time")
+    return BlobInfo(
+        id=headers.get("etag", "").strip('"') or headers.get("x-ambry-blob-id") or fallback_id,
+        size=int(headers.get("x-ambry-blob-size", headers.get("content-length", "0"))),
+        content_type=headers.get("x-ambry-content-type", headers.get("content-type", "")),
+        created_ms=0 if created is None else _moment_of(created),
+        ttl_s=None if ttl == "-1" else int(ttl),
+        filename=headers.get("x-ambry-filename"),
+        version=headers.get("x-ambry-named-version"),
+        metadata=metadata,
+        digests=digests_of(headers.get("repr-digest", "")),
+    )
+
+
+def _moment_of(date: str) -> int:
+    """Ms since 1970 of an HTTP date, 0 of anything else. `email.utils` could do it, and takes 20 ms to import."""
+    parts = date.replace(":", " ").split(" ")
+    if len(parts) != 8 or parts[2] not in _MONTHS or not all(part.isdecimal() for part in (parts[1], *parts[3:7])):
+        return 0
+    day, year, hour, minute, second = (int(part) for part in (parts[1], *parts[3:7]))
+    return 1000 * timegm((year, _MONTHS.index(parts[2]) + 1, day, hour, minute, second))
+
+
+def digests_of(value: str) -> dict[str, str]:
+    """Algorithm to base64, from a Repr-Digest header."""
+    found = {}
+    for member in value.split(","):
+        name, _, text = member.strip().partition("=:")
+        if text.endswith(":"):
+            found[name] = text[:-1]
+    return found
