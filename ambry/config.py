@@ -191,6 +191,20 @@ class Authentication(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class NameFeedSettings:
+    """Another datacentre whose names are fetched. The key behind the token needs the right to read everything there."""
+
+    datacentre: str
+    """Its name in the cluster map."""
+
+    url: str
+    """Where its frontends are reached."""
+
+    token_file: Path
+    """File with the token of an access key of that datacentre."""
+
+
+@dataclass(frozen=True, slots=True)
 class FrontendSettings:
     """`ambry frontend --config FILE`."""
 
@@ -228,6 +242,9 @@ class FrontendSettings:
 
     shutdown_grace_ms: Annotated[int, Range(Unit.MS, 0, 600_000)] = 10_000
     """After SIGTERM, requests in flight have this long to finish."""
+
+    name_feeds: tuple[NameFeedSettings, ...] = ()
+    """The other datacentres whose names are to be found here, too."""
 
     tls: TlsSettings | None = None
     node_tls: NodeTlsSettings | None = None

@@ -419,6 +419,9 @@ NAME_COLLECT_ROWS: Final = 200
 NAME_RECORDS_PER_PAGE: Final = 200
 """Records whose properties are read in one step when logs are searched for names."""
 
+NAME_FEED_POLL_MS: Final = 1_000
+"""Between two looks at the feed of names of another datacentre that was at its end."""
+
 NAME_FEED_ROWS_MAX: Final = 1000
 """Rows of one answer of the feed of names: 2 MiB where names are long."""
 

@@ -40,6 +40,7 @@ OPERATIONS: Final = (
     "head_named",
     "delete_named",
     "list_names",
+    "names_feed",
     "health_check",
     "metrics",
 )

@@ -16,13 +16,15 @@ from ambry.access.keys import Masters
 from ambry.clock import Clock
 from ambry.cluster.map import ClusterMap
 from ambry.config import FrontendSettings
-from ambry.errors import CannotStart
+from ambry.errors import BadConfiguration, CannotStart
 from ambry.frontend.access import Access
 from ambry.frontend.chance import Chance
 from ambry.frontend.closing import Closing, closing_of
 from ambry.frontend.connection import Connection, HttpServer, Services
 from ambry.frontend.directory import Directory
 from ambry.frontend.fast_lane import FastConnection
+from ambry.frontend.named_feed import FeedFollower, FeedSource, token_from
+from ambry.frontend.named_feed import watch as watch_feeds
 from ambry.frontend.named_operations import NamedOperations
 from ambry.frontend.named_upkeep import NamedUpkeep
 from ambry.frontend.native import NativeApi
@@ -80,6 +82,7 @@ class Frontend:
         directory = Directory(access, database, masters, clock, chance.token)
         self.upkeep: NamedUpkeep | None = None
         self.closing: Closing | None = None
+        self._followers: list[FeedFollower] = []
         shares = Shares(processes=settings.workers)
         quotas = self._make_quotas(access, datanodes, clock)
         self.services = Services(
@@ -90,8 +93,9 @@ class Frontend:
             self.upkeep = self._make_upkeep(database, datacentre, datanodes, node)
             self.upkeep.watch(metrics)
             self.closing = self._make_closing(database, datanodes, node)
-        self._upkeep_task: asyncio.Task[None] | None = None
-        self._closing_task: asyncio.Task[None] | None = None
+            self._followers = _followers(settings, self.services, datacentre)
+            watch_feeds(metrics, self._followers)
+        self._background: list[asyncio.Task[None]] = []
         self.tls = _tls_context(settings)
         self._connection_class = connection_class
         self._server: HttpServer | None = None
@@ -163,9 +167,11 @@ class Frontend:
         self._server = server
         self._watch = loop.create_task(self._watch_progress(), name="watch slow clients")
         if self.upkeep is not None:
-            self._upkeep_task = loop.create_task(self.upkeep.run(), name="upkeep of names")
+            self._background.append(loop.create_task(self.upkeep.run(), name="upkeep of names"))
         if self.closing is not None:
-            self._closing_task = loop.create_task(self.closing.run(), name="closing containers")
+            self._background.append(loop.create_task(self.closing.run(), name="closing containers"))
+        for follower in self._followers:
+            self._background.append(loop.create_task(follower.run(), name=f"names of {follower.source.name}"))
         self.services.quotas.start()
         address = self._listener.sockets[0].getsockname()
         _log.info("listening", host=address[0], port=address[1])
@@ -185,11 +191,10 @@ class Frontend:
             self._watch.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._watch
-        for task in (self._upkeep_task, self._closing_task):
-            if task is not None:
-                task.cancel()
-                with contextlib.suppress(asyncio.CancelledError):
-                    await task
+        for task in self._background:
+            task.cancel()
+        await asyncio.gather(*self._background, return_exceptions=True)
+        self._background.clear()
         await self.services.quotas.stop()
         await self.services.directory.stop()
         await self.operations.close(max(deadline - asyncio.get_running_loop().time(), 0.1))
@@ -235,6 +240,29 @@ async def _finish_requests(server: web_server.Server, deadline: float) -> None:
         if not busy or loop.time() >= deadline:
             return
         await asyncio.sleep(_POLL_S)
+
+
+def _followers(settings: FrontendSettings, services: Services, datacentre: int) -> list[FeedFollower]:
+    """One for each datacentre whose names are fetched. Raises BadConfiguration."""
+    operations = services.operations
+    numbers = {each.name: each.number for each in operations.cluster_map.datacentres.values()}
+    assert services.names is not None
+    followers = []
+    for feed in settings.name_feeds:
+        if numbers.get(feed.datacentre, datacentre) == datacentre:
+            raise BadConfiguration(f"name_feeds: {feed.datacentre!r} is no other datacentre of the cluster map")
+        source = FeedSource(numbers[feed.datacentre], feed.datacentre, feed.url, token_from(feed.token_file))
+        followers.append(
+            FeedFollower(
+                source=source,
+                own_datacentre=datacentre,
+                database=services.names.database,
+                versions=services.names.versions,
+                clock=services.clock,
+                holder=operations.chance.token(8).hex(),
+            )
+        )
+    return followers
 
 
 def _tls_context(settings: FrontendSettings) -> ssl.SSLContext | None:

@@ -35,6 +35,7 @@ from ambry.frontend.connection import BodyResponse, Connection, Services
 from ambry.frontend.digests import render_repr_digest
 from ambry.frontend.headers import expiry, parse_ttl
 from ambry.frontend.named_answers import page_json, versions_json
+from ambry.frontend.named_feed import encode_page, parse_place, read_page
 from ambry.frontend.named_operations import Name, NamedBlob, NamedOperations
 from ambry.frontend.policy import check_ttl
 from ambry.frontend.put import PutPlan
@@ -68,13 +69,14 @@ class Blobs:
 class NamedApi:
     """Operations on names by path and method."""
 
-    __slots__ = ("_blobs", "_list_routes", "_name_routes", "_services")
+    __slots__ = ("_blobs", "_list_routes", "_name_routes", "_services", "feed_routes")
 
     def __init__(self, services: Services, blobs: Blobs) -> None:
         self._services = services
         self._blobs = blobs
         listing = Route("list_names", self._list)
         self._list_routes = {"GET": listing, "HEAD": listing}
+        self.feed_routes = {"GET": Route("names_feed", self._feed)}
         self._name_routes = {
             "GET": Route("get_named", self._get),
             "HEAD": Route("head_named", self._head),
@@ -150,6 +152,22 @@ class NamedApi:
             return self._json(call, versions_json(await self._names.list_versions(query)))
         page = await self._names.list(query)
         return self._json(call, page_json(page))
+
+    async def _feed(self, call: Call) -> web.StreamResponse:
+        """Rows for another datacentre, for whoever may read everything."""
+        call.caller.admit_over(None, Right.READ)
+        sent = _query(call, frozenset({"datacentre", "epoch", "after"}))
+        for key in ("datacentre", "epoch", "after"):
+            if key not in sent:
+                raise BadRequest(f"{key} is missing", field=key)
+        reader = sent["datacentre"]
+        if not reader.isdigit() or len(reader) > 5:
+            raise BadRequest("datacentre is the number of who asks", field="datacentre")
+        epoch, after = _ascii(sent, "epoch"), parse_place(_ascii(sent, "after"))
+        page = await self._names.database.read(
+            lambda session: read_page(session, int(reader), epoch, after, call.now_ms)
+        )
+        return self._json(call, encode_page(page))
 
     # --- writing -----------------------------------------------------------------------------------------------
 

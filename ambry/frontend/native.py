@@ -53,6 +53,7 @@ from ambry.frontend.get import OpenBlob
 from ambry.frontend.headers import expiry, parse_put_headers, required_ttl
 from ambry.frontend.named import PREFIX as NAMED
 from ambry.frontend.named import Blobs, NamedApi
+from ambry.frontend.named_feed import PATH as NAMES_FEED
 from ambry.frontend.placement import OWNER_AT
 from ambry.frontend.policy import check_ttl, preflight_headers, with_policy
 from ambry.frontend.put import PutPlan, Source
@@ -97,6 +98,7 @@ class NativeApi:
             "/metrics": {"GET": metrics, "HEAD": metrics},
             "/openapi.json": {"GET": Route("openapi", self._openapi)},
             "/signedUrl": {"GET": signed_url},
+            NAMES_FEED: self._named.feed_routes,
             **AccountsApi(services).routes(),
             "/batch/get": {"POST": Route("batch_get", reads.get)},
             "/batch/stat": {"POST": Route("batch_stat", reads.stat)},

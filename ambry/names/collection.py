@@ -14,7 +14,9 @@ from ambry.names.changes import read_all
 from ambry.names.rows import COLUMNS, Key, NameRow, RowKind, effective, moment_of, owns_its_blob, row_of
 from ambry.names.sql import FOREVER, Dialect, Session
 
-_LEASE: Final = "collector"
+COLLECTOR: Final = "collector"
+"""What the lease of upkeep is called."""
+
 _FEED: Final = "collected"
 _OF_NAME: Final = "account = ? AND container = ? AND name = ?"
 
@@ -39,16 +41,17 @@ class Superseded:
 # --- one at a time ---------------------------------------------------------------------------------------------
 
 
-def take_lease(session: Session, holder: str, now_ms: int, until_ms: int) -> bool:
-    """Whether this process collects until then. It may ask again before that moment."""
-    session.lock(b"collector")
-    found = session.row("SELECT value FROM store WHERE key = ?", (_LEASE,))
+def take_lease(session: Session, holder: str, now_ms: int, until_ms: int, what: str = COLLECTOR) -> bool:
+    """Whether this process does something until then. It may ask again before that moment."""
+    session.lock(what.encode())
+    lease = f"lease {what}"
+    found = session.row("SELECT value FROM store WHERE key = ?", (lease,))
     if found is not None:
         other, _, moment = found[0].rpartition(" ")
         if other != holder and int(moment) > now_ms:
             return False
-    session.execute("DELETE FROM store WHERE key = ?", (_LEASE,))
-    session.execute("INSERT INTO store (key, value) VALUES (?, ?)", (_LEASE, f"{holder} {until_ms}"))
+    session.execute("DELETE FROM store WHERE key = ?", (lease,))
+    session.execute("INSERT INTO store (key, value) VALUES (?, ?)", (lease, f"{holder} {until_ms}"))
     return True
 
 
@@ -56,6 +59,12 @@ def read_place(session: Session, source: str, epoch: str) -> Place:
     """How far something has been read; the beginning for another epoch."""
     found = session.row("SELECT xid, position FROM feeds WHERE source = ? AND epoch = ?", (source, epoch))
     return Place() if found is None else Place(*found)
+
+
+def read_source(session: Session, source: str) -> tuple[str, Place]:
+    """The epoch of a feed as it was read last, and how far."""
+    found = session.row("SELECT epoch, xid, position FROM feeds WHERE source = ?", (source,))
+    return ("", Place()) if found is None else (found[0], Place(found[1], found[2]))
 
 
 def write_place(session: Session, source: str, epoch: str, place: Place, behind_ms: int, now_ms: int) -> None:
