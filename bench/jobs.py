@@ -12,9 +12,10 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.request
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
@@ -218,6 +219,28 @@ def memory(plan: Plan) -> None:
         plan.say(f"peak: {peak.bytes / MIB:.0f} MiB, uploads {16 * upload_size / MIB / outcome['seconds']:.0f} MiB/s")
 
 
+def access(plan: Plan) -> None:
+    """GETs with a bearer token against GETs of nobody, of one store."""
+    size = 4 * KIB
+    with fresh_folder() as folder, started("embedded", folder, size) as server:
+        paths = _fill(server, size)
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{server.port}/accounts/keys",
+            data=json.dumps({"accountName": "default", "grants": [{"rights": ["read"]}]}).encode(),
+        )
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            token = json.loads(answer.read())["token"]
+        for _ in range(max(plan.rounds, 2)):
+            for layout, shown in (("anonymous", ""), ("with a token", token)):
+                key = Key("get", size, 32, layout)
+                report = run_load(replace(_load(plan, key, server, paths), token=shown))
+                plan.results.add(key, report)
+                plan.say(f"{key}: {_told(report, size)}")
+    ratio = plan.results.ratio(Key("get", size, 32, "with a token"), Key("get", size, 32, "anonymous"))
+    if ratio is not None:
+        plan.results.values["access_ratio"] = ratio
+
+
 class _Peak:
     """Watches the resident memory of a server from a thread, every 20 ms."""
 
@@ -315,6 +338,7 @@ JOBS: Final[dict[str, Callable[[Plan], None]]] = {
     "64KiB": lambda plan: matrix(plan, 64 * KIB),
     "1MiB": lambda plan: matrix(plan, MIB),
     "64MiB": lambda plan: matrix(plan, 64 * MIB),
+    "access": access,
     "partitions": partitions,
     "memory": memory,
     "start": start_time,

@@ -65,6 +65,8 @@ class Load:
     """Puts are PUT of names below this path, each another one in no order; without it POST /."""
     first_name: int = 0
     """Number of the first of these names, so that a second run has others."""
+    token: str = ""
+    """A bearer token to send with every GET."""
 
     def check(self) -> None:
         """Raises ValueError for a load that would not end."""
@@ -147,7 +149,11 @@ def operations_of(load: Load) -> list[Operation]:
     bodies = [body(load.size, number) for number in range(distinct_bodies(load.size))]
     puts = [_put(number, data, load.put_prefix) for number, data in enumerate(bodies)] if load.put_percent else []
     digests = [xxhash.xxh3_64_intdigest(data) for data in bodies]
-    gets = [_get(path, number, digests[number]) for path, number in load.paths] if load.put_percent < 100 else []
+    gets = (
+        [_get(path, number, digests[number], load.token) for path, number in load.paths]
+        if load.put_percent < 100
+        else []
+    )
     if not gets or not puts:
         return gets or puts
     # Spread the puts evenly: operation i is a put when the running share passes the next whole number.
@@ -158,8 +164,11 @@ def operations_of(load: Load) -> list[Operation]:
     return mixed
 
 
-def _get(path: str, number: int, digest: int) -> Operation:
-    head = f"GET {path} HTTP/1.1\r\nHost: {HOST}\r\nUser-Agent: ambry-bench\r\nAccept: */*\r\n\r\n".encode()
+def _get(path: str, number: int, digest: int, token: str) -> Operation:
+    credentials = f"Authorization: Bearer {token}\r\n" if token else ""
+    head = (
+        f"GET {path} HTTP/1.1\r\nHost: {HOST}\r\nUser-Agent: ambry-bench\r\nAccept: */*\r\n{credentials}\r\n"
+    ).encode()
     return Operation(False, number, head, len(head), body=None, status=200, digest=digest)
 
 

@@ -101,6 +101,7 @@ def bars(results: Results) -> list[Bar]:
         Bar("GET 64 MiB, embedded, 1 connection, to bare GET", large_get, 0.4, "x"),
         Bar("POST 64 MiB, embedded, 4 connections, to dd conv=fdatasync", large_put, 0.7, "x"),
         Bar("POST 4 KiB over 64 partitions, 128, to 1 partition", value("partitions_ratio"), 0.9, "x"),
+        Bar("GET 4 KiB with a token, 32 connections, to anonymous", value("access_ratio"), 0.7, "x"),
         Bar("RSS idle", value("rss_idle_bytes", MIB), 100.0, "MiB", is_upper=True),
         Bar("RSS, 16 uploads of 1 GiB, 16 slow readers", value("rss_peak_bytes", MIB), 400.0, "MiB", is_upper=True),
         Bar("start until the first answer", value("start_seconds"), 1.5, "s", is_upper=True),
