@@ -4,6 +4,7 @@ An operator is who has the right `admin` in the whole store: accounts are his. C
 whoever has `admin` in the whole of it. Everybody sees what he may change, and no more.
 """
 
+import hashlib
 import json
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
@@ -14,7 +15,7 @@ from aiohttp import web
 from ambry.access.accounts import Account, Container, parse_account_change, parse_container_change
 from ambry.access.keys import Right, parse_key_request
 from ambry.access.snapshot import Caller, Snapshot
-from ambry.errors import BadRequest, Forbidden, NoSuchAccount
+from ambry.errors import BadDigest, BadRequest, Forbidden, NoSuchAccount
 from ambry.frontend import answers
 from ambry.frontend.access import ACCOUNT_HEADER, CONTAINER_HEADER
 from ambry.frontend.answers import JSON_TYPE
@@ -76,12 +77,16 @@ class AccountsApi:
         return answer
 
     async def _body(self, call: Call) -> bytes:
-        """All of a body of JSON. Raises TooLarge."""
+        """All of a body of JSON. Raises TooLarge, and BadDigest if it is not the one that was signed."""
         source = RequestBody(call.request, self._services, JSON_BODY_BYTES_MAX)
         pieces = []
         while piece := await source.read():
             pieces.append(piece)
-        return b"".join(pieces)
+        body = b"".join(pieces)
+        wanted = call.caller.body_sha256
+        if wanted is not None and hashlib.sha256(body).hexdigest() != wanted:
+            raise BadDigest("the body is not the one that was signed", field="body")
+        return body
 
     @property
     def _snapshot(self) -> Snapshot:

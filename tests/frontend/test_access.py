@@ -8,6 +8,7 @@ import binascii
 import hashlib
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Final
 
 import pytest
@@ -15,7 +16,8 @@ import pytest
 from ambry.access.accounts import Container
 from ambry.access.signatures import CONTENT_SHA256, DATE, UNSIGNED, SignedUrl, format_date, sign_request
 from ambry.frontend.access import Access
-from tests.frontend.serving import RawAnswer, Serving, serving
+from ambry.names.open import open_database, sqlite_url
+from tests.frontend.serving import RawAnswer, Serving, request_bytes, serving
 from tests.frontend.tenants import (
     CLOSED,
     DATA,
@@ -116,6 +118,98 @@ def test_every_operation_of_every_role_in_a_container(role: str) -> None:
             await running.ask("PUT", stored + "/undelete", bearer("operator"))
 
     run(test)
+
+
+MORE: Final[dict[str, tuple[str, str]]] = {
+    "list names": ("GET", "/named/ours/private"),
+    "put a name": ("PUT", "/named/ours/private/{new}"),
+    "get a name": ("GET", "/named/ours/private/there"),
+    "head a name": ("HEAD", "/named/ours/private/there"),
+    "delete a name": ("DELETE", "/named/ours/private/{old}"),
+    "replicas": ("GET", "{id}/Replicas"),
+    "chunk ids": ("GET", "{id}/BlobChunkIds"),
+    "segment": ("GET", "{id}/Segment/0"),
+    "peers": ("GET", "/peers"),
+    "map": ("GET", "/getClusterMapSnapshot"),
+    "statistics": ("GET", "/statsReport"),
+    "description": ("GET", "/openapi.json"),
+    "batch get": ("POST", "/batch/get"),
+    "batch stat": ("POST", "/batch/stat"),
+    "batch delete": ("POST", "/batch/delete"),
+    "batch put": ("POST", "/batch/put"),
+}
+MORE_READS: Final = {"get a name", "head a name", "replicas", "chunk ids", "segment"}
+OF_STORE: Final = {"peers", "map", "statistics"}
+MORE_ALLOWED: Final[dict[str, set[str]]] = {
+    "nobody": set(),
+    "operator": set(MORE),
+    "admin of ours": set(MORE) - OF_STORE,
+    "reader": MORE_READS,
+    "writer": {"put a name", "batch put"},
+    "deleter": {"delete a name"},
+    "lister": {"list names"},
+    "admin of theirs": set(),
+    "expired": set(),
+    "ends soon": set(MORE) - OF_STORE,
+}
+REFUSED: Final = {401, 403}
+
+
+async def whole(
+    running: Serving, method: str, path: str, headers: Mapping[str, str], body: bytes | None
+) -> tuple[int, bytes]:
+    """Status, and everything until the end of the connection: also an answer whose length nobody says."""
+    client = await running.connect()
+    await client.send(request_bytes(method, path, {**headers, "Connection": "close"}, body))
+    answered = await client.ended()
+    return int(answered.split(b" ", 2)[1]), answered
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_every_other_operation_of_every_role(role: str, tmp_path: Path) -> None:
+    async def test(running: Serving) -> None:
+        stored = await put(running, OURS)
+        for name in ("there", "old"):
+            answer = await running.ask("PUT", f"/named/ours/private/{name}", bearer("operator"), BODY)
+            assert answer.status == 201
+        headers = dict(bearer(role)) if role != "nobody" else {}
+        for operation, (method, path) in MORE.items():
+            target = path.replace("{id}", stored).replace("{new}", "new").replace("{old}", "old")
+            if operation == "description" and role != "expired":
+                assert (await running.ask(method, target, headers)).status == 200
+                continue
+            is_allowed = operation in MORE_ALLOWED[role]
+            if operation.startswith("batch") and operation != "batch put" and role != "expired":
+                # Each item has a status of its own; what counts is what was given and done.
+                _, answered = await whole(running, "POST", target, headers, stored[1:].encode())
+                may_read, may_delete = role in MAY_READ, role in MAY_DELETE
+                if operation == "batch get":
+                    assert (BODY in answered) == may_read, (role, operation)
+                elif operation == "batch stat":
+                    assert (b'"forbidden"' not in answered) == may_read, (role, answered)
+                else:
+                    state = (await running.ask("GET", stored, bearer("operator"))).status
+                    assert (state == 410) == may_delete, (role, operation)
+                continue
+            body = BODY if method == "PUT" else b"" if method == "POST" else None
+            owner = into(OURS) if operation == "batch put" else {}
+            status, answered = await whole(running, method, target, {**headers, **owner}, body)
+            assert (status not in REFUSED) == is_allowed, (role, operation, answered)
+            assert status < 500, (role, operation, answered)
+
+    async def main() -> None:
+        database = open_database(sqlite_url(tmp_path))
+        try:
+            async with serving(access=tenants, database=database, masters=MASTERS) as running:
+                await test(running)
+        finally:
+            await database.close()
+
+    asyncio.run(main())
+
+
+MAY_READ: Final = {"operator", "admin of ours", "reader", "ends soon"}
+MAY_DELETE: Final = {"operator", "admin of ours", "deleter", "ends soon"}
 
 
 def test_where_nobody_is_asked_everybody_may_do_everything() -> None:

@@ -1,6 +1,7 @@
 """`/accounts`, containers and keys over HTTP: who may, what it does, and that the next request already knows it."""
 
 import asyncio
+import hashlib
 import io
 import json
 from collections.abc import Callable, Coroutine, Mapping
@@ -10,6 +11,7 @@ from typing import Any, Final
 import pytest
 
 from ambry.access.keys import EVERYTHING, Grant, Masters, make_key
+from ambry.access.signatures import CONTENT_SHA256, DATE, format_date, sign_request
 from ambry.frontend.access import Access
 from ambry.logs import configure
 from ambry.names import accounts
@@ -225,6 +227,22 @@ def test_bodies_that_make_no_sense_are_refused_and_change_nothing(tmp_path: Path
         assert (answer.status, answer.error["code"]) == (400, "bad_request")
         await running.frontend.services.directory.refresh()
         assert running.frontend.services.access.snapshot.version == version
+
+    run(tmp_path, test)
+
+
+def test_a_signed_body_of_json_is_the_one_that_was_signed_or_nothing_happens(tmp_path: Path) -> None:
+    async def test(running: Serving) -> None:
+        body = b'{"accounts": [{"accountName": "ours"}]}'
+        headers = {DATE: format_date(running.clock.now_ms()), CONTENT_SHA256: hashlib.sha256(body).hexdigest()}
+        signed = headers | sign_request(
+            OPERATOR.secret, OPERATOR.key.key_id, method="POST", path="/accounts", query="",
+            headers={"Host": "test", **headers},
+        )  # fmt: skip
+        altered = await running.ask("POST", "/accounts", signed, body.replace(b"ours", b"mine"))
+        assert (altered.status, altered.error["code"]) == (400, "bad_digest")
+        assert "mine" not in running.frontend.services.access.snapshot.accounts_by_name
+        assert (await running.ask("POST", "/accounts", signed, body)).status == 200
 
     run(tmp_path, test)
 
