@@ -9,6 +9,7 @@ _PLACEMENT: Final = ("tests/frontend/test_placement.py",)
 _REPLICAS: Final = ("tests/frontend/test_replicas.py", "tests/frontend/test_hedged.py")
 _HEALTH: Final = ("tests/frontend/test_health.py",)
 _STATE: Final = ("tests/blob/test_state.py",)
+_TOKENS: Final = ("tests/replication/test_convergence.py",)
 _SWEEP: Final = ("tests/datanode/test_sweep_plan.py", "tests/datanode/test_sweeper.py")
 
 CLUSTER_MUTANTS: Final = (
@@ -219,6 +220,20 @@ CLUSTER_MUTANTS: Final = (
         "                self._means.reclaimer.add([self._blob_id], self._expires_at_ms)\n",
         "",
         _REPLICAS,
+    ),
+    Mutant(
+        "a token passes a change that is not settled",
+        "ambry/replication/session.py",
+        "            return Token(self.position.incarnation, first.entry.lsn - 1)\n",
+        "            return Token(self.position.incarnation, first.entry.lsn)\n",
+        _TOKENS,
+    ),
+    Mutant(
+        "a token of a former life counts in the next one",
+        "ambry/replication/session.py",
+        "        self.position = Token(incarnation, 0)\n",
+        "        self.position = Token(incarnation, self.position.lsn)\n",
+        _TOKENS,
     ),
     Mutant(
         "the sweeper takes chunks whose manifest may be alive",
