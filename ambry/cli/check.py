@@ -14,20 +14,34 @@ from ambry.cli.processes import configure_logs
 from ambry.cli.progress import progress_of
 from ambry.clock import SystemClock
 from ambry.cluster.embedded import DISK_FOLDER
-from ambry.config import LogLevel, LogSettings, StorageSettings
+from ambry.config import DatanodeSettings, LogLevel, LogSettings, StorageSettings, load
 from ambry.errors import DirectoryUnusable
 from ambry.limits import MIB
 from ambry.storage.real_disk import RealDisk
 from ambry.storage.rebuild import CheckReport, check_disk
 from ambry.storage.rocks_index import RocksIndexSource
 
+config_option = click.option(
+    "--config",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Settings of the datanode whose disk it is; without it, the defaults.",
+)
+
+
+def storage_settings(config: Path | None) -> StorageSettings:
+    """The engine's settings in the file that a datanode is started with. Raises BadConfiguration."""
+    return load(config, DatanodeSettings).storage if config is not None else StorageSettings()
+
 
 @click.command()
 @click.argument("directory", type=click.Path(path_type=Path))
+@config_option
 @click.option("--rebuild", is_flag=True, help="Throw the index away first, and make it anew from the logs.")
 @click.option("--json", "as_json", is_flag=True, help="Say what was found as one JSON object on standard output.")
 def check(
     directory: Path,
+    config: Path | None,
     rebuild: bool,  # noqa: FBT001 -- click's way of handing flags over
     as_json: bool,  # noqa: FBT001 -- click's way of handing flags over
 ) -> None:
@@ -36,7 +50,7 @@ def check(
     The process that uses it must have been stopped. Exit status 1 if anything is wrong.
     """
     began_s = time.monotonic()
-    report = _check(directory, rebuild=rebuild, as_json=as_json)
+    report = _check(directory, storage_settings(config), rebuild=rebuild, as_json=as_json)
     if as_json:
         click.echo(json.dumps(dataclasses.asdict(report), default=str))
     else:
@@ -69,8 +83,7 @@ def offline_disk(directory: Path, settings: StorageSettings) -> Iterator[tuple[R
         disk.unlock()
 
 
-def _check(directory: Path, *, rebuild: bool, as_json: bool) -> CheckReport:
-    settings = StorageSettings()
+def _check(directory: Path, settings: StorageSettings, *, rebuild: bool, as_json: bool) -> CheckReport:
     with (
         offline_disk(directory, settings) as (disk, index),
         progress_of("rebuilding and checking" if rebuild else "checking", as_json=as_json) as progress,

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from ambry.cli.check import offline_disk
+from ambry.cli.check import config_option, offline_disk, storage_settings
 from ambry.clock import SystemClock
 from ambry.config import StorageSettings
 from ambry.limits import MIB
@@ -20,10 +20,12 @@ from ambry.storage.store import DiskStore
 
 @click.command()
 @click.argument("directory", type=click.Path(path_type=Path))
+@config_option
 @click.option("--plan", is_flag=True, required=True, help="Show what compaction would do now, and do nothing.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object for each segment.")
 def compaction(
     directory: Path,
+    config: Path | None,
     plan: bool,  # noqa: FBT001 -- click's way of handing flags over
     as_json: bool,  # noqa: FBT001 -- click's way of handing flags over
 ) -> None:
@@ -32,8 +34,9 @@ def compaction(
     A running datanode compacts by itself.
     """
     del plan  # there is nothing else yet that could be asked for
-    with _store(directory) as store:
-        rows = compaction_plan(store, StorageSettings(), SystemClock().now_ms())
+    settings = storage_settings(config)
+    with _store(directory, settings) as store:
+        rows = compaction_plan(store, settings, SystemClock().now_ms())
     if as_json:
         for row in rows:
             click.echo(json.dumps(dataclasses.asdict(row)))
@@ -43,19 +46,19 @@ def compaction(
 
 @click.command()
 @click.argument("directory", type=click.Path(path_type=Path))
-def inspect(directory: Path) -> None:
+@config_option
+def inspect(directory: Path, config: Path | None) -> None:
     """Print what DIRECTORY holds as JSON lines: replicas, segments, records, damages and index entries.
 
     The process that uses it must have been stopped.
     """
-    with _store(directory) as store:
+    with _store(directory, storage_settings(config)) as store:
         for value in describe(store):
             click.echo(json.dumps(value))
 
 
 @contextlib.contextmanager
-def _store(directory: Path) -> Iterator[DiskStore]:
-    settings = StorageSettings()
+def _store(directory: Path, settings: StorageSettings) -> Iterator[DiskStore]:
     with offline_disk(directory, settings) as (disk, index):
         store, _ = open_store(
             disk, index, settings=settings, clock=SystemClock(), random_bytes=os.urandom, partitions={}

@@ -348,7 +348,7 @@ class Upkeep:
             size=damage.size,
             reason=damage.reason,
         )
-        for blob_id in self._store.quarantine(partition, segment, damage):
+        for blob_id in self._store.quarantine(partition, segment, damage, self._scrub_pace):
             self.figures.quarantined += 1
             _log.error("bytes of a blob are quarantined", disk=self._name, partition=partition, blob_id=blob_id.hex())
 

@@ -200,17 +200,19 @@ class DiskStore:
 
     # --- quarantine --------------------------------------------------------------------------------------------
 
-    def quarantine(self, partition: int, number: int, damage: Damage) -> list[bytes]:
+    def quarantine(
+        self, partition: int, number: int, damage: Damage, pace: Callable[[int], None] = lambda _: None
+    ) -> list[bytes]:
         """Deal with damage that was found in a segment; the ids of the blobs that lost their bytes here.
 
         Whatever the index points to there is read once more; what is wrong then is saved in the quarantine folder, and
         its blob becomes a hole, queued for repair if it lives. What cannot be read at all stays as it is: the disk may
-        only be troubled. May block. Raises DiskUnavailable.
+        only be troubled. May block; `pace` is told the bytes of index that it looks through. Raises DiskUnavailable.
         """
         if damage.header is not None:
             keys = [blob_key(damage.key)]
         else:
-            keys = list(self._keys_within(partition, number, damage.offset, damage.offset + damage.size))
+            keys = list(self._keys_within(partition, number, damage.offset, damage.offset + damage.size, pace))
         return [blob_id for key in keys if (blob_id := self._make_hole(key)) is not None]
 
     def quarantine_blob(self, blob_id: bytes) -> bool:
@@ -258,9 +260,12 @@ class DiskStore:
             self._disk.make_folder(QUARANTINE_FOLDER)
             self._disk.replace(name, data)
 
-    def _keys_within(self, partition: int, number: int, start: int, stop: int) -> Iterator[bytes]:
+    def _keys_within(
+        self, partition: int, number: int, start: int, stop: int, pace: Callable[[int], None]
+    ) -> Iterator[bytes]:
         """Keys of the blobs whose place is in a part of a segment; a look at every entry of the partition."""
         for page in pages(self._index, *partition_range(b"b", partition), _ROWS_PER_PAGE):
+            pace(sum(len(key) + len(value) for key, value in page))
             for key, value in page:
                 entry = decode_entry(value)
                 if entry.segment == number and start <= entry.offset < stop:
