@@ -90,6 +90,9 @@ COMMIT_QUEUE_RECORDS_MAX: Final = 16 * KIB
 REPLICA_WRITABLE_PERCENT: Final = 90
 """A replica that was full takes puts again when compaction has brought it down to this share of its capacity."""
 
+TOMBSTONES_PERCENT_MAX: Final = 10
+"""A replica with a larger share of tombstones takes no new blobs any more: they stay for ever, and crowd out blobs."""
+
 RETIRED_SEGMENT_S: Final = 60
 """Files of compacted segments stay open this long, so that reads under way can finish: twice their deadline."""
 HOT_RECORDS_BYTES_MAX: Final = 48 * MIB

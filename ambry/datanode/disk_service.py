@@ -137,6 +137,10 @@ class DiskService:
         """Call `listener` on the loop after every group that was committed."""
         self._listeners.append(listener)
 
+    def is_sealed_for_good(self, partition: int) -> bool:
+        """Whether a partition has too many tombstones to take new blobs, as upkeep saw it last."""
+        return partition in self._upkeep.sealed_for_good
+
     def suspect(self, blob_id: bytes) -> None:
         """A read found this blob damaged: its bytes are set aside and fetched from a peer, in the background."""
         self._upkeep.suspect(blob_id)

@@ -179,7 +179,9 @@ class LocalDatanode:
                     replica.capacity,
                     replica.log_size,
                     replica.end_lsn,
-                    is_writable=service.store.failure is None and not self._is_sealed(replica),
+                    is_writable=service.store.failure is None
+                    and not self._is_sealed(replica)
+                    and not service.is_sealed_for_good(replica.partition),
                 )
                 for service in services
                 for replica in service.store.replicas

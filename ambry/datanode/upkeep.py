@@ -26,6 +26,7 @@ from ambry.metrics import Metrics
 from ambry.storage.compaction_plan import SegmentFacts
 from ambry.storage.expiry_class import UPPER_BOUNDS_MS
 from ambry.storage.inspection import choose_for, surveyed
+from ambry.storage.seal_state import is_sealed_for_good
 from ambry.storage.segment import DATA_OFFSET, Damage
 from ambry.storage.store import DiskStore
 from ambry.storage.survey import Survey
@@ -94,6 +95,8 @@ class UpkeepFigures:
     erase_by_ms: int = 0
     erasures_overdue: int = 0
     failures: int = 0
+    sealed_for_good: int = 0
+    spent: int = 0
     verified_ratio: float = 0.0
     oldest_ms: int = 0
 
@@ -130,6 +133,8 @@ class Upkeep:
         self._suspects: deque[bytes] = deque(maxlen=SUSPECTS_MAX)
         self._not_before: dict[tuple[int, int], int] = {}
         self._failures_in_a_row = 0
+        self.sealed_for_good: frozenset[int] = frozenset()
+        """Partitions that take no new blobs any more. Replaced as a whole, read from any thread."""
         self.figures = UpkeepFigures()
 
     def stop(self) -> None:
@@ -178,6 +183,7 @@ class Upkeep:
             return True
         surveys = {replica.partition: self._surveys(replica.partition) for replica in self._store.replicas}
         self._report_erasure(surveys, now_ms)
+        self._seal_for_good(surveys)
         if self._settings.compaction_bytes_per_s:
             self.figures.garbage_bytes = 0
             for partition, known in surveys.items():
@@ -300,6 +306,25 @@ class Upkeep:
         self.figures.erase_by_ms = min((survey.erase_by_ms for survey in there), default=0)
         self.figures.erasures_overdue = sum(survey.erase_by_ms < now_ms for survey in there)
 
+    def _seal_for_good(self, surveys: dict[int, dict[int, Survey]]) -> None:
+        """Tombstones stay, so a partition that is full of them stays so: it takes no puts, and is spent in the end."""
+        capacities = {replica.partition: replica.capacity for replica in self._store.replicas}
+        sealed = frozenset(
+            partition
+            for partition, known in surveys.items()
+            if is_sealed_for_good(
+                tombstone_bytes=sum(survey.tombstone_bytes for survey in known.values()),
+                capacity=capacities.get(partition, NEVER),
+            )
+        )
+        for partition in sorted(sealed - self.sealed_for_good):
+            _log.warning("partition is sealed for good: too many tombstones", disk=self._name, partition=partition)
+        uses = self._store.accounts.of_containers() if sealed else {}
+        alive = {partition for (partition, _, _), use in uses.items() if use.live_count}
+        self.sealed_for_good = sealed
+        self.figures.sealed_for_good = len(sealed)
+        self.figures.spent = len(sealed - alive)
+
     # --- scrub -------------------------------------------------------------------------------------------------
 
     def _scrub(self, surveys: dict[int, dict[int, Survey]], now_ms: int) -> bool:
@@ -394,6 +419,16 @@ class Upkeep:
                 "ambry_disk_erase_by_seconds",
                 "The first deadline of an erasure, in seconds since 1970; 0 for none.",
                 lambda: figures.erase_by_ms / 1000,
+            ),
+            (
+                "ambry_disk_partitions_sealed_for_good",
+                "Partitions that have too many tombstones to take new blobs.",
+                lambda: figures.sealed_for_good,
+            ),
+            (
+                "ambry_disk_partitions_spent",
+                "Of those, partitions in which nothing lives any more: they may be retired.",
+                lambda: figures.spent,
             ),
             (
                 "ambry_disk_erasures_overdue",

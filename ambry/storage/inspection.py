@@ -104,6 +104,7 @@ def describe(store: DiskStore) -> Iterator[dict[str, object]]:
                 "is_sealed": number in replica.sealed,
                 "expiry_class": segment.expiry_class,
                 "created_ms": segment.created_ms,
+                "tombstone_bytes": survey.tombstone_bytes if survey is not None else None,
                 "verified_at_ms": survey.verified_at_ms if survey is not None else None,
                 "erase_by_ms": survey.erase_by_ms if survey is not None and survey.erase_by_ms < NEVER else None,
             }

@@ -20,7 +20,7 @@ from ambry.storage.index_entry import Entry, Place, blob_key, decode_entry
 from ambry.storage.record import RecordKind, record_size
 from ambry.storage.segment import Damage, ScannedRecord, Segment, scan_readable
 
-_FIELDS: Final = struct.Struct("<QQQQQQQ")
+_FIELDS: Final = struct.Struct("<QQQQQQQQ")
 _FIELDS_BEFORE_ERASURE: Final = struct.Struct("<QQQQ")
 LAYOUT: Final = (
     ("verified_at_ms", 0, 8),
@@ -30,6 +30,7 @@ LAYOUT: Final = (
     ("erase_at_ms", 32, 8),
     ("erase_by_ms", 40, 8),
     ("erasure_digest", 48, 8),
+    ("tombstone_bytes", 56, 8),
 )
 _LOOK_RECORDS: Final = 64
 NO_ERASURE: Final = Erasure()
@@ -49,6 +50,8 @@ class Survey:
     """When the first of that has to be gone."""
     erasure_digest: int = 0
     """Of the policy that these follow."""
+    tombstone_bytes: int = 0
+    """Of the bytes that have to stay, those of tombstones, which stay for the life of the partition."""
 
 
 SURVEY_PREFIX: Final = b"v"
@@ -60,7 +63,7 @@ def survey_key(partition: int, segment: int) -> bytes:
 
 
 def encode_survey(survey: Survey) -> bytes:
-    """The 56 bytes of a survey."""
+    """The 64 bytes of a survey."""
     return _FIELDS.pack(
         survey.verified_at_ms,
         survey.kept_bytes,
@@ -69,6 +72,7 @@ def encode_survey(survey: Survey) -> bytes:
         survey.erase_at_ms,
         survey.erase_by_ms,
         survey.erasure_digest,
+        survey.tombstone_bytes,
     )
 
 
@@ -93,21 +97,23 @@ def look_at(
     on_damage: Callable[[Damage], None],
 ) -> Survey:
     """Read a segment up to its end. `pace` is told the bytes of each record; what it raises is raised."""
-    kept = damages = 0
+    kept = damages = tombstones = 0
     next_ms = erase_at_ms = erase_by_ms = NEVER
     page: list[ScannedRecord] = []
 
     def judge() -> None:
-        nonlocal kept, next_ms, erase_at_ms, erase_by_ms
+        nonlocal kept, tombstones, next_ms, erase_at_ms, erase_by_ms
         for record, value in zip(page, index.get_many([blob_key(record.key) for record in page]), strict=True):
             entry = decode_entry(value) if value is not None else None
             fate = fate_of(record.header, Place(segment.number, record.offset), entry, now_ms, retention)
             if fate is Fate.KEEP:
                 assert entry is not None
                 kept += record.header.record_size
+                tombstones += record.header.record_size if record.header.kind is RecordKind.TOMBSTONE else 0
                 next_ms = min(next_ms, _ends_ms(record, entry, retention))
             elif fate is Fate.BURY:
                 kept += record_size(BINARY_SIZE, 0, 0)
+                tombstones += record_size(BINARY_SIZE, 0, 0)
             if erasure:
                 at_ms, by_ms = erasure.times_ms(record.header, record.key, entry, now_ms, retention)
                 erase_at_ms, erase_by_ms = min(erase_at_ms, at_ms), min(erase_by_ms, by_ms)
@@ -126,7 +132,7 @@ def look_at(
         if len(page) >= _LOOK_RECORDS:
             judge()
     judge()
-    return Survey(now_ms, kept, next_ms, damages, erase_at_ms, erase_by_ms, erasure.digest)
+    return Survey(now_ms, kept, next_ms, damages, erase_at_ms, erase_by_ms, erasure.digest, tombstones)
 
 
 def is_needed(index: Index, segment: Segment, damage: Damage) -> bool:

@@ -117,7 +117,7 @@ def test_an_undeleted_blob_stays() -> None:
 
 
 def test_a_survey_from_before_there_was_erasure_is_read() -> None:
-    survey = Survey(1, 2, 3, 4, 5, 6, 7)
+    survey = Survey(1, 2, 3, 4, 5, 6, 7, 8)
     assert decode_survey(encode_survey(survey)) == survey
     assert decode_survey(encode_survey(survey)[:32]) == Survey(1, 2, 3, 4)
 

@@ -7,10 +7,10 @@ from dataclasses import replace
 import pytest
 
 from ambry.blob.requests import Change, GetRequest
-from ambry.blob.state import NEVER
+from ambry.blob.state import NEVER, BlobState
 from ambry.datanode.upkeep import Pace, Upkeep
 from ambry.errors import ShuttingDown
-from ambry.limits import KIB
+from ambry.limits import GIB, KIB
 from tests.storage.engine import TINY, WHOLE, World, blob_id, body_of, put, update
 
 DAY_MS = 86_400_000
@@ -156,3 +156,32 @@ def test_a_full_disk_is_freed_by_compaction() -> None:
     assert world.store.free_bytes() > 40 * 1500
     world.check()
     assert world.store.get(GetRequest(blob_id(55), 0, WHOLE)).body_size == 1500
+
+
+def test_a_partition_full_of_tombstones_is_sealed_for_good_and_spent_when_nothing_lives() -> None:
+    world = World(SETTINGS, partitions={1: 48 * KIB, 2: GIB})
+    world.open()
+    for first in range(0, 24, 4):
+        world.commit([put(blob_id(n), body_of(n, 1000)) for n in range(first, first + 4)])
+    upkeep = _upkeep(world)
+    _work(upkeep)
+    assert upkeep.sealed_for_good == frozenset()
+    # About 110 bytes each, and a tenth of 48 KiB is enough.
+    world.commit(
+        [update(blob_id(100 + n), Change.JOIN, BlobState(1, 0), time_ms=world.clock.now_ms()) for n in range(60)]
+    )
+    world.store.checkpoint()
+    world.clock.advance(8 * DAY_MS)
+    _work(upkeep)
+    upkeep.step()
+    assert upkeep.sealed_for_good == {1}
+    assert (upkeep.figures.sealed_for_good, upkeep.figures.spent) == (1, 0)
+    _delete(world, 24)
+    upkeep.step()
+    assert (upkeep.figures.sealed_for_good, upkeep.figures.spent) == (1, 1)
+    # Compaction does not bring it back: tombstones stay.
+    world.clock.advance(30 * DAY_MS)
+    _work(upkeep)
+    upkeep.step()
+    assert upkeep.sealed_for_good == {1}
+    world.check()
