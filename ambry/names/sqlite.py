@@ -1,8 +1,8 @@
 """SQLite behind the door of sql.py: one thread that writes, a few that read. The default name store.
 
-The writer takes what has gathered in its queue, runs it job by job in one transaction, each in a savepoint of its own,
-and commits once: with `synchronous=FULL` that is one sync of the write-ahead log for the whole group, and while it
-runs the next group gathers. Only after it is anyone answered. Several processes (`ambry serve --workers`) share the
+The writer takes what has gathered in its queue, runs it job by job in one transaction, and commits once: with
+`synchronous=FULL` that is one sync of the write-ahead log for the whole group, and while it runs the next group
+gathers. Only after it is anyone answered. Several processes (`ambry serve --workers`) share the
 file: `BEGIN IMMEDIATE` lets one write at a time, and readers are never in the way.
 
 The write-ahead log is folded into the file by a thread of its own and seldom: names come in no order, so a page that
@@ -195,13 +195,16 @@ class SqliteDatabase:
                 self._watch_log()
 
     def _write_group(self, group: list[_Request]) -> None:
-        """Run and commit a group. Afterwards every request has its outcome, and nothing half-done is left."""
+        """Run and commit a group. Afterwards every request has its outcome, and nothing half-done is left.
+
+        Without savepoints first: each statement gives up the interpreter's lock and has to get it back from the loop.
+        A job that fails before it has changed anything needs none; for one that fails later the group is run again.
+        """
         connection = self._writer_connection
-        session = SqliteSession(connection)
         try:
-            connection.execute("BEGIN IMMEDIATE")
-            for request in group:
-                self._write_one(session, request)
+            if not self._run_group(group):
+                connection.execute("ROLLBACK")
+                self._run_group_with_savepoints(group)
             connection.execute("COMMIT")
         except sqlite3.Error as error:
             # A commit that failed has not happened: the log's last frame is what makes it one.
@@ -213,22 +216,41 @@ class SqliteDatabase:
                 with contextlib.suppress(sqlite3.Error):
                     connection.execute("ROLLBACK")
 
-    def _write_one(self, session: SqliteSession, request: _Request) -> None:
-        """One job of a group in its savepoint. Raises sqlite3.Error when the whole group is lost."""
+    def _run_group(self, group: list[_Request]) -> bool:
+        """Run all jobs; False if one failed after it had changed something. Raises sqlite3.Error: all is lost."""
         connection = self._writer_connection
-        connection.execute("SAVEPOINT job")
+        connection.execute("BEGIN IMMEDIATE")
+        session = SqliteSession(connection)
+        for request in group:
+            before = connection.total_changes
+            self._run(session, request)
+            if request.outcome[1] is not None and connection.total_changes != before:
+                return False
+        return True
+
+    def _run_group_with_savepoints(self, group: list[_Request]) -> None:
+        """Run all jobs, each to be undone by itself. Raises sqlite3.Error: all is lost."""
+        connection = self._writer_connection
+        connection.execute("BEGIN IMMEDIATE")
+        session = SqliteSession(connection)
+        for request in group:
+            connection.execute("SAVEPOINT job")
+            self._run(session, request)
+            if request.outcome[1] is not None:
+                connection.execute("ROLLBACK TO job")
+            connection.execute("RELEASE job")
+
+    def _run(self, session: SqliteSession, request: _Request) -> None:
+        """Run one job; what it raises is its caller's. Raises sqlite3.Error when the whole group is lost."""
         try:
             request.outcome = (request.job(session), None)
         except sqlite3.Error as error:
-            if not connection.in_transaction:
+            if not self._writer_connection.in_transaction:
                 # Disk full, I/O error: SQLite has rolled the transaction back by itself.
                 raise
-            connection.execute("ROLLBACK TO job")
             request.outcome = (None, _unavailable(error))
         except Exception as error:  # noqa: BLE001 -- the caller of this job gets it; the others of the group go on
-            connection.execute("ROLLBACK TO job")
             request.outcome = (None, error)
-        connection.execute("RELEASE job")
 
     # --- folding the log into the file ---------------------------------------------------------------------------
 
