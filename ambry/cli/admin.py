@@ -1,15 +1,16 @@
-"""The admin port of a datanode: plain HTTP with /metrics and /healthCheck, nothing else."""
+"""The admin port of a datanode: plain HTTP with /metrics, /healthCheck and /check, nothing else."""
 
 import asyncio
+import dataclasses
 import socket
 from collections.abc import Sequence
 from typing import Final
 
 from aiohttp import web
 
+from ambry.datanode.local import LocalDatanode
 from ambry.errors import AmbryError
 from ambry.metrics import CONTENT_TYPE, Metrics
-from ambry.protocol.datanode import Datanode
 
 _HEALTH_SECONDS: Final = 5.0
 
@@ -17,12 +18,14 @@ _HEALTH_SECONDS: Final = 5.0
 class AdminServer:
     """Answers on sockets that are bound already."""
 
-    def __init__(self, datanode: Datanode, metrics: Metrics) -> None:
+    def __init__(self, datanode: LocalDatanode, metrics: Metrics) -> None:
         self._datanode = datanode
+        self._is_checking = False
         self._metrics = metrics
         app = web.Application()
         app.router.add_get("/metrics", self._render_metrics)
         app.router.add_get("/healthCheck", self._check_health)
+        app.router.add_get("/check", self._check_disks)
         self._runner = web.AppRunner(app, access_log=None)
 
     async def start(self, sockets: Sequence[socket.socket]) -> None:
@@ -37,6 +40,19 @@ class AdminServer:
 
     async def _render_metrics(self, _request: web.Request) -> web.Response:
         return web.Response(body=self._metrics.render(), headers={"Content-Type": CONTENT_TYPE})
+
+    async def _check_disks(self, _request: web.Request) -> web.Response:
+        """What `ambry datanode check` says, while the disks are in use; takes as long as reading them."""
+        if self._is_checking:
+            return web.Response(text="a check is under way", status=409)
+        self._is_checking = True
+        try:
+            reports = await self._datanode.check()
+        except AmbryError as error:
+            return web.Response(text=f"the check did not end: {error}", status=503)
+        finally:
+            self._is_checking = False
+        return web.json_response({name: dataclasses.asdict(report) for name, report in reports.items()})
 
     async def _check_health(self, _request: web.Request) -> web.Response:
         """GOOD as long as the datanode answers and one of its replicas takes puts; else BAD, and 503."""

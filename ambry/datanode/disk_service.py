@@ -40,6 +40,7 @@ from ambry.limits import (
 )
 from ambry.metrics import Metrics
 from ambry.storage.commit import Answer, Mutation
+from ambry.storage.rebuild import CheckReport
 from ambry.storage.store import DiskStore
 
 _log = logs.get_logger(__name__)
@@ -140,6 +141,10 @@ class DiskService:
     def is_sealed_for_good(self, partition: int) -> bool:
         """Whether a partition has too many tombstones to take new blobs, as upkeep saw it last."""
         return partition in self._upkeep.sealed_for_good
+
+    async def check(self) -> CheckReport:
+        """Check the open store, on a thread of its own pace. Raises ShuttingDown, DiskUnavailable."""
+        return await asyncio.to_thread(self._upkeep.check)
 
     def suspect(self, blob_id: bytes) -> None:
         """A read found this blob damaged: its bytes are set aside and fetched from a peer, in the background."""

@@ -44,6 +44,7 @@ from ambry.protocol.datanode import (
     UsageRequest,
 )
 from ambry.storage.real_disk import RealDisk
+from ambry.storage.rebuild import CheckReport
 from ambry.storage.recovery import RecoveryReport, open_store
 from ambry.storage.replica import Replica, no_replica
 from ambry.storage.rocks_index import RocksIndexSource
@@ -208,6 +209,11 @@ class LocalDatanode:
         )
         (self._sealed.add if is_sealed else self._sealed.discard)(replica.partition)
         return is_sealed
+
+    async def check(self) -> dict[str, CheckReport]:
+        """Check all disks while they are in use, beside each other; by the disk's name in logs and metrics."""
+        reports = await asyncio.gather(*(service.check() for _, service in self._disks))
+        return {service.name: report for (_, service), report in zip(self._disks, reports, strict=True)}
 
     @property
     def stores(self) -> tuple[DiskStore, ...]:

@@ -21,11 +21,12 @@ from ambry.blob.state import NEVER
 from ambry.clock import Clock
 from ambry.config import StorageSettings
 from ambry.errors import AmbryError, DiskFull, ShuttingDown
-from ambry.limits import KIB
+from ambry.limits import KIB, MIB
 from ambry.metrics import Metrics
 from ambry.storage.compaction_plan import SegmentFacts
 from ambry.storage.expiry_class import UPPER_BOUNDS_MS
 from ambry.storage.inspection import choose_for, surveyed
+from ambry.storage.rebuild import CheckReport, check_store
 from ambry.storage.seal_state import is_sealed_for_good
 from ambry.storage.segment import DATA_OFFSET, Damage
 from ambry.storage.store import DiskStore
@@ -50,6 +51,9 @@ SUSPECTS_MAX: Final = 1024
 
 REPAIRS_PER_STEP: Final = 64
 """Blobs that are fetched from a peer in one step."""
+
+CHECK_BYTES_PER_S: Final = 64 * MIB
+"""A check that somebody waits for: faster than scrub, and it gives way to commits all the same."""
 
 RETRY_MS: Final = 86_400_000
 """A segment that compaction could not free is left alone for this long."""
@@ -127,6 +131,7 @@ class Upkeep:
         self._settings = settings
         self._clock = clock
         self._stopping = threading.Event()
+        self._commit_s = commit_s
         self._compaction_pace = Pace(max(settings.compaction_bytes_per_s, 1), self._stopping, commit_s)
         self._scrub_pace = Pace(max(settings.scrub_bytes_per_s, 1), self._stopping, commit_s)
         self._repair_source = repair_source
@@ -144,6 +149,13 @@ class Upkeep:
     def suspect(self, blob_id: bytes) -> None:
         """A read found this blob damaged; it is looked at with the next step. From any thread."""
         self._suspects.append(blob_id)
+
+    def check(self) -> CheckReport:
+        """Hold log and index of the open store against each other, at CHECK_BYTES_PER_S. May block for long.
+
+        Raises ShuttingDown when the disk is to be closed.
+        """
+        return check_store(self._store, self._clock, progress=Pace(CHECK_BYTES_PER_S, self._stopping, self._commit_s))
 
     def run(self) -> None:
         """Work until `stop`, or until the store has failed."""

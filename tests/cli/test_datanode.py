@@ -2,6 +2,7 @@
 
 import contextlib
 import http.client
+import json
 import os
 import shutil
 import signal
@@ -81,6 +82,9 @@ def test_the_admin_port_says_how_it_is(tmp_path: Path) -> None:
         assert headers["content-type"].startswith("text/plain")
         assert b"ambry_node_connections 0.0" in text
         assert b"process_resident_memory_bytes" in text
+        status, _, text = ask("GET", f"{url}/check")
+        assert status == 200
+        assert [report["findings"] for report in json.loads(text).values()] == [[], []]
         assert ask("GET", f"{url}/else")[0] == 404
         assert node.end() == 0
 
