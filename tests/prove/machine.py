@@ -18,7 +18,7 @@ from ambry.blob.state import NEVER, BlobState
 from ambry.errors import CorruptRecord, DiskFull, DiskUnavailable, NotHere
 from ambry.limits import JOURNAL_BODY_BYTES_MAX, KIB
 from ambry.storage.commit import Mutation
-from ambry.storage.segment import Damage
+from ambry.storage.segment import Damage, segment_path
 from tests.storage import test_store_machine
 from tests.storage.engine import WHOLE, answer_of, blob_id, body_of, put, update
 from tests.storage.test_store_machine import StoreMachine, _fitting
@@ -96,10 +96,12 @@ class LongMachine(StoreMachine):
         replica = next(one for one in world.store.replicas if one.partition == int.from_bytes(key[:4], "big"))
         segment = replica.segments[entry.segment]
         at = entry.offset + chance.randrange(entry.body_offset + entry.body_size)
-        before = segment.file.pread(1, at)
-        segment.file.pwrite([bytes([before[0] ^ 1 << chance.randrange(8)])], at)
-        segment.file.sync()
-        self.planted.append(((int.from_bytes(key[:4], "big"), segment.number), at))
+        # By another way into the file: the store's own may have failed a sync, and be done with.
+        file = world.disk.open(segment_path(replica.partition, segment.number))
+        (before,) = file.pread(1, at)
+        file.pwrite([bytes([before ^ 1 << chance.randrange(8)])], at)
+        file.sync()
+        self.planted.append(((replica.partition, segment.number), at))
         request = GetRequest(blob.identity, 0, WHOLE)
         assert answer_of(lambda: world.store.get(request)) is CorruptRecord
         assert world.store.quarantine_blob(blob.identity)
