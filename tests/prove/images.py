@@ -1,15 +1,25 @@
-"""R2: disks that a power cut may leave in every step of a script and of a compaction; each is opened and checked."""
+"""R2: disks that a power cut may leave in every step of a script, of a compaction, and of the recoveries of both.
+
+Each image is opened and checked: acknowledged is readable and equal, everything else absent or complete. A sweep goes
+through all steps once, in an order of chance; the next one draws other torn writes.
+"""
 
 import random
 import time
+from collections import Counter
 from collections.abc import Iterator
+from typing import Final
 
+from ambry.storage.sim_disk import PowerCut
 from tests.storage.engine import World
 from tests.storage.test_compaction import stopped_compaction
 from tests.storage.test_crash_everywhere import STEPS, stopped
 
+RECOVERY_STEPS: Final = 12
+"""A recovery is stopped in one of its first steps; few have more."""
 
-def _worlds(chosen: int) -> Iterator[World]:
+
+def _worlds(chosen: int) -> Iterator[tuple[str, World]]:
     """Worlds that stopped in a step, for ever, in an order of chance."""
     chance = random.Random(chosen)
     _, compaction_steps = stopped_compaction(None, 0)
@@ -19,24 +29,53 @@ def _worlds(chosen: int) -> Iterator[World]:
         chance.shuffle(points)
         for kind, steps in points:
             seed = chance.randrange(2**32)
-            yield stopped(steps, seed) if kind == "script" else stopped_compaction(steps, seed)[0]
+            yield kind, _stopped(kind, steps, seed)
+            again = _stopped_again(_stopped(kind, steps, seed), chance)
+            if again is not None:
+                yield f"recovery of {kind}", again
+
+
+def _stopped(kind: str, steps: int, seed: int) -> World:
+    return stopped(steps, seed) if kind == "script" else stopped_compaction(steps, seed)[0]
+
+
+def _stopped_again(world: World, chance: random.Random) -> World | None:
+    """The same world, stopped once more while it recovers; None when the recovery has fewer steps."""
+    if chance.random() < 0.5:
+        world.crash()
+    else:
+        world.kill()
+    world.disk.stop_after(chance.randint(1, RECOVERY_STEPS))
+    try:
+        world.open()
+    except PowerCut:
+        return world
+    return None
 
 
 def prove_images(chosen: int, seconds: float) -> dict[str, object]:
     """Raises AssertionError when an image does not hold what was acknowledged."""
     end_s = time.monotonic() + seconds
-    images = stops = 0
-    for world in _worlds(chosen):
+    stops: Counter[str] = Counter()
+    images: Counter[str] = Counter()
+    operations: Counter[str] = Counter()
+    for kind, world in _worlds(chosen):
         if stops and time.monotonic() >= end_s:
             break
-        stops += 1
+        stops[kind] += 1
+        operations[world.disk.trace[-1].operation] += 1
         for disk in world.disk.crash_states(world.random):
             states = world.source.index.crash_states()
             for index in {id(state): state for state in (states[0], states[-1])}.values():
                 left = world.left_with(disk, index)
                 left.open()
                 left.check()
-                images += 1
+                images[kind] += 1
             if time.monotonic() >= end_s:
                 break
-    return {"stops": stops, "images": images}
+    return {
+        "stops": dict(stops),
+        "images": images.total(),
+        "images_by_kind": dict(images),
+        "stopped_in": dict(operations),
+    }
