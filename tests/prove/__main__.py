@@ -16,8 +16,12 @@ import click
 from tests.prove.flips import prove_flips
 from tests.prove.fuzz import prove_fuzz
 from tests.prove.images import prove_images
+from tests.prove.kills import prove_kills
 from tests.prove.machine import prove_machine
 from tests.prove.mutants import prove_cluster_mutants, prove_mutants
+
+COUNTED: Final[dict[str, Callable[[int, float, int], dict[str, object]]]] = {"kills": prove_kills}
+"""Proofs that can be told how much to do, instead of how long."""
 
 PROOFS: Final[dict[str, Callable[[int, float], dict[str, object]]]] = {
     "machine": prove_machine,
@@ -25,33 +29,4 @@ PROOFS: Final[dict[str, Callable[[int, float], dict[str, object]]]] = {
     "flips": prove_flips,
     "fuzz": prove_fuzz,
     "mutants": prove_mutants,
-    "cluster-mutants": prove_cluster_mutants,
-}
-
-
-def _commit() -> str:
-    done = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
-    return done.stdout.strip() or "unknown"
-
-
-@click.command()
-@click.argument("name", type=click.Choice([*PROOFS, "all"]), default="all")
-@click.option("--seconds", type=float, default=60.0, help="Budget of each proof.")
-@click.option("--seed", type=int, default=None, help="Repeat a run.")
-def main(name: str, seconds: float, seed: int | None) -> None:
-    """Prove, print figures, and how to repeat it."""
-    for one in PROOFS if name == "all" else [name]:
-        chosen = seed if seed is not None else random.SystemRandom().randrange(2**32)
-        repro = f"python -m tests.prove {one} --seconds {seconds:g} --seed {chosen}"
-        click.echo(f"{one}: seed {chosen}, commit {_commit()}; repeat with: {repro}")
-        started_s = time.monotonic()
-        figures = PROOFS[one](chosen, seconds)
-        click.echo(
-            json.dumps({"proof": one, "seed": chosen, "took_s": round(time.monotonic() - started_s, 1), **figures})
-        )
-        if figures.get("escaped"):
-            sys.exit(1)
-
-
-if __name__ == "__main__":
-    main()
+    "kills": lambda seed, seconds: prove_kills(seed, seconds, 0),
