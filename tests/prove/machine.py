@@ -102,6 +102,7 @@ class LongMachine(StoreMachine):
         file.pwrite([bytes([before ^ 1 << chance.randrange(8)])], at)
         file.sync()
         self.planted.append(((replica.partition, segment.number), at))
+        world.damaged.add(key)
         request = GetRequest(blob.identity, 0, WHOLE)
         assert answer_of(lambda: world.store.get(request)) is CorruptRecord
         assert world.store.quarantine_blob(blob.identity)
@@ -249,7 +250,7 @@ def run_episode(seed: int, steps: int) -> None:
     weights = [RULES[name][0] for name in names]
     machine = LongMachine.__new__(LongMachine)
     machine.planted = []
-    taken: deque[str] = deque(maxlen=STEPS_SHOWN)
+    taken: deque[tuple[str, Arguments]] = deque(maxlen=STEPS_SHOWN)
     try:
         machine.start(
             seed=chance.randrange(2**32),
@@ -258,7 +259,7 @@ def run_episode(seed: int, steps: int) -> None:
         )
         for name in chance.choices(names, weights, k=steps):
             arguments = RULES[name][1](chance)
-            taken.append(f"{name}({', '.join(f'{key}={str(value)[:200]}' for key, value in arguments.items())})")
+            taken.append((name, arguments))
             getattr(machine, name)(**arguments)
         machine.finish()
     except Exception as error:

@@ -17,7 +17,16 @@ from ambry.blob.requests import Change, ChangesRequest, GetAnswer, GetRequest, P
 from ambry.blob.state import NEVER, BlobState, deleted, extended, join, undeleted
 from ambry.clock import ManualClock
 from ambry.config import StorageSettings
-from ambry.errors import AmbryError, BlobCollision, BlobDeleted, BlobNotFound, DiskFull, DiskUnavailable, NotHere
+from ambry.errors import (
+    AmbryError,
+    BlobCollision,
+    BlobDeleted,
+    BlobNotFound,
+    CorruptRecord,
+    DiskFull,
+    DiskUnavailable,
+    NotHere,
+)
 from ambry.limits import GIB, KIB
 from ambry.storage.accounts import recount
 from ambry.storage.commit import Answer, Mutation
@@ -148,12 +157,11 @@ class Model:
 
 
 def answer_of(call: Callable[[], GetAnswer | None]) -> GetAnswer | type[AmbryError] | None:
-    """The answer with its body as bytes, or the class of the error."""
+    """The answer, or the class of the error. A body compares equal to its bytes, whatever buffer it is in."""
     try:
-        answer = call()
+        return call()
     except AmbryError as error:
         return type(error)
-    return answer if answer is None else replace(answer, body=bytes(answer.body))
 
 
 class World:
@@ -172,6 +180,7 @@ class World:
         self.lsns: dict[tuple[bytes, int], int] = {}
         self.hits: Counter[str] = Counter()
         self.reclaimed: dict[bytes, Blob] = {}
+        self.damaged: set[bytes] = set()
         self.index_is_whole = False
         self.store: DiskStore
         self.report: RecoveryReport
@@ -215,6 +224,7 @@ class World:
         world.models = self.models
         world.lsns = dict(self.lsns)
         world.reclaimed = dict(self.reclaimed)
+        world.damaged = set(self.damaged)
         world.index_is_whole = self.index_is_whole
         return world
 
@@ -388,8 +398,12 @@ class World:
     def check_read(self, request: GetRequest) -> None:
         """One read, blocking and not."""
         expected = self.models[0].get(request)
-        assert answer_of(lambda: self.store.get(request)) == expected
         at_once = answer_of(lambda: self.store.get_now(request))
+        answer = answer_of(lambda: self.store.get(request))
+        if answer is CorruptRecord and request.blob_id[12:] in self.damaged & self.reclaimed.keys():
+            # Repaired once, and the repaired copy reclaimed: an index made anew knows the damaged one.
+            return
+        assert answer == expected
         assert at_once is None or at_once == expected
 
     def feed(self, partition: int, page: int = 7) -> list["FeedEntry"]:
