@@ -131,6 +131,9 @@ USAGE_PER_PAGE_MAX: Final = 1000
 DISK_RESERVE_BYTES: Final = 256 * MIB
 """Puts are refused below this much free space, so that deletes, checkpoints and the index go on."""
 
+INDEX_ROOM_BYTES: Final = 4 * MIB
+"""Below this much free space (or a quarter of a smaller reserve) the index is not flushed: checkpoints wait."""
+
 # --- wire ------------------------------------------------------------------------------------------------------
 
 FRAME_HEADER_BYTES_MAX: Final = 1 * MIB

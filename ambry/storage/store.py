@@ -42,6 +42,7 @@ from ambry.limits import (
     CHANGES_PER_PAGE_MAX,
     COMMIT_GROUP_RECORDS_MAX,
     HOT_RECORDS_BYTES_MAX,
+    INDEX_ROOM_BYTES,
     JOURNAL_BODY_BYTES_MAX,
     LOG_FAILURES_MAX,
     REPLICAS_PER_DISK_MAX,
@@ -456,6 +457,7 @@ class DiskStore:
 
     def _finish_checkpoint(self, plan: "_CheckpointPlan") -> None:
         """Everything up to the plan is in logs and synced; what comes now makes the journal before it superfluous."""
+        self._check_index_room()
         self._index.flush()
         with self._lock:
             for replica, closed in plan.closed:
@@ -598,6 +600,7 @@ class DiskStore:
                 needed_bytes = sum(use.live_bytes + use.dead_bytes for use in uses)
             if needed_bytes > self.compaction_room():
                 raise DiskFull("compaction needs as much space as it keeps", needed=needed_bytes)
+            self._check_index_room()
             compaction = self._compaction_of(replica, self.retention, pace, on_damage)
             try:
                 report, retired = compaction.run(numbers)
@@ -630,6 +633,14 @@ class DiskStore:
 
     def _note_damage(self, partition: int, number: int, damage: Damage) -> None:
         self._damages.append((partition, number, damage))
+
+    def _check_index_room(self) -> None:
+        """A database whose flush meets a full disk takes nothing more until it is opened again, so it is not asked to.
+
+        Raises DiskFull.
+        """
+        if self._disk.free_bytes() < min(INDEX_ROOM_BYTES, self._settings.reserve_bytes // 4):
+            raise DiskFull("no room to flush the index")
 
     def compaction_room(self) -> int:
         """Bytes that a compaction may write before it frees any: reserved space included, but for a last part."""

@@ -18,15 +18,5 @@ from tests.prove.fuzz import prove_fuzz
 from tests.prove.images import prove_images
 from tests.prove.kills import prove_kills
 from tests.prove.machine import prove_machine
-from tests.prove.mutants import prove_cluster_mutants, prove_mutants
-
-COUNTED: Final[dict[str, Callable[[int, float, int], dict[str, object]]]] = {"kills": prove_kills}
-"""Proofs that can be told how much to do, instead of how long."""
-
-PROOFS: Final[dict[str, Callable[[int, float], dict[str, object]]]] = {
-    "machine": prove_machine,
-    "images": prove_images,
-    "flips": prove_flips,
-    "fuzz": prove_fuzz,
-    "mutants": prove_mutants,
-    "kills": lambda seed, seconds: prove_kills(seed, seconds, 0),
+from tests.prove.mutants import prove_mutants
+from tests.prove.soak import prove_soak

@@ -263,10 +263,12 @@ def run_episode(seed: int, steps: int) -> None:
             getattr(machine, name)(**arguments)
         machine.finish()
     except Exception as error:
-        shown = "\n  ".join(taken)
-        raise EpisodeFailed(
-            f"episode of seed {seed}; repeat it: --seed {seed} --seconds 0; last:\n  {shown}"
-        ) from error
+        shown = "\n  ".join(
+            f"{name}({', '.join(f'{key}={str(value)[:200]}' for key, value in arguments.items())})"
+            for name, arguments in taken
+        )
+        what = f"episode of seed {seed}; repeat it: --seed {seed} --seconds 0; last:\n  {shown}"
+        raise EpisodeFailed(what) from error
 
 
 def prove_machine(chosen: int, seconds: float) -> dict[str, object]:
