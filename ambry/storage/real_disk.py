@@ -179,9 +179,12 @@ class RealFile:
         if _fallocate is None or size <= 0:
             return
         with self._used("reservation in") as number:
-            if _fallocate(number, _FALLOC_FL_KEEP_SIZE, offset, size) != 0:
+            while _fallocate(number, _FALLOC_FL_KEEP_SIZE, offset, size) != 0:
                 code = ctypes.get_errno()
-                if code not in _UNSUPPORTED:
+                if code in _UNSUPPORTED:
+                    return
+                # The interpreter repeats its own calls that a signal interrupted, not those of ctypes.
+                if code != errno.EINTR:
                     raise OSError(code, os.strerror(code))
 
     def close(self) -> None:

@@ -169,6 +169,27 @@ def test_a_full_disk_refuses_puts_and_takes_deletes() -> None:
     survive(world)
 
 
+def test_the_index_is_not_flushed_without_room_and_goes_on_when_there_is_some() -> None:
+    world = opened(reserve_bytes=64 * KIB)
+    world.commit([put(blob_id(n), body_of(n, 3000)) for n in range(4)])
+    world.disk.capacity_bytes = world.disk._used() + 15 * KIB
+    # RocksDB fails for good in such a flush, so this fault must not be met.
+    world.source.index.fail("flush", DiskUnavailable)
+    with pytest.raises(DiskFull):
+        world.store.checkpoint()
+    with pytest.raises(DiskFull):
+        world.store.compact(1, (1,), pace=lambda _: None, on_damage=lambda *_: None, needed_bytes=0)
+    assert world.store.failure is None
+    world.commit([update(blob_id(1), Change.DELETE)])
+    world.check()
+    world.source.index.clear_faults()
+    world.disk.capacity_bytes = None
+    world.store.checkpoint()
+    world.commit([put(blob_id(9), body_of(9, 3000))])
+    world.check()
+    survive(world)
+
+
 @pytest.mark.parametrize("where", ["index", "replica.meta", "journal"])
 def test_a_checkpoint_without_space_is_tried_again_and_nothing_is_lost(where: str) -> None:
     world = World()
