@@ -209,6 +209,9 @@ FAULTS: Final = ("EIO", "ENOSPC", "EINTR", "EMFILE", "short", "sync")
 _MEMORY: Final = Path("/dev/shm")
 
 
+_FALLOCATE: Final[Callable[..., Any]] = real_disk._fallocate or (lambda *_: 0)
+
+
 class FailingSystem(types.SimpleNamespace):
     """Stands where `real_disk` has the module `os`, and lets one call fail, or all from there on."""
 
@@ -221,7 +224,7 @@ class FailingSystem(types.SimpleNamespace):
             setattr(self, name, self._failing(name, getattr(os, name)))
         self.fdatasync = self._failing("fsync", os.fdatasync)
         self.preadv = self._failing("pread", os.preadv)
-        self.fallocate = self._failing("fallocate", real_disk._fallocate)
+        self.fallocate = self._failing("fallocate", _FALLOCATE)
 
     def _failing(self, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
         def failing(*arguments: Any) -> Any:
@@ -274,13 +277,14 @@ class RealWorld(LooseWorld):
 
     def __init__(self, folder: Path, seed: int) -> None:
         super().__init__(seed=seed)
-        self.disk = real_disk.RealDisk(folder)  # type: ignore[assignment]
+        self.real = real_disk.RealDisk(folder)
+        self.disk = self.real  # type: ignore[assignment]
 
     def open(self) -> Any:
         """As the parent."""
-        self.disk.lock()  # type: ignore[attr-defined]
+        self.real.lock()
         self.store, self.report = open_store(
-            self.disk,
+            self.real,
             self.source,
             settings=self.settings,
             clock=self.clock,
@@ -293,10 +297,10 @@ class RealWorld(LooseWorld):
         """SIGKILL as far as one process can play it: descriptors are closed, nothing is written."""
         for link in list(Path("/proc/self/fd").iterdir()):
             with contextlib.suppress(OSError):
-                if str(link.readlink()).startswith(str(self.disk.root)):  # type: ignore[attr-defined]
+                if str(link.readlink()).startswith(str(self.real.root)):
                     os.close(int(link.name))
-        self.disk._lock_descriptor = -1  # type: ignore[attr-defined]
-        self.disk._runners.shutdown(wait=True)  # type: ignore[attr-defined]
+        self.real._lock_descriptor = -1
+        self.real._runners.shutdown(wait=True)
 
 
 def _real(k: int, fault: str, *, for_ever: bool, seed: int) -> int:
