@@ -269,8 +269,8 @@ class RealDisk:
                 raise DirectoryInUse(f"{self._root} is in use by another process", pid=owner or "unknown") from error
             raise DirectoryUnusable(f"{self._root} cannot be locked: {error.strerror}") from error
         # The number is for the message to whoever comes second; the lock is the kernel's.
-        os.ftruncate(descriptor, 0)
         with contextlib.suppress(OSError):
+            os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, b"%d\n" % os.getpid(), 0)
         self._lock_descriptor = descriptor
 

@@ -66,8 +66,10 @@ class Findings:
 class RecordedLoad:
     """Clients of one store, and what they were told. `url` may change when the store is started again."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, live_bytes_max: int = 1 << 40) -> None:
         self.url = ""
+        self.live_bytes = 0
+        self.live_bytes_max = live_bytes_max
         self.chance = random.Random(seed)
         self.blobs: list[Stored] = []
         self.touched: set[int] = set()
@@ -90,7 +92,9 @@ class RecordedLoad:
     async def _work(self, session: aiohttp.ClientSession, stopping: asyncio.Event) -> None:
         steps: tuple[Callable[[aiohttp.ClientSession], Awaitable[None]], ...] = (self._put, self._read, self._change)
         while not stopping.is_set():
-            (step,) = self.chance.choices(steps, (40, 45, 15))
+            # With as much stored as there may be, deletes take the place of puts.
+            is_full = self.live_bytes > self.live_bytes_max
+            (step,) = self.chance.choices(steps, (5, 40, 55) if is_full else (40, 45, 15))
             try:
                 await step(session)
             except (aiohttp.ClientError, TimeoutError, ConnectionError):
@@ -115,6 +119,7 @@ class RecordedLoad:
                 blob = Stored(answer.headers["Location"].lstrip("/"), seed, size)
                 if ttl_s:
                     blob.expires_at_s = sent_at_s + ttl_s
+                self.live_bytes += size
                 self.touched.add(len(self.blobs))
                 self.blobs.append(blob)
             elif answer.status not in _UNDECIDED:
@@ -157,6 +162,7 @@ class RecordedLoad:
             await answer.read()
         self.findings.answers[f"delete {answer.status}"] += 1
         if answer.status == 202:
+            self.live_bytes -= blob.size if blob.may_live else 0
             blob.may_live = False
         elif answer.status == 404:
             self.findings.lost.append(f"{blob.identity}: its delete was answered 404")
@@ -167,6 +173,7 @@ class RecordedLoad:
             await answer.read()
         self.findings.answers[f"undelete {answer.status}"] += 1
         if answer.status == 200:
+            self.live_bytes += blob.size
             blob.may_be_dead = False
         elif answer.status not in _UNDECIDED:
             # Its bytes are reclaimed already, if it was dead at all.
