@@ -18,7 +18,7 @@ from tests.prove.fuzz import prove_fuzz
 from tests.prove.images import prove_images
 from tests.prove.kills import prove_kills
 from tests.prove.machine import prove_machine
-from tests.prove.mutants import prove_mutants
+from tests.prove.mutants import prove_cluster_mutants, prove_mutants
 from tests.prove.soak import prove_soak
 from tests.prove.syscalls import prove_syscalls
 
@@ -31,6 +31,7 @@ PROOFS: Final[dict[str, Callable[[int, float], dict[str, object]]]] = {
     "flips": prove_flips,
     "fuzz": prove_fuzz,
     "mutants": prove_mutants,
+    "cluster-mutants": prove_cluster_mutants,
     "soak": prove_soak,
     "syscalls": prove_syscalls,
     "kills": lambda seed, seconds: prove_kills(seed, seconds, 0),

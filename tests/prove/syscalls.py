@@ -278,7 +278,7 @@ class RealWorld(LooseWorld):
     def __init__(self, folder: Path, seed: int) -> None:
         super().__init__(seed=seed)
         self.real = real_disk.RealDisk(folder)
-        self.disk = self.real  # type: ignore[assignment] -- a World wants the simulated one, and here needs no more
+        self.disk = self.real  # type: ignore[assignment] # a World wants the simulated one, and here needs no more
 
     def open(self) -> Any:
         """As the parent."""

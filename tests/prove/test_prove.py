@@ -8,9 +8,11 @@ from tests.prove.cluster_mutants import CLUSTER_MUTANTS
 from tests.prove.flips import prove_flips
 from tests.prove.fuzz import prove_fuzz
 from tests.prove.images import prove_images
+from tests.prove.kills import prove_kills
 from tests.prove.machine import EPISODE_STEPS, RULES, prove_machine
 from tests.prove.mutant import Mutant
 from tests.prove.mutants import MUTANTS, ROOT
+from tests.prove.syscalls import prove_syscalls
 from tests.storage.test_store_machine import StoreMachine
 
 
@@ -43,6 +45,17 @@ def test_the_machine_takes_every_rule() -> None:
     rules = {name for name, method in vars(StoreMachine).items() if hasattr(method, "hypothesis_stateful_rule")}
     assert len(rules) > 10
     assert rules <= set(RULES)
+
+
+def test_failing_calls_lose_nothing_acknowledged() -> None:
+    figures = prove_syscalls(1, 4.0)
+    assert figures["simulated runs"]
+    assert figures["real runs: EIO"]
+
+
+def test_two_kills_of_a_served_store_lose_nothing_acknowledged() -> None:
+    figures = prove_kills(random.randrange(2**32), 0.0, 2)
+    assert (figures["kills"], figures["escaped"]) == (2, [])
 
 
 @pytest.mark.parametrize("mutant", [*MUTANTS, *CLUSTER_MUTANTS], ids=lambda mutant: mutant.name)
