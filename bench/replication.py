@@ -55,6 +55,8 @@ def write_files(folder: Path, ports: dict[str, int], partitions: int) -> None:
         (folder / f"{name}.toml").write_text(
             f'cluster_map = "cluster.toml"\nnode = "{name}"\nadmin_port = 0\n'
             '[storage]\nreserve_bytes = "16 MiB"\njournal_bytes = "64 MiB"\n'
+            # The first verification of thousands of new segments is work, and none of replication.
+            "scrub_bytes_per_s = 0\ncompaction_bytes_per_s = 0\n"
         )
 
 
@@ -173,7 +175,7 @@ async def wan_bytes(nodes: dict[str, RemoteDatanode]) -> int:
 
 def measure_idle(pids: list[int], seconds: int) -> None:
     """CPU of processes that have nothing to do."""
-    time.sleep(15)
+    time.sleep(20)
     before = cpu_seconds(pids)
     time.sleep(seconds)
     share = (cpu_seconds(pids) - before) / seconds

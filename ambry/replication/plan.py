@@ -1,9 +1,9 @@
 """Who reads from whom: pure. A datanode reads the feed of every other replica of its partitions in its datacentre; of
 those in other datacentres only where it leads.
 
-The leader of a partition towards a remote datanode is the first replica of the datacentre, in the order of the map,
-that is up and reaches that datanode. All replicas know the same map, and nearly the same about each other: two leaders
-for a moment cost bytes, none costs time, and neither costs a blob.
+The leader of a partition towards a remote datanode is the first replica of the datacentre that is up and reaches that
+datanode, in the order of the map, those that join last. All replicas know the same map, and nearly the same about each
+other: two leaders for a moment cost bytes, none costs time, and neither costs a blob.
 """
 
 from collections.abc import Callable, Mapping
@@ -55,7 +55,10 @@ def pulls(
     own = nodes[node].datacentre
     found: dict[str, set[int]] = {}
     for number, partition in cluster_map.partitions.items():
-        here = [replica.node for replica in partition.replicas if nodes[replica.node].datacentre == own]
+        near = [replica for replica in partition.replicas if nodes[replica.node].datacentre == own]
+        # Whoever joins has everything to read, and reads it near by: it leads only where nobody else can.
+        near.sort(key=lambda replica: replica.state is ReplicaState.JOINING)
+        here = [replica.node for replica in near]
         if node not in here or is_paused(number):
             continue
         for replica in partition.replicas:

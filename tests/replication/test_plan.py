@@ -5,7 +5,7 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ambry.cluster.map import ClusterMap
+from ambry.cluster.map import ClusterMap, ReplicaState
 from ambry.replication.pace import Pace
 from ambry.replication.plan import Reach, own_partitions, pulls
 from tests.replication.cluster import make_map
@@ -26,6 +26,16 @@ def test_the_next_one_takes_over_from_who_is_down_or_cut_off() -> None:
     reach = Reach(out_of_reach={"a1": frozenset({"b2"})})
     assert pulls(MAP, "a2", reach) == dict.fromkeys(("a1", "a3", "b2"), ALL)
     assert "b2" not in pulls(MAP, "a3", reach)
+
+
+def test_a_replica_that_joins_leads_only_where_nobody_else_is() -> None:
+    partition = MAP.partitions[1]
+    joining = replace(partition.replicas[0], state=ReplicaState.JOINING)
+    joined = replace(MAP, partitions={1: replace(partition, replicas=(joining, *partition.replicas[1:]))})
+    assert set(pulls(joined, "a1", Reach())) == {"a2", "a3"}
+    assert set(pulls(joined, "a2", Reach())) == {"a1", "a3", "b1", "b2", "b3"}
+    assert "b1" in pulls(joined, "a1", Reach(frozenset({"a2", "a3"})))
+    assert "a1" not in pulls(joined, "b1", Reach()), "nobody reads far away from a replica that joins"
 
 
 def test_what_is_paused_is_not_read() -> None:
