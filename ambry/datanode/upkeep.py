@@ -38,7 +38,14 @@ STEP_BYTES: Final = 256 * KIB
 """Read between two waits: about 2 ms of work for small records."""
 
 IDLE_S: Final = 5.0
-"""Between two looks for something to do."""
+"""Between two looks for something to do, at least."""
+
+IDLE_RATIO: Final = 300.0
+"""A look that found nothing is followed by a rest of this many times its own duration: a third of a percent of a core,
+however many partitions there are."""
+
+IDLE_S_MAX: Final = 60.0
+"""The longest rest."""
 
 FAILURE_S_MAX: Final = 600.0
 """Longest pause after a failure."""
@@ -160,6 +167,7 @@ class Upkeep:
     def run(self) -> None:
         """Work until `stop`, or until the store has failed."""
         while not self._stopping.is_set() and self._store.failure is None:
+            started_s = self._clock.monotonic()
             try:
                 has_worked = self.step()
             except ShuttingDown:
@@ -177,7 +185,9 @@ class Upkeep:
                 self._failures_in_a_row = 0
             if not has_worked:
                 # Longer after every failure: what fails again reads and logs the same again.
-                self._stopping.wait(min(IDLE_S * 2**self._failures_in_a_row, FAILURE_S_MAX))
+                took_s = self._clock.monotonic() - started_s
+                idle_s = min(max(IDLE_S, IDLE_RATIO * took_s), IDLE_S_MAX)
+                self._stopping.wait(min(idle_s * 2**self._failures_in_a_row, FAILURE_S_MAX))
 
     def _failed(self, error: Exception) -> None:
         self.figures.failures += 1
