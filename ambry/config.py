@@ -208,11 +208,17 @@ class NameFeedSettings:
 class FrontendSettings:
     """`ambry frontend --config FILE`."""
 
-    cluster_map: Path
-    """The static cluster map, another TOML file."""
-
     datacentre: str
     """Name of the datacentre in the map that this frontend is in: puts go to replicas there."""
+
+    cluster_map: Path | None = None
+    """The static cluster map, another TOML file; or `zookeeper`."""
+
+    zookeeper: str | None = None
+    """ZooKeeper servers that hold the cluster map, "host:port,host:port", perhaps with a folder behind them."""
+
+    state_folder: Path | None = None
+    """With `zookeeper`: folder of this process for the last map that it knows. Each process has its own."""
 
     secret_file: Path | None = None
     """File with the cluster secret; SECRET_VARIABLE is read where this is not given."""
@@ -252,14 +258,43 @@ class FrontendSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class DiskSettings:
+    """One disk of a datanode: its folder, and the bytes that partitions may take there."""
+
+    path: Path
+    capacity_bytes: Annotated[int, Range(Unit.BYTES, 64 * MIB, 1024 * 1024 * GIB)]
+
+
+@dataclass(frozen=True, slots=True)
 class DatanodeSettings:
-    """`ambry datanode --config FILE`. Address, disks and partitions are in the cluster map, under `node`."""
+    """`ambry datanode --config FILE`. With a static map, address and disks are there, under `node`; with ZooKeeper
+    they are here, and the datanode registers them.
+    """
 
-    cluster_map: Path
-    """The static cluster map, another TOML file."""
+    cluster_map: Path | None = None
+    """The static cluster map, another TOML file; or `zookeeper`."""
 
-    node: str
-    """Name of this datanode in the map."""
+    node: str | None = None
+    """Name of this datanode in the map. With `zookeeper` it may be left out: one is made at the first start."""
+
+    zookeeper: str | None = None
+    """ZooKeeper servers that hold the cluster map, "host:port,host:port", perhaps with a folder behind them."""
+
+    state_folder: Path | None = None
+    """With `zookeeper`: folder of this datanode for its identity and the last map that it knows."""
+
+    datacentre: str | None = None
+    """With `zookeeper`: the name of its datacentre."""
+
+    rack: str = "rack"
+    """With `zookeeper`: what fails together with this datanode."""
+
+    host: str = "127.0.0.1"
+    port: Port = 6667
+    """With `zookeeper`: where other processes reach this datanode."""
+
+    disk: tuple[DiskSettings, ...] = ()
+    """With `zookeeper`: its disks."""
 
     secret_file: Path | None = None
     """File with the cluster secret; SECRET_VARIABLE is read where this is not given."""

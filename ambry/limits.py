@@ -571,6 +571,12 @@ REGISTRY_LOOK_S: Final = 10.0
 REGISTRY_RETRY_S: Final = 1.0
 """The same while ZooKeeper is out of reach, or has no layout that this process could use."""
 
+JOIN_LOOK_S: Final = 1.0
+"""How often a replica that joins looks whether it has caught up."""
+
+MAP_WAIT_S: Final = 2.0
+"""How long a request that was refused under an old map waits for a newer one before it gives up."""
+
 REGISTRY_HISTORY_MAX: Final = 1000
 """Changes of the layout that are kept."""
 

@@ -40,6 +40,9 @@ REGISTRY_HOSTS: Final = re.compile(
 )
 
 DOORS_TO_TIME_AND_CHANCE: Final[Mapping[str, str]] = {
+    "ambry/cli/cluster.py": "the fingerprint of a new cluster, and how long a command waits",
+    "ambry/cli/dev_cluster.py": "fingerprint and secret of a cluster for trying things out",
+    "ambry/datanode/set_aside.py": "hands the operating system's randomness to the engine, for identities",
     "ambry/cluster/membership.py": "what tells this start of a process from its former ones",
     "ambry/cluster/zookeeper.py": "waits for a session on a thread, and dates the history",
     "ambry/cli/check.py": "hands the operating system's randomness to the engine, for identities",

@@ -1,9 +1,9 @@
-"""The admin port of a datanode: plain HTTP with /metrics, /healthCheck and /check, nothing else."""
+"""The admin port of a datanode: plain HTTP with /metrics, /healthCheck, /check and, with ZooKeeper, /clusterMap."""
 
 import asyncio
 import dataclasses
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from aiohttp import web
@@ -12,13 +12,15 @@ from ambry.datanode.local import LocalDatanode
 from ambry.errors import AmbryError
 from ambry.metrics import CONTENT_TYPE, Metrics
 
+MAP_PATH: Final = "/clusterMap"
 _HEALTH_SECONDS: Final = 5.0
 
 
 class AdminServer:
     """Answers on sockets that are bound already."""
 
-    def __init__(self, datanode: LocalDatanode, metrics: Metrics) -> None:
+    def __init__(self, datanode: LocalDatanode, metrics: Metrics, map_file: Callable[[], bytes] | None = None) -> None:
+        """`map_file` gives the cluster map as it is kept on disk; without it there is no such path."""
         self._datanode = datanode
         self._is_checking = False
         self._metrics = metrics
@@ -26,6 +28,12 @@ class AdminServer:
         app.router.add_get("/metrics", self._render_metrics)
         app.router.add_get("/healthCheck", self._check_health)
         app.router.add_get("/check", self._check_disks)
+        if map_file is not None:
+
+            async def answer_map(_request: web.Request) -> web.Response:
+                return web.Response(body=map_file())
+
+            app.router.add_get(MAP_PATH, answer_map)
         self._runner = web.AppRunner(app, access_log=None)
 
     async def start(self, sockets: Sequence[socket.socket]) -> None:

@@ -9,6 +9,7 @@ import click
 from ambry.cli import check as check_command
 from ambry.cli import inspect as inspect_command
 from ambry.cli.admin import AdminServer
+from ambry.cli.cluster_member import serve_member
 from ambry.cli.listen import bind, port_of
 from ambry.cli.processes import Stop, configure_logs, run
 from ambry.cli.tls import following, node_client_context, node_server_context
@@ -87,7 +88,9 @@ def connect_peers(
         if peer.name == settings.node:
             peers[peer.name] = local
             continue
-        remote = RemoteDatanode(peer.host, peer.port, peer.name, cluster_map.fingerprint, secret, settings.node, ssl)
+        remote = RemoteDatanode(
+            peer.host, peer.port, peer.name, cluster_map.fingerprint, secret, settings.node or "", ssl
+        )
         stack.push_async_callback(remote.close)
         peers[peer.name] = remote
     return peers
@@ -102,10 +105,12 @@ def replication_of(
     ssl = node_client_context(settings.node_tls) if settings.node_tls else None
 
     def connect(node: Node) -> RemoteDatanode:
-        return RemoteDatanode(node.host, node.port, node.name, cluster_map.fingerprint, secret, settings.node, ssl)
+        return RemoteDatanode(
+            node.host, node.port, node.name, cluster_map.fingerprint, secret, settings.node or "", ssl
+        )
 
     return Replication(
-        settings.node,
+        settings.node or "",
         local,
         connect,
         settings.replication,
@@ -123,7 +128,14 @@ async def stopped(task: "asyncio.Task[None]") -> None:
 
 
 async def _serve(settings: DatanodeSettings) -> None:
+    if settings.zookeeper is not None:
+        if settings.cluster_map is not None:
+            raise BadConfiguration("give cluster_map or zookeeper, not both")
+        await serve_member(settings)
+        return
     stop = Stop()
+    if settings.cluster_map is None or settings.node is None:
+        raise BadConfiguration("give cluster_map and node, or zookeeper")
     cluster_map = load_static_map(settings.cluster_map)
     node = cluster_map.nodes.get(settings.node)
     if node is None:

@@ -14,12 +14,14 @@ from typing import Final
 import click
 
 from ambry.access.keys import Masters, masters_from
+from ambry.cli.connections import Connections, Identity
 from ambry.cli.listen import check_free, is_beyond_loopback, is_open, refuse_without_keys
 from ambry.cli.processes import Stop, Workers, configure_logs, parent_gone, run
 from ambry.cli.tls import follow, following, node_client_context
 from ambry.clock import Clock, SystemClock
 from ambry.cluster.embedded import DATACENTRE, read_registry
 from ambry.cluster.map import ClusterMap
+from ambry.cluster.membership import Membership
 from ambry.cluster.static_map import load_static_map
 from ambry.config import (
     Authentication,
@@ -35,14 +37,17 @@ from ambry.errors import BadConfiguration
 from ambry.frontend.access import Access
 from ambry.frontend.app import Frontend
 from ambry.frontend.chance import Chance
+from ambry.limits import MAP_WAIT_S
 from ambry.logs import get_logger
 from ambry.metrics import Metrics
 from ambry.names.open import ensure_epoch, open_database, sqlite_url
 from ambry.names.sql import Database
 from ambry.protocol.datanode import Datanode
-from ambry.transport.client import RemoteDatanode
 
 _log = get_logger(__name__)
+
+NO_MAP: Final = ClusterMap("", 0, {}, {}, {})
+"""Until ZooKeeper was asked."""
 
 _SEVERAL: Final = 2
 """What a worker is told of the number of processes on its port: it is not alone."""
@@ -104,7 +109,7 @@ def worker(  # noqa: PLR0917 -- one parameter for each option
         assert data is not None
         log = LogSettings(LogLevel(log_level), LogFormat(log_format))
         settings = replace(
-            embedded_settings(data, host, port, _SEVERAL, log),
+            embedded_settings(host, port, _SEVERAL, log),
             authentication=Authentication(auth),
             insecure_listen=insecure_listen,
         )
@@ -114,11 +119,9 @@ def worker(  # noqa: PLR0917 -- one parameter for each option
     run(lambda: _work(job))
 
 
-def embedded_settings(data: Path, host: str, port: int, workers: int, log: LogSettings) -> FrontendSettings:
+def embedded_settings(host: str, port: int, workers: int, log: LogSettings) -> FrontendSettings:
     """Settings of a frontend that belongs to a data directory."""
-    return FrontendSettings(
-        data / "registry" / "cluster-map", DATACENTRE.name, host=host, port=port, workers=workers, log=log
-    )
+    return FrontendSettings(DATACENTRE.name, host=host, port=port, workers=workers, log=log)
 
 
 def embedded_job(settings: FrontendSettings, cluster_map: ClusterMap, secret: bytes, data: Path) -> FrontendJob:
@@ -128,18 +131,45 @@ def embedded_job(settings: FrontendSettings, cluster_map: ClusterMap, secret: by
 
 def job_of(settings: FrontendSettings, config: Path) -> FrontendJob:
     """The job of a frontend with settings of its own. Raises BadConfiguration."""
-    cluster_map = load_static_map(settings.cluster_map)
-    numbers = {each.name: each.number for each in cluster_map.datacentres.values()}
-    if settings.datacentre not in numbers:
-        raise BadConfiguration(f"{settings.cluster_map}: there is no datacentre {settings.datacentre!r}")
+    if settings.zookeeper is not None:
+        if settings.cluster_map is not None or settings.state_folder is None:
+            raise BadConfiguration(f"{config}: zookeeper needs state_folder, and no cluster_map")
+        # The map comes when the loop runs: `with_map`.
+        cluster_map, number = NO_MAP, 0
+    elif settings.cluster_map is None:
+        raise BadConfiguration(f"{config}: give cluster_map, or zookeeper and state_folder")
+    else:
+        cluster_map = load_static_map(settings.cluster_map)
+        number = number_of(cluster_map, settings.datacentre, str(settings.cluster_map))
     return FrontendJob(
         settings,
         cluster_map,
-        numbers[settings.datacentre],
+        number,
         load_secret(settings.secret_file),
         settings.name_store,
         f"insecure_listen = true in {config}",
     )
+
+
+def number_of(cluster_map: ClusterMap, datacentre: str, where: str) -> int:
+    """The number of a datacentre. Raises BadConfiguration for a name that the map does not have."""
+    numbers = {each.name: each.number for each in cluster_map.datacentres.values()}
+    if datacentre not in numbers:
+        raise BadConfiguration(f"{where}: there is no datacentre {datacentre!r}")
+    return numbers[datacentre]
+
+
+async def with_map(job: FrontendJob, stack: contextlib.AsyncExitStack) -> tuple[FrontendJob, Membership | None]:
+    """The job with a cluster map: the static one that it has, or the newest of ZooKeeper, followed from here on."""
+    settings = job.settings
+    if settings.zookeeper is None:
+        return job, None
+    assert settings.state_folder is not None
+    membership = Membership(settings.zookeeper, settings.state_folder)
+    stack.push_async_callback(membership.close)
+    await membership.open()
+    number = number_of(membership.cluster_map, settings.datacentre, settings.zookeeper)
+    return replace(job, cluster_map=membership.cluster_map, datacentre=number), membership
 
 
 async def _serve(job: FrontendJob, workers: Workers) -> None:
@@ -166,36 +196,33 @@ async def _work(job: FrontendJob) -> None:
 async def _start(job: FrontendJob, workers: Workers, stack: contextlib.AsyncExitStack) -> int:
     """Make connections to the datanodes of the map and listen, until `stack` unwinds. Returns the port."""
     own_name = f"frontend-{socket.gethostname()}-{os.getpid()}"
-    datanodes = connect_datanodes(job, own_name, stack)
+    job, membership = await with_map(job, stack)
+    connections = await connect_datanodes(job, own_name, stack, membership)
     metrics = Metrics()
     metrics.watch_gauge(
         "ambry_datanodes_connected",
         "Datanodes that this frontend has a connection to.",
-        lambda: sum(datanode.is_connected for datanode in datanodes.values()),
+        lambda: connections.connected,
     )
-    return await start_http(job, datanodes, own_name, metrics, workers, stack)
+    return await start_http(job, connections.datanodes, own_name, metrics, workers, stack, membership)
 
 
-def connect_datanodes(job: FrontendJob, own_name: str, stack: contextlib.AsyncExitStack) -> dict[str, RemoteDatanode]:
+async def connect_datanodes(
+    job: FrontendJob, own_name: str, stack: contextlib.AsyncExitStack, membership: Membership | None = None
+) -> Connections:
     """Connections to the datanodes of the map, made when they are needed, until `stack` unwinds."""
     ssl = node_client_context(job.settings.node_tls) if job.settings.node_tls else None
-    datanodes = {
-        node.name: RemoteDatanode(
-            node.host,
-            node.port,
-            node.name,
-            job.cluster_map.fingerprint,
-            job.secret,
-            own_name,
-            ssl,
-            # Small requests do not queue behind a 4 MiB frame on the only connection.
-            connections=2,
-        )
-        for node in job.cluster_map.nodes.values()
-    }
-    for datanode in datanodes.values():
-        stack.push_async_callback(datanode.close)
-    return datanodes
+    identity = Identity(own_name, job.secret, ssl)
+    # Two each: small requests do not queue behind a 4 MiB frame on the only connection.
+    if membership is None:
+        connections = Connections(identity, connections=2)
+    else:
+        connections = Connections(identity, connections=2, on_stale=membership.look_soon)
+        # Before whoever makes routes: a route leads to the connections of its own map.
+        membership.on_map(connections.adopt)
+    stack.push_async_callback(connections.close)
+    await connections.adopt(job.cluster_map)
+    return connections
 
 
 async def open_names(url: str | None, clock: Clock, stack: contextlib.AsyncExitStack) -> Database | None:
@@ -217,6 +244,7 @@ async def start_http(
     metrics: Metrics,
     workers: Workers,
     stack: contextlib.AsyncExitStack,
+    membership: Membership | None = None,
 ) -> int:
     """Listen, together with the workers, until `stack` unwinds. Returns the port."""
     settings = job.settings
@@ -236,6 +264,8 @@ async def start_http(
         access=Access(clock, masters=masters, is_open=opens, secure_prefix=settings.secure_path_prefix),
         database=database,
     )
+    if membership is not None:
+        follow_map(membership, server, metrics)
     grace_s = settings.shutdown_grace_ms / 1000
 
     async def stop_all() -> None:
@@ -254,6 +284,31 @@ async def start_http(
     _, port = await server.start(settings.host, settings.port, reuse_port=settings.workers > 1)
     workers.start("--port", str(port))
     return port
+
+
+def follow_map(membership: Membership, server: Frontend, metrics: Metrics) -> None:
+    """Serve by every new map from here on."""
+
+    async def adopt(cluster_map: ClusterMap) -> None:
+        server.operations.adopt(cluster_map)
+
+    async def reload(version: int) -> bool:
+        return await membership.newer_than(version, MAP_WAIT_S)
+
+    membership.on_map(adopt)
+    server.operations.reload = reload
+    watch_membership(membership, metrics)
+    membership.run()
+
+
+def watch_membership(membership: Membership, metrics: Metrics) -> None:
+    """What a process knows of the cluster map."""
+    metrics.watch_gauge(
+        "ambry_map_version", "Version of the cluster map in use.", lambda: membership.cluster_map.version
+    )
+    metrics.watch_gauge(
+        "ambry_map_is_current", "1 while ZooKeeper confirms the map.", lambda: int(membership.is_current)
+    )
 
 
 def masters_of(settings: FrontendSettings, secret: bytes) -> Masters:

@@ -21,6 +21,14 @@ _COMMANDS: Final = {
     "get": ("ambry.cli.blobs", "Write a blob to a file or to standard output."),
     "stat": ("ambry.cli.blobs", "Show what is known about a blob."),
     "rm": ("ambry.cli.blobs", "Delete blobs."),
+    "cluster": ("ambry.cli.cluster", "Begin, adopt, look at, compare and restore a cluster."),
+    "node": ("ambry.cli.node", "Datanodes of a cluster: list, show, add, remove."),
+    "partition": ("ambry.cli.partition", "Partitions of a cluster: list, create, seal, move, check, compare."),
+    "replica": ("ambry.cli.partition", "Replicas of a cluster: list, add, remove."),
+    "replication": ("ambry.cli.replication", "Replication between datanodes: status, lag, pause, resume."),
+    "blob": ("ambry.cli.blob", "Which replicas hold a blob; whether they are equal."),
+    "wait": ("ambry.cli.cluster", "Wait until a cluster is healthy, or its replicas are equal."),
+    "dev-cluster": ("ambry.cli.dev_cluster", "Run a whole cluster on this machine: real processes, a real ZooKeeper."),
     "account": ("ambry.cli.account", "Make, show, change and delete accounts."),
     "container": ("ambry.cli.container", "Make, show, change and delete containers; their policy."),
     "names": ("ambry.cli.names", "Back up, rebuild or migrate the name store."),
@@ -47,7 +55,7 @@ class Commands(click.Group):
         del ctx
         if cmd_name not in _COMMANDS:
             return None
-        command = getattr(importlib.import_module(_COMMANDS[cmd_name][0]), cmd_name)
+        command = getattr(importlib.import_module(_COMMANDS[cmd_name][0]), cmd_name.replace("-", "_"))
         assert isinstance(command, click.Command)
         return command
 

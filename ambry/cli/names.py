@@ -16,7 +16,7 @@ from typing import Final
 import click
 
 from ambry.cli.datanode import open_datanode
-from ambry.cli.frontend import connect_datanodes, job_of
+from ambry.cli.frontend import connect_datanodes, job_of, with_map
 from ambry.cli.processes import configure_logs
 from ambry.cli.progress import Progress, progress_of
 from ambry.clock import SystemClock
@@ -165,8 +165,9 @@ async def _rebuild_embedded(data: Path, url: str, progress: Progress) -> Rebuild
 async def _rebuild_cluster(config: Path, url: str, progress: Progress) -> RebuildReport:
     job = job_of(load(config, FrontendSettings), config)
     async with contextlib.AsyncExitStack() as stack:
-        datanodes = connect_datanodes(job, f"rebuild-{os.getpid()}", stack)
-        return await _rebuild(url, job.cluster_map, datanodes, progress, stack)
+        job, _ = await with_map(job, stack)
+        connections = await connect_datanodes(job, f"rebuild-{os.getpid()}", stack)
+        return await _rebuild(url, job.cluster_map, connections.datanodes, progress, stack)
 
 
 async def _rebuild(

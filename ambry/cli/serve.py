@@ -128,7 +128,7 @@ async def _serve(options: ServeOptions) -> None:
             stack.push_async_callback(node_server.stop, _GRACE_S)
             _, node_port = await node_server.start(_LOOPBACK, 0)
         settings = replace(
-            embedded_settings(registry.folder, options.host, options.port, options.workers, options.log),
+            embedded_settings(options.host, options.port, options.workers, options.log),
             authentication=options.authentication,
             insecure_listen=options.insecure_listen,
         )

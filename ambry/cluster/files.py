@@ -4,9 +4,9 @@ import os
 from pathlib import Path
 
 
-def replace_file(path: Path, data: bytes, mode: int = 0o644) -> None:
-    """Write, sync, rename, sync the folder. Blocks."""
-    new = path.with_name(path.name + ".new")
+def replace_file(path: Path, data: bytes, mode: int = 0o644, suffix: str = ".new") -> None:
+    """Write, sync, rename, sync the folder. Blocks. Several processes that write one file need a suffix each."""
+    new = path.with_name(path.name + suffix)
     new.unlink(missing_ok=True)
     file = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
     try:

@@ -53,6 +53,7 @@ class Membership:
         self._fresh = asyncio.Condition()
         # Maps are adopted one after the other: a change made here and a watch may bring the same one at once.
         self._adopting = asyncio.Lock()
+        self._is_hinted = False
 
     @property
     def cluster_map(self) -> ClusterMap:
@@ -114,11 +115,15 @@ class Membership:
 
     def look_soon(self) -> None:
         """Somebody knows a newer map: look now."""
+        self._is_hinted = True
         self._wake.set()
 
     async def newer_than(self, version: int, wait_s: float) -> bool:
-        """Whether a map above `version` is in use within this time."""
-        self.look_soon()
+        """Whether a map above `version` is in use within this time. At once when nobody has said that there is one."""
+        if self.cluster_map.version > version:
+            return True
+        if not self._is_hinted:
+            return False
         try:
             async with asyncio.timeout(wait_s), self._fresh:
                 await self._fresh.wait_for(lambda: self.cluster_map.version > version)
@@ -142,7 +147,7 @@ class Membership:
     def announce(self, name: str, record: Mapping[str, object]) -> None:
         """Be among those that live under this name, from the next look on; `record` may change any time."""
         self._announced = (name, dict(record))
-        self.look_soon()
+        self._wake.set()
 
     # --- following ---------------------------------------------------------------------------------------------
 
@@ -225,6 +230,7 @@ class Membership:
         await asyncio.to_thread(_keep, self._path, found)
         self._layout = found
         _log.info("cluster map", version=found.head.version, partitions=len(found.cluster_map.partitions))
+        self._is_hinted = False
         for listener in self._listeners:
             await listener(found.cluster_map)
         self._wake.set()  # what this process announces carries the version
@@ -241,4 +247,5 @@ class Membership:
 
 
 def _keep(path: Path, layout: Layout) -> None:
-    replace_file(path, encode_file(layout))
+    # Workers of one frontend share a folder.
+    replace_file(path, encode_file(layout), suffix=f".{os.getpid()}.new")

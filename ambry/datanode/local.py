@@ -7,7 +7,7 @@ once, on the loop.
 
 import asyncio
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -74,6 +74,7 @@ class LocalDatanode:
         self._services = {
             replica.partition: service for _, service in self._disks for replica in service.store.replicas
         }
+        self._by_path = {str(disk.root): service for disk, service in self._disks}
         self._stores = {partition: service.store for partition, service in self._services.items()}
 
     @classmethod
@@ -107,6 +108,32 @@ class LocalDatanode:
     def on_hole(self, listener: Callable[[bytes], None]) -> None:
         """Call `listener` with the id of a blob that was asked for and whose bytes are missing here."""
         self._hole_listeners.append(listener)
+
+    @property
+    def incarnations(self) -> dict[int, bytes]:
+        """The replicas on the disks, also those that nobody is answered from."""
+        return {
+            replica.partition: replica.incarnation for _, service in self._disks for replica in service.store.replicas
+        }
+
+    async def hold(self, wanted: Mapping[int, tuple[str, int]], withheld: Collection[int]) -> None:
+        """Answer for these partitions, each on a disk and with a capacity; those that are missing are created, empty.
+
+        Others answer nothing from here on, and neither do those that are withheld; their files stay.
+        """
+        services: dict[int, DiskService] = {}
+        there = self.incarnations
+        for partition, (path, capacity) in wanted.items():
+            service = self._by_path.get(path)
+            if service is None:
+                _log.error("the map places a replica on a disk that is not here", partition=partition, disk=path)
+                continue
+            if partition not in there:
+                await asyncio.to_thread(service.store.add_replica, partition, capacity)
+            if partition not in withheld:
+                services[partition] = service
+        self._services = services
+        self._stores = {partition: service.store for partition, service in services.items()}
 
     def put(self, request: PutRequest, deadline: float) -> asyncio.Future[StateAnswer]:
         """Durable when the future has its answer."""
@@ -186,6 +213,7 @@ class LocalDatanode:
                 )
                 for service in services
                 for replica in service.store.replicas
+                if self._services.get(replica.partition) is service
             ]
             free_bytes = sum(service.store.free_bytes() for service in services)
         except AmbryError as error:

@@ -72,8 +72,8 @@ class LatencyWindow:
         return self._percentile_s if self._at >= _SAMPLES_MIN else None
 
 
-class Peer:
-    """One datanode as a frontend sees it. `datanode` is None while there is no connection to be had."""
+class Health:
+    """What the traffic with one datanode has shown, whoever it was routed by."""
 
     __slots__ = (
         "_asked_at",
@@ -85,15 +85,9 @@ class Peer:
         "_probe_at",
         "_probe_s",
         "_small",
-        "datanode",
-        "is_near",
-        "name",
     )
 
-    def __init__(self, name: str, datanode: Datanode | None, *, is_near: bool = True) -> None:
-        self.name = name
-        self.datanode = datanode
-        self.is_near = is_near
+    def __init__(self, *, is_near: bool) -> None:
         self._hedge_s_max = (HEDGE_MS_MAX if is_near else HEDGE_REMOTE_MS_MAX) / 1000
         self._small = LatencyWindow()
         self._large = LatencyWindow()
@@ -175,6 +169,49 @@ class Peer:
     def _put_off(self, now: float) -> None:
         self._probe_s = min(max(2 * self._probe_s, PEER_PROBE_MS_MIN / 1000), PEER_PROBE_MS_MAX / 1000)
         self._probe_at = now + self._probe_s
+
+
+class Peer:
+    """One datanode as the routes of one cluster map see it. `datanode` is None while there is no connection to be had.
+
+    What is learnt of it, its `health`, stays when another map brings other routes.
+    """
+
+    __slots__ = (
+        "answered",
+        "asked",
+        "datanode",
+        "ended",
+        "failed",
+        "given_up",
+        "health",
+        "hedge_s",
+        "is_near",
+        "is_quiet",
+        "is_suspect",
+        "name",
+        "overtaken",
+        "took",
+    )
+
+    def __init__(
+        self, name: str, datanode: Datanode | None, *, is_near: bool = True, health: Health | None = None
+    ) -> None:
+        self.name = name
+        self.datanode = datanode
+        self.is_near = is_near
+        self.health = health = health or Health(is_near=is_near)
+        # Bound once: these are called several times for every request.
+        self.asked = health.asked
+        self.answered = health.answered
+        self.failed = health.failed
+        self.overtaken = health.overtaken
+        self.ended = health.ended
+        self.given_up = health.given_up
+        self.took = health.took
+        self.is_suspect = health.is_suspect
+        self.is_quiet = health.is_quiet
+        self.hedge_s = health.hedge_s
 
 
 class HedgeBudget:

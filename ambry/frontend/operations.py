@@ -6,7 +6,7 @@ else is in put.py, get.py and update.py; this module binds them to one cluster m
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import replace
 from typing import Final
 
@@ -17,7 +17,7 @@ from ambry.blob.requests import Buffer, GetAnswer, GetRequest
 from ambry.blob.state import BlobState
 from ambry.clock import Clock
 from ambry.cluster.map import ClusterMap
-from ambry.errors import AmbryError
+from ambry.errors import AmbryError, NoSuchReplica, Unavailable
 from ambry.frontend import chunks, get, hedged, update
 from ambry.frontend.budget import TransferBudget
 from ambry.frontend.buffers import BufferPool
@@ -37,7 +37,18 @@ _SIMPLE: Final = bytes([VERSION, Kind.SIMPLE])
 class Operations:
     """The operations of one frontend process. Make it inside a running event loop."""
 
-    __slots__ = ("_datacentre", "_means", "_placement", "budget", "chance", "clock", "datanodes", "peers", "reclaimer")
+    __slots__ = (
+        "_datacentre",
+        "_means",
+        "_placement",
+        "budget",
+        "chance",
+        "clock",
+        "datanodes",
+        "peers",
+        "reclaimer",
+        "reload",
+    )
 
     def __init__(
         self,
@@ -54,6 +65,8 @@ class Operations:
         self.datanodes = datanodes
         """By name; those of the map that are missing here are out of reach."""
         self.peers = Peers(datanodes)
+        self.reload: Callable[[int], Awaitable[bool]] = _no_reload
+        """Whether there is a newer map than of this version, or comes soon; asked after a request has failed."""
         self.clock = clock
         self.chance = chance
         self.budget = budget or TransferBudget(TRANSFER_BYTES_MAX, TRANSFER_QUEUE_MAX)
@@ -171,12 +184,30 @@ class Operations:
 
     async def delete(self, blob_id: bytes) -> BlobState:
         """Delete a blob; see update.delete."""
-        return await update.delete(self._placement, self.clock, blob_id)
+        return await self._under_newest_map(lambda: update.delete(self._placement, self.clock, blob_id))
 
     async def extend(self, blob_id: bytes, expires_at_ms: int) -> BlobState:
         """Let a blob live longer; see update.extend."""
-        return await update.extend(self._placement, self.clock, blob_id, expires_at_ms)
+        return await self._under_newest_map(lambda: update.extend(self._placement, self.clock, blob_id, expires_at_ms))
 
     async def undelete(self, blob_id: bytes) -> BlobState:
         """Bring a deleted blob back; see update.undelete."""
-        return await update.undelete(self._placement, self.clock, blob_id)
+        return await self._under_newest_map(lambda: update.undelete(self._placement, self.clock, blob_id))
+
+    async def _under_newest_map(self, attempt: Callable[[], Awaitable[BlobState]]) -> BlobState:
+        """Once more, when a datanode has refused it under an old map and a newer one is there or comes at once.
+
+        Changes are idempotent; a put that is refused slips to another partition anyway.
+        """
+        version = self._placement.map_version
+        try:
+            return await attempt()
+        except (Unavailable, NoSuchReplica):
+            if not await self.reload(version):
+                raise
+            return await attempt()
+
+
+async def _no_reload(_version: int) -> bool:
+    """A static map never changes."""
+    return False

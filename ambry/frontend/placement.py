@@ -15,9 +15,9 @@ from ambry.cluster.map import ClusterMap, Partition, Replica, ReplicaState
 from ambry.cluster.quorum import UNCOUNTED, write_quorum
 from ambry.errors import BadBlobId, Unavailable
 from ambry.frontend.chance import Chance
-from ambry.frontend.health import HedgeBudget, Peer
+from ambry.frontend.health import Health, HedgeBudget, Peer
 from ambry.limits import FULL_PARTITION_S, PUT_BURST_MAX, PUT_BURST_S
-from ambry.protocol.datanode import Datanode
+from ambry.protocol.datanode import Datanode, Stamping
 
 _KIND_AT: Final = 1
 _DATACENTRE_AT: Final = slice(2, 4)
@@ -69,22 +69,39 @@ class Route:
 
 
 class Peers:
-    """Every datanode that routes lead to, with what its traffic has shown. Lives longer than a cluster map."""
+    """Every datanode that routes lead to, with what its traffic has shown. Lives longer than a cluster map.
 
-    __slots__ = ("_datanodes", "_known", "hedges")
+    A datanode of another process is told under which version of the map a request was routed: the one of its route,
+    also when a newer map has come meanwhile.
+    """
+
+    __slots__ = ("_datanodes", "_health", "_known", "_version", "hedges")
 
     def __init__(self, datanodes: Mapping[str, Datanode]) -> None:
         self._datanodes = datanodes
         self._known: dict[str, Peer] = {}
+        self._health: dict[tuple[str, bool], Health] = {}
+        self._version = 0
         self.hedges = HedgeBudget()
 
-    def of(self, name: str, *, is_near: bool) -> Peer:
+    def begin(self, map_version: int) -> None:
+        """The routes that are made from here on belong to this version of the map."""
+        self._version = map_version
+        self._known = {}
+
+    def of(self, name: str, map_version: int, *, is_near: bool) -> Peer:
         """The peer of this name. A datanode that was connected since is there from the next map on."""
-        datanode = self._datanodes.get(name)
         found = self._known.get(name)
-        if found is None or found.is_near != is_near:
-            found = self._known[name] = Peer(name, datanode, is_near=is_near)
-        found.datanode = datanode
+        if found is None or found.is_near != is_near or map_version != self._version:
+            datanode = self._datanodes.get(name)
+            if isinstance(datanode, Stamping):
+                datanode = datanode.under(map_version)
+            health = self._health.get((name, is_near))
+            if health is None:
+                health = self._health[name, is_near] = Health(is_near=is_near)
+            found = Peer(name, datanode, is_near=is_near, health=health)
+            if map_version == self._version:
+                self._known[name] = found
         return found
 
     @property
@@ -112,6 +129,7 @@ class Placement:
     )
 
     def __init__(self, cluster_map: ClusterMap, datacentre: int, peers: Peers, chance: Chance) -> None:
+        peers.begin(cluster_map.version)
         self._map = cluster_map
         self._datacentre = datacentre
         self._peers = peers
@@ -235,7 +253,7 @@ class Placement:
         placed: dict[int, list[tuple[Replica, Peer]]] = {}
         for replica in listed.replicas:
             where = self._map.nodes[replica.node].datacentre
-            peer = self._peers.of(replica.node, is_near=where == self._datacentre)
+            peer = self._peers.of(replica.node, self._map.version, is_near=where == self._datacentre)
             placed.setdefault(where, []).append((replica, peer))
         # An origin that left the map, or holds the partition no longer, cannot prove anything: all others must.
         witnesses = (origin,) if origin in placed else tuple(sorted(placed))

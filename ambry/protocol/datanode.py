@@ -11,7 +11,7 @@ future holds DeadlineExceeded, whatever the datanode still does.
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeAlias
+from typing import Protocol, TypeAlias, runtime_checkable
 
 from ambry.blob.requests import (
     Buffer,
@@ -45,6 +45,7 @@ __all__ = [
     "GetRequest",
     "PutRequest",
     "ReplicaStatus",
+    "Stamping",
     "StateAnswer",
     "UpdateRequest",
     "UsageAnswer",
@@ -115,4 +116,13 @@ class Datanode(Protocol):
 
     async def close(self) -> None:
         """Give up connections or stores. Requests in flight end with an error."""
+        ...
+
+
+@runtime_checkable
+class Stamping(Datanode, Protocol):
+    """A datanode of another process, which is told under which version of the map it was chosen."""
+
+    def under(self, map_version: int) -> Datanode:
+        """The same datanode for requests that were routed by this version."""
         ...

@@ -15,13 +15,22 @@ after a failed attempt not before a pause that doubles, with jitter, so that a n
 import asyncio
 import ssl as tls
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, cast
 
 from ambry import limits
 from ambry.clock import Clock, SystemClock
-from ambry.errors import AmbryError, BadRequest, ConnectionLost, DeadlineExceeded, Overloaded, ShuttingDown, TooLarge
+from ambry.errors import (
+    AmbryError,
+    BadRequest,
+    ConnectionLost,
+    DeadlineExceeded,
+    Overloaded,
+    ShuttingDown,
+    StaleMap,
+    TooLarge,
+)
 from ambry.logs import get_logger
 from ambry.protocol.connection import Answered, ClientConnection, Closed, Goodbye, Ready
 from ambry.protocol.datanode import (
@@ -29,6 +38,7 @@ from ambry.protocol.datanode import (
     BatchItem,
     ChangesAnswer,
     ChangesRequest,
+    Datanode,
     DatanodeStatus,
     GetAnswer,
     GetRequest,
@@ -66,13 +76,14 @@ _EVENTS_PER_STEP: Final = 64
 class _Reply(asyncio.Future[Any]):
     """The future of one request; knows how to tell the datanode that it was cancelled."""
 
-    __slots__ = ("body_size", "deadline", "request", "request_id", "session")
+    __slots__ = ("body_size", "deadline", "request", "request_id", "session", "stamp")
 
     deadline: float
     request: Request
     body_size: int
     session: "_Session | None"
     request_id: int
+    stamp: int
 
     def cancel(self, msg: object = None) -> bool:
         if not super().cancel(msg):
@@ -101,43 +112,51 @@ class RemoteDatanode:
         *,
         patience: Patience = PATIENCE,
         clock: Clock | None = None,
+        on_stale: Callable[[], None] = lambda: None,
     ) -> None:
+        """`on_stale` is called when the datanode refuses a request under an older map than its own."""
         assert connections > 0
         self.node = node
-        self._address = _Address(host, port, node, fingerprint, secret, own_node, ssl, patience, clock or SystemClock())
+        self.map_version = 0
+        """Stamped on requests that do not come through `under`: the version of the map that their sender uses."""
+        self._address = _Address(
+            host, port, node, fingerprint, secret, own_node, ssl, patience, clock or SystemClock(), on_stale
+        )
         self._links = [_Link(self._address) for _ in range(connections)]
         self._is_closed = False
 
-    def put(self, request: PutRequest, deadline: float) -> "asyncio.Future[StateAnswer]":
+    def put(self, request: PutRequest, deadline: float, stamp: int = -1) -> "asyncio.Future[StateAnswer]":
         """Durable there when the future has its answer."""
         size = len(request.body)
         if size > limits.BODY_BYTES_MAX or len(request.properties) > limits.PROPERTIES_BYTES_MAX:
             return _failed(TooLarge("a body or properties beyond their limit", size=size))
-        return self._ask(request, deadline, size)
+        return self._ask(request, deadline, size, stamp)
 
-    def get(self, request: GetRequest, deadline: float) -> "asyncio.Future[GetAnswer]":
+    def get(self, request: GetRequest, deadline: float, stamp: int = -1) -> "asyncio.Future[GetAnswer]":
         """The bytes are verified against the root, or for a piece of a body against the checksum sent with it."""
         if not 0 <= request.start <= request.stop < 2**64:
             return _failed(BadRequest("a range that ends before it starts", field="start"))
-        return self._ask(request, deadline, 0)
+        return self._ask(request, deadline, 0, stamp)
 
     def get_now(self, request: GetRequest) -> GetAnswer | None:  # noqa: ARG002 - the interface has it
         """Nothing far away can be had without waiting."""
         return None
 
-    def update(self, request: UpdateRequest, deadline: float) -> "asyncio.Future[StateAnswer]":
+    def update(self, request: UpdateRequest, deadline: float, stamp: int = -1) -> "asyncio.Future[StateAnswer]":
         """Durable there when the future has its answer."""
-        return self._ask(request, deadline, 0)
+        return self._ask(request, deadline, 0, stamp)
 
-    def batch(self, items: Sequence[BatchItem], deadline: float) -> "asyncio.Future[list[BatchAnswer]]":
+    def batch(
+        self, items: Sequence[BatchItem], deadline: float, stamp: int = -1
+    ) -> "asyncio.Future[list[BatchAnswer]]":
         """One message, or several where sizes demand it: see `split_batch`. Fails as a whole if one of them fails."""
         try:
             parts = split_batch(items)
         except AmbryError as error:
             return _failed(error)
         if len(parts) == 1:
-            return self._ask_batch(parts[0], deadline)
-        futures = [self._ask_batch(part, deadline) for part in parts]
+            return self._ask_batch(parts[0], deadline, stamp)
+        futures = [self._ask_batch(part, deadline, stamp) for part in parts]
         return asyncio.get_running_loop().create_task(_gathered(futures), name=f"batch to {self.node}")
 
     def changes(self, request: ChangesRequest, deadline: float) -> "asyncio.Future[ChangesAnswer]":
@@ -172,6 +191,10 @@ class RemoteDatanode:
         """How replication stands there; may pause and resume it."""
         return self._ask(request, deadline, 0)
 
+    def under(self, map_version: int) -> "Datanode":
+        """The same datanode for requests that were routed by one version of the map: they carry it."""
+        return _Stamped(self, map_version)
+
     async def close(self) -> None:
         """Hang up. What is open ends with ShuttingDown."""
         self._is_closed = True
@@ -183,12 +206,16 @@ class RemoteDatanode:
         """Whether some connection is up and proved."""
         return any(link.is_connected for link in self._links)
 
-    def _ask_batch(self, part: tuple[BatchItem, ...], deadline: float) -> "asyncio.Future[list[BatchAnswer]]":
-        return self._ask(part, deadline, sum(len(item.body) for item in part if isinstance(item, PutRequest)))
+    def _ask_batch(
+        self, part: tuple[BatchItem, ...], deadline: float, stamp: int
+    ) -> "asyncio.Future[list[BatchAnswer]]":
+        size = sum(len(item.body) for item in part if isinstance(item, PutRequest))
+        return self._ask(part, deadline, size, stamp)
 
-    def _ask(self, request: Request, deadline: float, body_size: int) -> "asyncio.Future[Any]":
+    def _ask(self, request: Request, deadline: float, body_size: int, stamp: int = -1) -> "asyncio.Future[Any]":
         loop = asyncio.get_running_loop()
         reply = _Reply(loop=loop)
+        reply.stamp = self.map_version if stamp < 0 else stamp
         reply.deadline = deadline
         reply.request = request
         reply.body_size = body_size
@@ -201,6 +228,43 @@ class RemoteDatanode:
             link = min(self._links, key=_load_of)
         link.ask(reply, loop)
         return reply
+
+
+class _Stamped:
+    """A RemoteDatanode under one version of the map. Its connections are those of the datanode itself."""
+
+    __slots__ = ("_remote", "_stamp")
+
+    def __init__(self, remote: RemoteDatanode, stamp: int) -> None:
+        self._remote = remote
+        self._stamp = stamp
+
+    def put(self, request: PutRequest, deadline: float) -> "asyncio.Future[StateAnswer]":
+        return self._remote.put(request, deadline, self._stamp)
+
+    def get(self, request: GetRequest, deadline: float) -> "asyncio.Future[GetAnswer]":
+        return self._remote.get(request, deadline, self._stamp)
+
+    def get_now(self, request: GetRequest) -> GetAnswer | None:
+        return self._remote.get_now(request)
+
+    def update(self, request: UpdateRequest, deadline: float) -> "asyncio.Future[StateAnswer]":
+        return self._remote.update(request, deadline, self._stamp)
+
+    def batch(self, items: Sequence[BatchItem], deadline: float) -> "asyncio.Future[list[BatchAnswer]]":
+        return self._remote.batch(items, deadline, self._stamp)
+
+    def changes(self, request: ChangesRequest, deadline: float) -> "asyncio.Future[ChangesAnswer]":
+        return self._remote.changes(request, deadline)
+
+    def status(self, deadline: float) -> "asyncio.Future[DatanodeStatus]":
+        return self._remote.status(deadline)
+
+    def usage(self, request: UsageRequest, deadline: float) -> "asyncio.Future[UsageAnswer]":
+        return self._remote.usage(request, deadline)
+
+    async def close(self) -> None:
+        """Nothing: the datanode itself is its owner's to close."""
 
 
 def _failed(error: AmbryError) -> "asyncio.Future[Any]":
@@ -233,6 +297,7 @@ class _Address:
     ssl: tls.SSLContext | None
     patience: Patience
     clock: Clock
+    on_stale: Callable[[], None]
 
     def new_connection(self) -> "ClientConnection[_Reply]":
         """The protocol state of a new connection, with a nonce of its own."""
@@ -465,6 +530,8 @@ class _Session(asyncio.Protocol):
         while events := core.events(_EVENTS_PER_STEP):
             for event in events:
                 if type(event) is Answered:
+                    if type(event.answer) is StaleMap:
+                        self._address.on_stale()
                     _resolve(event.token, event.answer)
                 else:
                     self._other(event)
@@ -545,7 +612,7 @@ class _Session(asyncio.Protocol):
         remaining_ms = max(1, int((reply.deadline - self._loop.time()) * 1000))
         request = reply.request
         reply.session = self
-        reply.request_id = self.core.ask(reply, request, encode_request(request, remaining_ms))
+        reply.request_id = self.core.ask(reply, request, encode_request(request, remaining_ms, reply.stamp))
         self.flush_soon()
 
     def cancel(self, request_id: int) -> None:

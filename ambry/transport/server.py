@@ -8,6 +8,7 @@ for output that the peer has not taken. So a peer that does not read costs a bou
 
 import asyncio
 import ssl as tls
+from collections.abc import Callable
 from functools import partial
 from typing import Any, Final, cast
 
@@ -59,9 +60,12 @@ class DatanodeServer:
         peer: Peer | None = None,
         patience: Patience = PATIENCE,
         clock: Clock | None = None,
+        refusal: Callable[[Request, int], AmbryError | None] | None = None,
     ) -> None:
+        """`refusal` says why a request that was stamped with some version of the map is refused, or None."""
         self.datanode = datanode
         self.peer = peer
+        self.refusal = refusal
         self.patience = patience
         self.is_stopping = False
         self._node = node
@@ -160,6 +164,7 @@ class _Session(asyncio.Protocol):
     def __init__(self, server: DatanodeServer, loop: asyncio.AbstractEventLoop) -> None:
         self._server = server
         self._datanode = server.datanode
+        self._refusal = server.refusal
         self._loop = loop
         self._transport: asyncio.Transport | None = None
         self._core = server.new_connection()
@@ -273,6 +278,11 @@ class _Session(asyncio.Protocol):
             self._core.answer(request_id, ShuttingDown("the datanode stops"))
             return
         promise = 0
+        if self._refusal is not None:
+            refused = self._refusal(request, asked.membership)
+            if refused is not None:
+                self._core.answer(request_id, refused)
+                return
         try:
             if isinstance(request, GetRequest):
                 found = self._datanode.get_now(request)

@@ -60,7 +60,9 @@ def test_a_frontend_shows_its_new_certificate_to_new_clients(tmp_path: Path) -> 
     tls = TlsSettings(tmp_path / "used.pem", tmp_path / "used.key")
 
     async def main() -> None:
-        async with serving(settings=FrontendSettings(Path("map.toml"), "here", tls=tls)) as running:
+        async with serving(
+            settings=FrontendSettings(cluster_map=Path("map.toml"), datacentre="here", tls=tls)
+        ) as running:
             assert running.frontend.tls is not None
             follow(running.frontend.tls, tls.certificate_file, tls.key_file)
             async with following(poll_ms=20):

@@ -1,0 +1,272 @@
+"""A whole cluster of real processes and a real ZooKeeper: the operator's walk, while the data path goes on."""
+
+import asyncio
+import hashlib
+import json
+import random
+import re
+import shutil
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import click.testing
+import pytest
+
+from ambry.blob.blob_id import parse_text
+from ambry.blob.state import NEVER, BlobState
+from ambry.cli.dev_cluster import Plan, Running, running
+from ambry.cli.main import main
+from ambry.cli.operator import layout_at
+from ambry.cli.replica_states import connected
+from ambry.errors import NoSuchReplica, StaleMap
+from ambry.protocol.datanode import Change, GetRequest, UpdateRequest
+from tests.cli.processes import ask, get, put
+from tests.zookeeper_server import install
+
+pytestmark = pytest.mark.timeout(280)
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    install()
+    folder = tmp_path_factory.mktemp("dev")
+    with running(Plan(folder, datacentres=2, datanodes=4, frontends=1, partitions=3, replicas=3)) as made:
+        yield made
+
+
+def operate(cluster: Running, *arguments: str, status: int = 0) -> str:
+    """Run an operator's command in this process; its output."""
+    environment = {
+        "AMBRY_ZOOKEEPER": cluster.zookeeper.hosts,
+        "AMBRY_CLUSTER_SECRET": cluster.secret_file.read_text().strip(),
+    }
+    result = click.testing.CliRunner().invoke(main, arguments, env=environment, catch_exceptions=False)
+    assert result.exit_code == status, f"{arguments}: {result.exit_code}: {result.output}"
+    return result.stdout
+
+
+def near(cluster: Running) -> str:
+    return cluster.urls["frontend-1-1"]
+
+
+def far(cluster: Running) -> str:
+    return cluster.urls["frontend-2-1"]
+
+
+def within(condition: Callable[[], bool], seconds: float = 60.0) -> None:
+    give_up_at = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < give_up_at, "not in time"
+        time.sleep(0.1)
+
+
+def put_some(cluster: Running, count: int, seed: int) -> dict[str, str]:
+    seeded = random.Random(seed)
+    bodies = [seeded.randbytes(seeded.choice([10, 5_000, 300_000])) for _ in range(count)]
+    return {put(near(cluster), body): hashlib.sha256(body).hexdigest() for body in bodies}
+
+
+def all_there(url: str, digests: dict[str, str]) -> bool:
+    return all(hashlib.sha256(get(url, blob_id)).hexdigest() == digest for blob_id, digest in digests.items())
+
+
+def settled(cluster: Running) -> None:
+    operate(cluster, "wait", "--healthy", "--converged", "--timeout", "90")
+
+
+def end(cluster: Running, name: str, number: signal.Signals) -> None:
+    cluster.processes[name].send_signal(number)
+    cluster.processes[name].wait(30)
+
+
+def test_what_was_put_in_one_datacentre_is_read_in_the_other_and_verify_proves_it(cluster: Running) -> None:
+    digests = put_some(cluster, 20, seed=1)
+    assert ask("DELETE", f"{near(cluster)}/{put(near(cluster), b'gone')}")[0] in {200, 202}
+    settled(cluster)
+    assert all_there(far(cluster), digests)
+    found = json.loads(operate(cluster, "cluster", "verify", "--json"))
+    assert found["is_equal"]
+    assert found["blobs_live"] == len(digests)
+    assert found["blobs_deleted"] == 1
+    blob_id = next(iter(digests))
+    rows = json.loads(operate(cluster, "blob", "locate", blob_id, "--json"))
+    assert len(rows) == 6
+    assert {row["answer"] for row in rows} == {"here"}
+    assert len({row["root"] for row in json.loads(operate(cluster, "blob", "verify", blob_id, "--json"))}) == 1
+    operate(cluster, "partition", "compare", "all")
+    operate(cluster, "partition", "check", "all")
+
+
+def test_a_datanode_that_was_killed_comes_back_and_has_what_it_missed(cluster: Running) -> None:
+    end(cluster, "datanode-1-2", signal.SIGKILL)
+    digests = put_some(cluster, 10, seed=2)
+    assert all_there(near(cluster), digests)
+    within(lambda: json.loads(operate_any(cluster, "cluster", "status", "--json"))["datanodes_down"] == 1)
+    cluster.start("datanode-1-2", "datanode")
+    settled(cluster)
+    assert all_there(far(cluster), digests)
+
+
+def operate_any(cluster: Running, *arguments: str) -> str:
+    environment = {"AMBRY_ZOOKEEPER": cluster.zookeeper.hosts}
+    return click.testing.CliRunner().invoke(main, arguments, env=environment, catch_exceptions=False).stdout
+
+
+def test_zookeeper_is_away_and_nobody_notices_but_changes_wait(cluster: Running) -> None:
+    cluster.zookeeper.stop()
+    try:
+        digests = put_some(cluster, 10, seed=3)
+        assert all_there(near(cluster), digests)
+        # A process that starts meanwhile begins with the last map that it knows.
+        end(cluster, "datanode-2-1", signal.SIGTERM)
+        cluster.start("datanode-2-1", "datanode")
+    finally:
+        cluster.zookeeper.start()
+    settled(cluster)
+    assert all_there(far(cluster), digests)
+
+
+def test_a_disk_that_was_emptied_joins_again_and_then_serves(cluster: Running) -> None:
+    digests = put_some(cluster, 10, seed=4)
+    settled(cluster)
+    before = layout_at(cluster.zookeeper.hosts).cluster_map
+    end(cluster, "datanode-1-1", signal.SIGTERM)
+    shutil.rmtree(cluster.plan.folder / "datanode-1-1" / "disk0")
+    cluster.start("datanode-1-1", "datanode")
+    held = [number for number, one in before.partitions.items() if "datanode-1-1" in [r.node for r in one.replicas]]
+
+    def has_joined() -> bool:
+        now = layout_at(cluster.zookeeper.hosts).cluster_map
+        return all(now.partitions[number].membership > before.partitions[number].membership for number in held)
+
+    within(has_joined)
+    settled(cluster)
+    assert all_there(near(cluster), digests)
+    assert all_there(far(cluster), digests)
+
+
+def test_a_partition_moves_and_requests_under_the_old_map_are_refused(cluster: Running) -> None:
+    digests = put_some(cluster, 10, seed=5)
+    settled(cluster)
+    before = layout_at(cluster.zookeeper.hosts).cluster_map
+    here = [one.node for one in before.replicas_in(1, 1)]
+    (target,) = [name for name in before.nodes if name.startswith("datanode-1-") and name not in here]
+    source, stays = here[:2]
+    move = ("partition", "move", "1", "--from", source, "--to", target, "--allow-shared-hosts")
+    assert "dry run" in operate(cluster, *move, "--dry-run")
+    assert layout_at(cluster.zookeeper.hosts).head.version == before.version
+    operate(cluster, *move)
+    settled(cluster)
+    operate(cluster, *move)
+    after = layout_at(cluster.zookeeper.hosts).cluster_map
+    assert {one.node for one in after.replicas_in(1, 1)} == {*here, target} - {source}
+    settled(cluster)
+    assert all_there(near(cluster), digests)
+    blob_id = next((each for each in digests if parse_text(each).partition == 1), None) or ""
+    secret = cluster.secret_file.read_text().strip().encode()
+    asyncio.run(_is_fenced(cluster, secret, source, stays, before.version, after.version, blob_id))
+
+
+async def _is_fenced(
+    cluster: Running, secret: bytes, source: str, stays: str, old: int, new: int, blob_id: str
+) -> None:
+    connections = await connected(layout_at(cluster.zookeeper.hosts).cluster_map, secret, "test")
+    deadline = asyncio.get_running_loop().time() + 30
+    binary = parse_text(blob_id).binary() if blob_id else bytes(12) + (1).to_bytes(4, "big") + bytes(16)
+    join = UpdateRequest(binary, Change.JOIN, BlobState(0, NEVER), 1)
+    try:
+        remote = connections.remote(stays)
+        with pytest.raises(StaleMap):
+            await remote.under(old).update(join, deadline)
+        if blob_id:
+            await remote.under(new).update(join, deadline)
+        with pytest.raises(NoSuchReplica):
+            await connections.datanodes[source].get(GetRequest(binary, 0, 1), deadline)
+    finally:
+        await connections.close()
+
+
+def test_zookeeper_loses_everything_and_the_map_is_restored_from_the_datanodes(cluster: Running) -> None:
+    before = layout_at(cluster.zookeeper.hosts).cluster_map
+    cluster.zookeeper.stop()
+    cluster.zookeeper.wipe()
+    cluster.zookeeper.start()
+    assert "no cluster" in failing(cluster, "cluster", "status")
+    digests = put_some(cluster, 5, seed=6)
+    within(lambda: "map of version" in operate_any(cluster, "cluster", "restore", "--dry-run"))
+    # Every datanode has registered again before one of them may be the one with the newest map.
+    operate(cluster, "cluster", "restore")
+    after = layout_at(cluster.zookeeper.hosts).cluster_map
+    assert after.partitions == before.partitions
+    assert after.version > before.version
+    settled(cluster)
+    assert all_there(far(cluster), digests)
+
+
+def failing(cluster: Running, *arguments: str) -> str:
+    environment = {"AMBRY_ZOOKEEPER": cluster.zookeeper.hosts}
+    result = click.testing.CliRunner().invoke(main, arguments, env=environment)
+    assert result.exit_code == 1
+    return result.output
+
+
+def test_nodes_partitions_and_replicas_are_listed_and_changed_by_command(cluster: Running) -> None:
+    assert len(json.loads(operate(cluster, "node", "list", "--json"))) == 8
+    assert json.loads(operate(cluster, "node", "show", "datanode-1-1"))["in_map"]
+    assert "datanode-2-3" in operate(cluster, "node", "list")
+    assert "holds" in failing(cluster, "node", "remove", "datanode-1-1")
+    operate(
+        cluster, "partition", "create", "--count", "2", "--capacity", "1GiB", "--replicas", "2", "--allow-shared-hosts"
+    )
+    operate(cluster, "partition", "seal", "1-2")
+    rows = json.loads(operate(cluster, "partition", "list", "--json"))
+    assert [row["is_sealed"] for row in rows] == [True, True, False, False, False]
+    operate(cluster, "partition", "unseal", "all")
+    assert json.loads(operate(cluster, "partition", "show", "5"))["number"] == 5
+    settled(cluster)
+    assert len(json.loads(operate(cluster, "replica", "list", "--json"))) == 26
+    node = json.loads(operate(cluster, "partition", "show", "5"))["replicas"][0]["node"]
+    operate(cluster, "replica", "remove", "5", node)
+    operate(cluster, "replica", "add", "5", node, "--allow-shared-hosts")
+    settled(cluster)
+    assert "add a replica of 5" in operate(cluster, "cluster", "history")
+    assert "partition 5" in operate(cluster, "replica", "remove", "5", node, "--dry-run")
+
+
+def test_the_walk_of_the_page_for_operators_can_be_typed(cluster: Running) -> None:
+    page = (Path(__file__).parents[2] / "docs/cluster.md").read_text()
+    blocks = re.findall(r"^```sh\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    lines = [line for block in blocks for line in block.splitlines()]
+    assert len(lines) >= 15
+    for line in lines:
+        program, *arguments = line.split()
+        assert program == "ambry"
+        operate(cluster, *arguments)
+
+
+def test_replication_can_be_paused_and_resumed(cluster: Running) -> None:
+    operate(cluster, "replication", "pause", "datanode-2-1")
+    operate(cluster, "replication", "resume", "datanode-2-1")
+    assert "no datanode" in failing_with(cluster, "replication", "pause", "nobody")
+
+
+def failing_with(cluster: Running, *arguments: str) -> str:
+    environment = {"AMBRY_ZOOKEEPER": cluster.zookeeper.hosts, "AMBRY_CLUSTER_SECRET": "x" * 32}
+    result = click.testing.CliRunner().invoke(main, arguments, env=environment)
+    assert result.exit_code == 1
+    return result.output
+
+
+def test_a_stranger_with_another_secret_gets_no_answer(cluster: Running) -> None:
+    async def scenario() -> None:
+        found = layout_at(cluster.zookeeper.hosts).cluster_map
+        connections = await connected(found, b"another secret of some length", "stranger")
+        try:
+            with pytest.raises(Exception, match=r"refused|secret|connect"):
+                await connections.datanodes["datanode-1-1"].status(asyncio.get_running_loop().time() + 10)
+        finally:
+            await connections.close()
+
+    asyncio.run(scenario())
