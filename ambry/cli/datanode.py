@@ -134,8 +134,10 @@ async def _serve(settings: DatanodeSettings) -> None:
         await serve_member(settings)
         return
     stop = Stop()
-    if settings.cluster_map is None or settings.node is None:
-        raise BadConfiguration("give cluster_map and node, or zookeeper")
+    if settings.cluster_map is None:
+        raise BadConfiguration("key 'cluster_map' is missing: give it and node, or zookeeper")
+    if settings.node is None:
+        raise BadConfiguration("key 'node' is missing: it says which datanode of the cluster map this one is")
     cluster_map = load_static_map(settings.cluster_map)
     node = cluster_map.nodes.get(settings.node)
     if node is None:

@@ -328,6 +328,27 @@ def _operators_paths() -> Document:
         {"name": "name", "in": "query", "required": True, "schema": {"type": "string"}},
         {"name": "port", "in": "query", "schema": {"type": "integer", "minimum": 0, "maximum": 65_535}},
     ]
+    feed = operation(
+        "names_feed",
+        "Rows of names in commit order, for the frontends of another datacentre",
+        {
+            200: _json(
+                "A page.",
+                {
+                    "epoch": {"type": "string"},
+                    "after": {"type": "string"},
+                    "behindMs": {"type": "integer"},
+                    "rows": {"type": "array", "items": {"type": "object"}},
+                },
+            )
+        },
+        errors=(404,),
+    )
+    feed["parameters"] = [
+        {"name": "datacentre", "in": "query", "required": True, "schema": {"type": "integer", "minimum": 1}},
+        {"name": "epoch", "in": "query", "required": True, "schema": {"type": "string"}},
+        {"name": "after", "in": "query", "required": True, "schema": {"type": "string", "examples": ["0.0"]}},
+    ]
     return {
         "/peers": {"get": peers},
         "/getClusterMapSnapshot": {
@@ -341,6 +362,7 @@ def _operators_paths() -> Document:
         "/signedUrl": {
             "get": operation("signed_url", "A URL for others", {200: _says("In x-ambry-signed-url.")}, errors=(404,))
         },
+        "/namesFeed": {"get": feed},
         "/healthCheck": {"get": operation("health_check", "Whether it serves", {200: _bytes("GOOD", "text/plain")})},
         "/metrics": {"get": operation("metrics", "Prometheus", {200: _bytes("Metrics.", "text/plain")})},
         "/openapi.json": {

@@ -7,6 +7,7 @@ counted. Knows HTTP; who serves, and who kills it, is another module's.
 
 import asyncio
 import contextlib
+import io
 import random
 import time
 from collections import Counter
@@ -112,7 +113,7 @@ class RecordedLoad:
         if ttl_s:
             headers["x-ambry-ttl"] = str(ttl_s)
         sent_at_s = time.time()
-        async with session.post(f"{self.url}/", data=content(seed, size), headers=headers) as answer:
+        async with session.post(f"{self.url}/", data=io.BytesIO(content(seed, size)), headers=headers) as answer:
             await answer.read()
             self.findings.answers[f"put {answer.status}"] += 1
             if answer.status == 201:
