@@ -8,13 +8,13 @@ operator adds it to the map (`ambry node add`). Then it holds the replicas that 
 import asyncio
 import contextlib
 import json
-import ssl as tls
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from ambry.cli.admin import AdminServer
 from ambry.cli.connections import Connections, Identity
+from ambry.cli.datanode_parts import open_datanode, partitions_on, replication_of, watch_connections
 from ambry.cli.frontend import number_of, watch_membership
 from ambry.cli.listen import bind, port_of
 from ambry.cli.processes import Stop
@@ -27,16 +27,15 @@ from ambry.cluster.map import ClusterMap, Disk, Node
 from ambry.cluster.membership import Membership
 from ambry.config import DatanodeSettings, load_secret
 from ambry.datanode.fence import Fence
-from ambry.datanode.local import LocalDatanode, Placement
+from ambry.datanode.local import LocalDatanode
 from ambry.datanode.member import Member
-from ambry.datanode.replication import Replication
 from ambry.datanode.set_aside import set_aside
 from ambry.datanode.sweeper import Sweeper
 from ambry.errors import AmbryError, BadConfiguration, CannotStart, RegistryUnavailable
 from ambry.logs import get_logger
 from ambry.metrics import Metrics
+from ambry.tasks import end_task
 from ambry.transport import chance
-from ambry.transport.client import RemoteDatanode
 from ambry.transport.server import DatanodeServer
 
 _log = get_logger(__name__)
@@ -194,7 +193,9 @@ class _Process:
         await connections.adopt(membership.cluster_map)
         membership.on_map(connections.adopt)
         fence = Fence(node.name, membership.look_soon)
-        replication = self._replication(local, client_ssl)
+        replication = replication_of(
+            node.name, membership.cluster_map.fingerprint, local, settings, self._secret, client_ssl, self.metrics
+        )
         stack.push_async_callback(replication.close)
         member = Member(
             node.name, local, membership, fence, connections.datanodes, replication.replicator.has_caught_up
@@ -211,59 +212,27 @@ class _Process:
             node.name, local, connections.datanodes, lambda: membership.cluster_map, settings.storage, clock
         )
         sweeper.watch(self.metrics)
-        sweeping = asyncio.create_task(sweeper.run(), name="sweeper")
-        stack.push_async_callback(_stopped, sweeping)
+        stack.push_async_callback(end_task, asyncio.create_task(sweeper.run(), name="sweeper"))
         watch_membership(membership, self.metrics)
         ssl = node_server_context(settings.node_tls) if settings.node_tls else None
         fingerprint = membership.cluster_map.fingerprint
         server = DatanodeServer(
             local, node.name, fingerprint, self._secret, ssl, peer=replication.feed, refusal=fence.refusal
         )
-        self.metrics.watch_gauge(
-            "ambry_node_connections", "Connections from other processes.", lambda: server.connections
-        )
+        watch_connections(server, self.metrics)
         stack.push_async_callback(server.stop, settings.shutdown_grace_ms / 1000)
         stack.callback(replication.feed.release)
         address = await server.start(settings.listen_host or node.host, node.port)
         replication.adopt(membership.cluster_map)
         return address
 
-    def _replication(self, local: LocalDatanode, ssl: tls.SSLContext | None) -> Replication:
-        fingerprint, name = self._membership.cluster_map.fingerprint, self._node.name
-
-        def connect(node: Node) -> RemoteDatanode:
-            return RemoteDatanode(node.host, node.port, node.name, fingerprint, self._secret, name, ssl)
-
-        # Connections of its own: nobody's request waits behind what it transfers.
-        return Replication(
-            name,
-            local,
-            connect,
-            self._settings.replication,
-            clock=SystemClock(),
-            chance=chance.generator(),
-            metrics=self.metrics,
-        )
-
     async def _open_disks(self) -> LocalDatanode:
-        placed: dict[str, dict[int, int]] = {disk.path: {} for disk in self._node.disks}
-        for partition in self._membership.cluster_map.partitions.values():
-            for replica in partition.replicas:
-                if replica.node == self._node.name and replica.disk_path in placed:
-                    placed[replica.disk_path][partition.number] = partition.capacity
-        clock = SystemClock()
-        try:
-            for path, partitions in placed.items():
-                await asyncio.to_thread(set_aside, Path(path), partitions.keys(), self._settings.storage, clock)
-            placements = [Placement(path, partitions) for path, partitions in placed.items()]
-            return await LocalDatanode.open(self._node.name, placements, self._settings.storage, clock, self.metrics)
-        except CannotStart:
-            raise
-        except AmbryError as error:
-            raise CannotStart(f"a disk cannot be opened: {error}") from error
-
-
-async def _stopped(task: "asyncio.Task[None]") -> None:
-    task.cancel()
-    with contextlib.suppress(asyncio.CancelledError):
-        await task
+        cluster_map, storage = self._membership.cluster_map, self._settings.storage
+        for path, partitions in partitions_on(cluster_map, self._node).items():
+            try:
+                await asyncio.to_thread(set_aside, Path(path), partitions.keys(), storage, SystemClock())
+            except CannotStart:
+                raise
+            except AmbryError as error:
+                raise CannotStart(f"a disk cannot be opened: {error}") from error
+        return await open_datanode(cluster_map, self._node, storage, self.metrics)

@@ -15,7 +15,7 @@ from typing import Final
 
 import click
 
-from ambry.cli.datanode import open_datanode
+from ambry.cli.datanode_parts import open_datanode
 from ambry.cli.frontend import connect_datanodes, job_of, with_map
 from ambry.cli.processes import configure_logs
 from ambry.cli.progress import Progress, progress_of

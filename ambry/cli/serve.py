@@ -16,7 +16,7 @@ from typing import Final
 import click
 
 from ambry import __version__
-from ambry.cli.datanode import open_datanode, stopped, watch_connections
+from ambry.cli.datanode_parts import open_datanode, watch_connections
 from ambry.cli.frontend import embedded_job, embedded_settings, start_http
 from ambry.cli.listen import check_free, is_open, refuse_without_keys
 from ambry.cli.processes import Stop, Workers, configure_logs, run
@@ -28,6 +28,7 @@ from ambry.limits import GIB
 from ambry.logs import get_logger
 from ambry.metrics import Metrics
 from ambry.names.open import FILE_NAME
+from ambry.tasks import end_task
 from ambry.transport.server import DatanodeServer
 
 _log = get_logger(__name__)
@@ -119,7 +120,7 @@ async def _serve(options: ServeOptions) -> None:
             SystemClock(),
         )
         sweeper.watch(metrics)
-        stack.push_async_callback(stopped, asyncio.create_task(sweeper.run(), name="sweeper"))
+        stack.push_async_callback(end_task, asyncio.create_task(sweeper.run(), name="sweeper"))
         # Nobody connects to it where there are no workers; then it does not listen.
         node_server = DatanodeServer(datanode, node.name, registry.cluster_map.fingerprint, registry.secret)
         node_port = 0

@@ -17,6 +17,7 @@ from ambry.config import NodeTlsSettings
 from ambry.errors import BadConfiguration
 from ambry.limits import CERTIFICATE_POLL_MS
 from ambry.logs import get_logger
+from ambry.tasks import end_task
 
 _log = get_logger(__name__)
 
@@ -76,9 +77,7 @@ async def following(poll_ms: int = CERTIFICATE_POLL_MS) -> AsyncIterator[None]:
     try:
         yield
     finally:
-        task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await task
+        await end_task(task)
 
 
 async def _follow_all(poll_s: float) -> None:

@@ -24,6 +24,7 @@ from ambry.cluster.zookeeper import Registry
 from ambry.errors import AmbryError, CannotStart, RegistryUnavailable
 from ambry.limits import REGISTRY_LOOK_S, REGISTRY_RETRY_S, REGISTRY_START_S
 from ambry.logs import get_logger
+from ambry.tasks import end_task
 
 _log = get_logger(__name__)
 
@@ -101,10 +102,7 @@ class Membership:
 
     async def close(self) -> None:
         """Stop following; this process is no longer among those that live."""
-        if self._task is not None:
-            self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
+        await end_task(self._task)
         await asyncio.to_thread(self._registry.stop)
 
     # --- what others ask ---------------------------------------------------------------------------------------

@@ -10,7 +10,6 @@ A replica that joins serves when it has caught up: `joining.py` decides, this mo
 """
 
 import asyncio
-import contextlib
 from collections.abc import Callable, Mapping
 from typing import Final
 
@@ -25,6 +24,7 @@ from ambry.limits import JOIN_LOOK_S
 from ambry.logs import get_logger
 from ambry.protocol.datanode import Datanode
 from ambry.protocol.replication import Token
+from ambry.tasks import end_task
 
 _log = get_logger(__name__)
 
@@ -62,10 +62,7 @@ class Member:
 
     async def stop(self) -> None:
         """Follow no more."""
-        if self._task is not None:
-            self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
+        await end_task(self._task)
 
     async def adopt(self, cluster_map: ClusterMap) -> None:
         """Hold what this map lists."""

@@ -4,7 +4,6 @@ A frontend holds nothing (guarantee G8): datanodes, clock and metrics are given,
 """
 
 import asyncio
-import contextlib
 import ssl
 from collections.abc import Mapping
 from typing import Final
@@ -45,6 +44,7 @@ from ambry.logs import get_logger
 from ambry.metrics import Metrics
 from ambry.names.sql import Database
 from ambry.protocol.datanode import Datanode
+from ambry.tasks import end_task
 
 _log = get_logger(__name__)
 
@@ -187,10 +187,7 @@ class Frontend:
             await _finish_requests(self._server, deadline)
             # A last moment for what is being written; the grace was the time to finish.
             await self._server.shutdown(0.1)
-        if self._watch is not None:
-            self._watch.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._watch
+        await end_task(self._watch)
         for task in self._background:
             task.cancel()
         await asyncio.gather(*self._background, return_exceptions=True)

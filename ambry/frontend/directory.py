@@ -6,7 +6,6 @@ go on, changes are refused. Every change leaves a line in the log named `audit`:
 """
 
 import asyncio
-import contextlib
 import json
 from collections.abc import Callable, Iterable
 
@@ -28,6 +27,7 @@ from ambry.limits import ACCESS_POLL_MS
 from ambry.logs import get_logger
 from ambry.names import accounts
 from ambry.names.sql import Database, Session
+from ambry.tasks import end_task
 
 _log = get_logger(__name__)
 _audit = get_logger("audit")
@@ -66,11 +66,8 @@ class Directory:
 
     async def stop(self) -> None:
         """Follow no more. The database is its owner's to close."""
-        if self._watch is not None:
-            self._watch.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._watch
-            self._watch = None
+        watch, self._watch = self._watch, None
+        await end_task(watch)
 
     async def refresh(self) -> None:
         """Adopt the newest version. Raises NameStoreUnavailable."""

@@ -6,13 +6,13 @@ container has a quota. A composite blob counts with its manifest and each of its
 """
 
 import asyncio
-import contextlib
 from collections.abc import Awaitable, Callable, Mapping
 
 from ambry.access.accounts import Container
 from ambry.errors import AmbryError, QuotaExceeded
 from ambry.limits import USAGE_POLL_MS
 from ambry.logs import get_logger
+from ambry.tasks import end_task
 
 _log = get_logger(__name__)
 
@@ -40,11 +40,8 @@ class StorageQuotas:
 
     async def stop(self) -> None:
         """Ask no more."""
-        if self._watch is not None:
-            self._watch.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._watch
-            self._watch = None
+        watch, self._watch = self._watch, None
+        await end_task(watch)
 
     def reserve(self, container: Container, size: int) -> None:
         """Room for one more blob, of this size as far as it is known. Raises QuotaExceeded.

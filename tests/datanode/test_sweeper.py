@@ -14,7 +14,7 @@ from ambry.blob.blob_id import Kind, binary_from_text
 from ambry.blob.properties import Properties
 from ambry.blob.requests import ChangesRequest
 from ambry.blob.state import NEVER
-from ambry.cli.datanode import open_datanode
+from ambry.cli.datanode_parts import open_datanode
 from ambry.clock import ManualClock, SystemClock
 from ambry.cluster.embedded import EmbeddedRegistry
 from ambry.config import StorageSettings
