@@ -31,12 +31,14 @@ from ambry.limits import (
 )
 from ambry.logs import get_logger
 from ambry.names import accounts
+from ambry.names.collection import take_lease
 from ambry.names.sql import Database
 from ambry.protocol.datanode import Datanode
 
 _log = get_logger(__name__)
 _audit = get_logger("audit")
 
+_LEASE: Final = "closing"
 _PAUSE_S: Final = 0.01
 _KINDS: Final = frozenset({Kind.SIMPLE.value, Kind.COMPOSITE.value})
 
@@ -90,7 +92,7 @@ class Closing:
         if not due and not accounts_closing:
             return
         is_ours = await self._database.write(
-            lambda session: accounts.take_closing_lease(session, self._holder, now_ms, now_ms + CLOSING_LEASE_MS)
+            lambda session: take_lease(session, self._holder, now_ms, now_ms + CLOSING_LEASE_MS, _LEASE)
         )
         if not is_ours:
             return

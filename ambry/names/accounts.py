@@ -472,16 +472,3 @@ def drop_names(session: Session, account: int, container: int) -> bool:
             some,
         )
     return bool(count)
-
-
-def take_closing_lease(session: Session, holder: str, now_ms: int, until_ms: int) -> bool:
-    """Whether `holder` is the one who deletes what was given up, until then. Its own lease can be renewed."""
-    session.lock(b"closing")
-    row = session.row("SELECT value FROM store WHERE key = 'closing_lease'")
-    if row is not None:
-        other, _, end_ms = row[0].rpartition(" ")
-        if other != holder and int(end_ms) > now_ms:
-            return False
-    session.execute("DELETE FROM store WHERE key = 'closing_lease'")
-    session.execute("INSERT INTO store (key, value) VALUES ('closing_lease', ?)", (f"{holder} {until_ms}",))
-    return True
