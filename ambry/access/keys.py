@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from enum import IntFlag
 from typing import Any, Final
 
-from ambry.access.accounts import owner_key
 from ambry.errors import BadRequest
 from ambry.limits import ACCOUNT_NUMBER_MAX, KEY_GRANTS_MAX, POLICY_TEXT_BYTES_MAX
 
@@ -251,13 +250,6 @@ def grants_from_json(document: Iterable[Mapping[str, Any]]) -> tuple[Grant, ...]
         assert container is None or 0 <= container <= ACCOUNT_NUMBER_MAX
         found.append(Grant(container, parse_rights(each["rights"])))
     return tuple(found)
-
-
-def owner_of_grant(key: AccessKey, grant: Grant) -> bytes | None:
-    """The container that a grant is about, as in blob ids; None if it is more than one."""
-    if key.account is None or grant.container is None:
-        return None
-    return owner_key(key.account, grant.container)
 
 
 def _text(data: bytes) -> str:

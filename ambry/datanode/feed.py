@@ -12,7 +12,7 @@ durable before its changes were read, so whoever has taken the page has what the
 import asyncio
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, Protocol, TypeVar
 
 from ambry import limits
@@ -335,16 +335,7 @@ class Feed:
 def _without_told(page: Page, told: tuple[PeerToken, ...] | None) -> Page:
     """The page without tokens that the peer has already, or that are none of a last page."""
     if page.tokens and (not page.is_last or page.tokens == told):
-        return Page(
-            page.partition,
-            page.incarnation,
-            page.after_lsn,
-            page.through_lsn,
-            page.end_lsn,
-            page.behind_bytes,
-            page.entries,
-            (),
-        )
+        return replace(page, tokens=())
     return page
 
 

@@ -16,6 +16,7 @@ here, inside the transaction that writes it: whoever came later wins, also again
 """
 
 from collections.abc import Iterable
+from dataclasses import replace
 from enum import IntEnum
 from typing import Final
 
@@ -84,39 +85,11 @@ class NameRow:
 
     def at_version(self, version: int) -> "NameRow":
         """The same, at another version."""
-        return NameRow(
-            self.account,
-            self.container,
-            self.name,
-            version,
-            self.datacentre,
-            self.kind,
-            self.blob_id,
-            self.size,
-            self.created_ms,
-            self.expires_at_ms,
-            self.digest,
-            self.details,
-            self.passed_on,
-        )
+        return replace(self, version=version)
 
     def living_until(self, expires_at_ms: int) -> "NameRow":
         """The same, with another expiry."""
-        return NameRow(
-            self.account,
-            self.container,
-            self.name,
-            self.version,
-            self.datacentre,
-            self.kind,
-            self.blob_id,
-            self.size,
-            self.created_ms,
-            expires_at_ms,
-            self.digest,
-            self.details,
-            self.passed_on,
-        )
+        return replace(self, expires_at_ms=expires_at_ms)
 
     def values(self) -> tuple[Value, ...]:
         """In the order of COLUMNS."""

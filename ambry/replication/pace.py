@@ -1,8 +1,8 @@
 """How fast: a rate of bytes for each lane of a link. Pure: told the time, it says how long to wait.
 
-Lanes, the most urgent first: FRESH is what was just written, CATCH_UP a long way through a peer's feed (a replica that
-joins, or was away), REPAIR what was lost or missed. Each has a poll, a fetch and a rate of its own, so that a terabyte
-of catching up does not stand before a put of this moment.
+Lanes, the more urgent first: FRESH is what was just written, CATCH_UP a long way through a peer's feed (a replica that
+joins, or was away). Each has a poll, a fetch and a rate of its own, so that a terabyte of catching up does not stand
+before a put of this moment. Repair of what was lost or missed asks for single blobs: it has a rate, and no lane.
 """
 
 from enum import StrEnum
@@ -13,7 +13,6 @@ class Lane(StrEnum):
 
     FRESH = "fresh"
     CATCH_UP = "catch_up"
-    REPAIR = "repair"
 
 
 class Pace:

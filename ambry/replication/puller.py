@@ -52,7 +52,6 @@ class LinkFigures:
     """Moment of the loop's clock since which every poll has failed; None when the last one was answered."""
     out_of_reach: frozenset[str] = frozenset()
     listed_bytes: int = 0
-    polls: int = 0
     failures: int = 0
 
 
@@ -195,7 +194,6 @@ class Puller:
         )
         self._changed.clear()
         self._dropped.clear()
-        self._figures.polls += 1
         self._waiting = self._peer.poll(request, self._loop.time() + request.hold_ms / 1000 + POLL_GRACE_S)
         try:
             answer = await self._waiting

@@ -267,7 +267,7 @@ class CommitGroup:
         run.changes.append((entry, merged))
         if not has_body:
             # Alive without its bytes is a hole, which is queued with the record that makes it one.
-            queued = None if state.is_deleted else blob_id[:ID_HEAD_SIZE] + self._now_ms.to_bytes(8, "little")
+            queued = None if state.is_deleted else self._hole_row(blob_id)
             if entry is not None or queued is not None:
                 run.batch.append((repair_key(key), queued))
         self._add(run, key, entry, encode_entry(merged), lsn, offset, size, data, 0)
@@ -302,9 +302,13 @@ class CommitGroup:
         )
         run.changes.append((entry, hole))
         if not entry.life & 1:
-            run.batch.append((repair_key(key), entry.id_head + self._now_ms.to_bytes(8, "little")))
+            run.batch.append((repair_key(key), self._hole_row(blob_id)))
         self._add(run, key, entry, encode_entry(hole), lsn, offset, size, data, 0)
         self.answers.append(StateAnswer(entry.state, has_body=False))
+
+    def _hole_row(self, blob_id: bytes) -> bytes:
+        """What the repair queue has of a blob that lives and has no bytes here."""
+        return blob_id[:ID_HEAD_SIZE] + self._now_ms.to_bytes(8, "little")
 
     def _next_lsn(self) -> int:
         lsn = self.next_lsn

@@ -153,16 +153,14 @@ class RealFile:
         with self._sync_lock:
             if self._sync_failed:
                 raise DiskUnavailable(f"an earlier sync of {self._path} failed; what it holds is not known")
-            number = self._descriptor.take()
-            try:
+            with self._descriptor.used() as number:
                 # Before the sync, which does not cover what is written while it runs.
                 self._descriptor.is_unsynced = False
-                _fdatasync(number)
-            except OSError as error:
-                self._sync_failed = True
-                raise DiskUnavailable(f"sync of {self._path}: {error.strerror}") from error
-            finally:
-                self._descriptor.leave()
+                try:
+                    _fdatasync(number)
+                except OSError as error:
+                    self._sync_failed = True
+                    raise DiskUnavailable(f"sync of {self._path}: {error.strerror}") from error
 
     def size(self) -> int:
         """Bytes of the file."""
@@ -194,16 +192,15 @@ class RealFile:
 
     @contextlib.contextmanager
     def _used(self, what: str, *, changes: bool = False) -> Iterator[int]:
-        number = self._descriptor.take()
-        try:
-            yield number
-        except OSError as error:
-            raise _translated(error, f"{what} {self._path}") from error
-        finally:
-            if changes:
-                # Afterwards: a sync beside the change may have begun before it.
-                self._descriptor.is_unsynced = True
-            self._descriptor.leave()
+        with self._descriptor.used() as number:
+            try:
+                yield number
+            except OSError as error:
+                raise _translated(error, f"{what} {self._path}") from error
+            finally:
+                if changes:
+                    # Afterwards: a sync beside the change may have begun before it.
+                    self._descriptor.is_unsynced = True
 
 
 def _write_rest(number: int, data: bytes, count: int, offset: int) -> None:

@@ -76,7 +76,7 @@ from ambry.storage.record import check_body, decode_header, read_whole
 from ambry.storage.replica import Replica, create_replica, no_replica
 from ambry.storage.segment import DATA_OFFSET, Damage, Segment
 from ambry.storage.survey import SURVEY_PREFIX, Survey, decode_survey, encode_survey, look_at, survey_key
-from ambry.storage.tail import Held, Tails, write_records
+from ambry.storage.tail import Records, Tails, write_records
 
 QUARANTINE_FOLDER: Final = "quarantine"
 """Below the disk's folder: damaged records as they were found, <partition>-<segment>-<offset>.record."""
@@ -95,7 +95,7 @@ class _CheckpointPlan:
 
     covered: tuple[int, int, int]
     """Position, sequence and epoch of the journal."""
-    held: dict[Segment, Held]
+    held: dict[Segment, Records]
     dirty: list[tuple[Replica, Segment]]
     closed: list[tuple[Replica, set[int]]]
     ends: tuple[tuple[int, int, int], ...]
@@ -413,7 +413,7 @@ class DiskStore:
             return None
         plan = _CheckpointPlan(
             covered=(self._journal.position, self._journal.sequence, self._journal.epoch),
-            held={one.segment: one for one in self._tails.held()},
+            held=self._tails.held(),
             dirty=[(replica, replica.segments[number]) for replica in replicas for number in sorted(replica.dirty)],
             closed=[(replica, numbers) for replica in replicas if (numbers := replica.open_ended & replica.sealed)],
             ends=tuple(
@@ -433,7 +433,7 @@ class DiskStore:
         def write_and_sync(segment: Segment) -> None:
             try:
                 if segment in plan.held:
-                    write_records(segment, plan.held[segment].records)
+                    write_records(segment, plan.held[segment])
                 segment.file.sync()
             except (DiskFull, DiskUnavailable) as error:
                 errors[segment] = error
@@ -450,7 +450,7 @@ class DiskStore:
                 elif error is not None:
                     self._set_aside(replica, segment, error)
                 elif segment in plan.held:
-                    self._tails.written(segment, plan.held[segment].records)
+                    self._tails.written(segment, plan.held[segment])
         if full:
             raise full[0]
         return not errors

@@ -11,7 +11,6 @@ Everything here happens under the store's lock, but for `write_records`.
 
 import contextlib
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from typing import Final, TypeAlias
 
 from ambry.errors import DiskFull
@@ -23,15 +22,6 @@ Records: TypeAlias = tuple[tuple[int, bytes], ...]
 """(offset, whole record), ascending."""
 
 _SHARE_OF_SEGMENT: Final = 4
-
-
-@dataclass(frozen=True, slots=True)
-class Held:
-    """What a segment's tail had at a moment."""
-
-    replica: Replica
-    segment: Segment
-    records: Records
 
 
 class Tails:
@@ -60,9 +50,9 @@ class Tails:
         self._full.clear()
         return [(self._replicas[segment], segment) for segment in named]
 
-    def held(self) -> list[Held]:
+    def held(self) -> dict[Segment, Records]:
         """All tails as they are now."""
-        return [Held(replica, segment, tuple(segment.tail.items())) for segment, replica in self._replicas.items()]
+        return {segment: tuple(segment.tail.items()) for segment in self._replicas}
 
     def write(self, segment: Segment) -> None:
         """Write a segment's tail to its file. Raises DiskFull or DiskUnavailable: then it is held on."""

@@ -215,8 +215,8 @@ MUTANTS: Final = (
     Mutant(
         "a hole is not queued for repair",
         "ambry/storage/commit.py",
-        "        if not entry.life & 1:\n            run.batch.append((repair_key(key), entry.id_head",
-        "        if entry.life & 1:\n            run.batch.append((repair_key(key), entry.id_head",
+        "        if not entry.life & 1:\n            run.batch.append((repair_key(key), self._hole_row",
+        "        if entry.life & 1:\n            run.batch.append((repair_key(key), self._hole_row",
         _QUARANTINE,
     ),
     Mutant(
@@ -236,7 +236,7 @@ MUTANTS: Final = (
     Mutant(
         "a checkpoint does not write what is held",
         "ambry/storage/store.py",
-        "                    write_records(segment, plan.held[segment].records)\n",
+        "                    write_records(segment, plan.held[segment])\n",
         "                    pass\n",
         _LOGS,
     ),
