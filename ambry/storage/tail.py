@@ -61,13 +61,15 @@ class Tails:
         self.written(segment, records)
 
     def written(self, segment: Segment, records: Records) -> None:
-        """These records are in the file: nobody needs to hold them."""
+        """These records are in the file: nobody needs to hold them. Those of a segment that was set aside stay."""
+        if segment not in self._replicas:
+            return
         for offset, data in records:
             if segment.tail.pop(offset, None) is not None:
                 segment.tail_bytes -= len(data)
                 self.size -= len(data)
         if not segment.tail:
-            self._replicas.pop(segment, None)
+            del self._replicas[segment]
             self._full.discard(segment)
 
     def keep(self, segment: Segment, records: Iterable[tuple[int, bytes]]) -> None:

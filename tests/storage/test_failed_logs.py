@@ -119,6 +119,21 @@ def test_what_is_held_counts_as_used_when_puts_are_let_in() -> None:
     assert world.store.free_bytes() <= free - 9000
 
 
+def test_a_segment_that_is_set_aside_while_a_checkpoint_writes_it_keeps_its_records_and_the_sum_is_right() -> None:
+    world = opened(ROOMY)
+    fill(world, 1, 8)
+    (replica,) = (one for one in world.store.replicas if one.partition == 1)
+    segment, tails = replica.active[0], world.store._tails
+    held = tails.held()
+    others = tails.size - segment.tail_bytes
+    tails.keep(segment, ())
+    assert tails.size == others
+    # The checkpoint has written what it began with.
+    tails.written(segment, held[segment])
+    assert tails.size == others
+    assert tuple(segment.tail.items()) == held[segment]
+
+
 # --- files that fail -------------------------------------------------------------------------------------------
 
 
