@@ -18,7 +18,7 @@ from ambry.cli.datanode_parts import open_datanode, partitions_on, replication_o
 from ambry.cli.frontend import number_of, watch_membership
 from ambry.cli.listen import bind, port_of
 from ambry.cli.processes import Stop
-from ambry.cli.tls import node_client_context, node_server_context
+from ambry.cli.tls import following, node_client_context, node_server_context
 from ambry.clock import SystemClock
 from ambry.cluster import changes
 from ambry.cluster.files import replace_file
@@ -99,6 +99,7 @@ async def serve_member(settings: DatanodeSettings) -> None:
     secret = load_secret(settings.secret_file)
     admin_sockets = bind(settings.admin_host, settings.admin_port)
     async with contextlib.AsyncExitStack() as stack:
+        await stack.enter_async_context(following())
         membership = Membership(member_settings.zookeeper, member_settings.state_folder)
         stack.push_async_callback(membership.close)
         await membership.open()
