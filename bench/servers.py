@@ -183,15 +183,7 @@ def start_embedded(server: Server, size: int, partitions: int | None = None) -> 
 def start_separate(server: Server, size: int) -> None:
     """One `ambry frontend` and one `ambry datanode`, talking over loopback."""
     del size
-    folder = server.folder
-    node_port = free_port()
-    (folder / "cluster.toml").write_text(_CLUSTER.format(port=node_port, disk=folder / "disk"))
-    (folder / "datanode.toml").write_text(_DATANODE.format(admin_port=free_port()))
-    (folder / "frontend.toml").write_text(_FRONTEND.format(port=server.port))
-    (folder / "disk").mkdir(exist_ok=True)
-    secret = {"AMBRY_CLUSTER_SECRET": "a secret of the benchmark, for this machine only"}
-    server.start(["-m", "ambry.cli.main", "datanode", "--config", str(folder / "datanode.toml")], secret)
-    server.start(["-m", "ambry.cli.main", "frontend", "--config", str(folder / "frontend.toml")], secret)
+    start_replicas(server, 1)
 
 
 def start_replicas(server: Server, count: int) -> None:
@@ -216,32 +208,6 @@ def start_replicas(server: Server, count: int) -> None:
 
 LAYOUTS: Final = {"bare": start_bare, "embedded": start_embedded, "separate": start_separate}
 """Name of a layout to what starts it."""
-
-_CLUSTER: Final = """\
-fingerprint = "bench"
-version = 1
-
-[[datacentre]]
-number = 1
-name = "here"
-
-[[node]]
-name = "node"
-datacentre = "here"
-host = "127.0.0.1"
-port = {port}
-
-[[node.disk]]
-path = "{disk}"
-capacity_bytes = "1024 GiB"
-
-[[partitions]]
-numbers = "1-4"
-capacity_bytes = "100 GiB"
-
-[[partitions.replica]]
-node = "node"
-"""
 
 _CLUSTER_HEAD: Final = """\
 fingerprint = "bench"

@@ -89,6 +89,22 @@ def make_operations(
     )
 
 
+@asynccontextmanager
+async def operating(
+    nodes: Mapping[str, MemoryDatanode], cluster_map: ClusterMap | None = None
+) -> AsyncIterator[Operations]:
+    """Operations over datanodes that a test may make suffer; at the end all are well again, and closed."""
+    operations = make_operations(nodes, cluster_map=cluster_map)
+    try:
+        yield operations
+    finally:
+        for node in nodes.values():
+            node.heal()
+        await operations.close(1.0)
+        for node in nodes.values():
+            await node.close()
+
+
 @dataclass
 class Serving:
     """A frontend that listens."""

@@ -15,7 +15,7 @@ from ambry.errors import BlobDeleted, BlobNotFound, ConnectionLost, DeadlineExce
 from ambry.frontend.headers import GetOption
 from ambry.frontend.operations import Operations
 from ambry.limits import GIB, HEDGE_MS_MAX, HEDGE_MS_UNKNOWN
-from tests.frontend.serving import DATACENTRE, OTHER_DATACENTRE, make_operations
+from tests.frontend.serving import DATACENTRE, OTHER_DATACENTRE, operating
 from tests.frontend.test_replicas import NOW_MS, get, put, run, settle
 from tests.memory_datanode import MemoryDatanode
 
@@ -183,15 +183,8 @@ def run_two(test: Test, *, incarnation: bytes | None = None) -> None:
     async def main() -> None:
         cluster_map = make_map(incarnation=incarnation)
         nodes = {name: MemoryDatanode(name) for name in cluster_map.nodes}
-        operations = make_operations(nodes, cluster_map=cluster_map)
-        try:
+        async with operating(nodes, cluster_map) as operations:
             await test(operations, nodes)
-        finally:
-            for node in nodes.values():
-                node.heal()
-            await operations.close(1.0)
-            for node in nodes.values():
-                await node.close()
 
     asyncio.run(main())
 

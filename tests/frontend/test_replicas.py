@@ -21,7 +21,7 @@ from ambry.errors import (
 )
 from ambry.frontend.headers import GetOption
 from ambry.frontend.operations import Operations
-from tests.frontend.serving import make_nodes, make_operations
+from tests.frontend.serving import make_nodes, operating
 from tests.memory_datanode import MemoryDatanode
 
 NOW_MS = 1_700_000_000_000
@@ -32,15 +32,8 @@ Test = Callable[[Operations, list[MemoryDatanode]], Awaitable[None]]
 def run(test: Test, count: int = 3) -> None:
     async def main() -> None:
         nodes = make_nodes(count)
-        operations = make_operations(nodes)
-        try:
+        async with operating(nodes) as operations:
             await test(operations, list(nodes.values()))
-        finally:
-            for node in nodes.values():
-                node.heal()
-            await operations.close(1.0)
-            for node in nodes.values():
-                await node.close()
 
     asyncio.run(main())
 
