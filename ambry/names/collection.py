@@ -69,9 +69,11 @@ def read_source(session: Session, source: str) -> tuple[str, Place]:
 
 def write_place(session: Session, source: str, epoch: str, place: Place, behind_ms: int, now_ms: int) -> None:
     """Remember how far something has been read, and by how much it is behind."""
-    session.execute("DELETE FROM feeds WHERE source = ?", (source,))
+    # One statement: a process whose lease has just ended may be writing the same row.
     session.execute(
-        "INSERT INTO feeds (source, epoch, xid, position, behind_ms, read_ms) VALUES (?, ?, ?, ?, ?, ?)",
+        "INSERT INTO feeds (source, epoch, xid, position, behind_ms, read_ms) VALUES (?, ?, ?, ?, ?, ?) "
+        "ON CONFLICT (source) DO UPDATE SET epoch = excluded.epoch, xid = excluded.xid, position = excluded.position, "
+        "behind_ms = excluded.behind_ms, read_ms = excluded.read_ms",
         (source, epoch, place.xid, place.position, behind_ms, now_ms),
     )
 

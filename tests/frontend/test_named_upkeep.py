@@ -8,6 +8,8 @@ import pytest
 from ambry.blob.blob_id import binary_from_text
 from ambry.errors import AmbryError, ConnectionLost
 from ambry.limits import NAME_LEASE_MS, NAME_ORPHAN_AGE_MS, NAME_RETENTION_MS
+from ambry.names import collection
+from ambry.names.collection import Place
 from ambry.names.open import begin_epoch, ensure_epoch, open_database
 from ambry.names.sql import Database, Session
 from tests.frontend.serving import Serving, serving
@@ -19,11 +21,13 @@ HOUR_MS = 3_600_000
 def tell(store_url: str, story: Callable[[Serving, Database], Awaitable[None]]) -> None:
     async def run() -> None:
         database = open_database(store_url)
-        async with serving(database=database) as serving_run:
-            await ensure_epoch(database, lambda: "first", serving_run.clock.now_ms())
-            serving_run.clock.advance(2 * HOUR_MS)
-            await story(serving_run, database)
-        await database.close()
+        try:
+            async with serving(database=database) as serving_run:
+                await ensure_epoch(database, lambda: "first", serving_run.clock.now_ms())
+                serving_run.clock.advance(2 * HOUR_MS)
+                await story(serving_run, database)
+        finally:
+            await database.close()
 
     asyncio.run(run())
 
@@ -179,5 +183,21 @@ def test_a_datanode_out_of_reach_costs_a_round_and_nothing_else(store_url: str) 
         assert live_bodies(run) == [b"two"]
         assert await rows_of(database) == 1
         assert binary_from_text((await run.ask("GET", f"{BASE}/a")).headers["x-ambry-blob-id"].encode())
+
+    tell(store_url, story)
+
+
+def test_two_processes_may_write_how_far_they_got_at_the_same_moment(store_url: str) -> None:
+    async def story(run: Serving, database: Database) -> None:
+        def write(place: int) -> Awaitable[None]:
+            return database.write(
+                lambda session: collection.write_place(session, "a feed", "epoch", Place(1, place), 0, place)
+            )
+
+        for first in range(0, 400, 8):
+            await database.write(lambda session: session.execute("DELETE FROM feeds"))
+            await asyncio.gather(*(write(place) for place in range(first, first + 8)))
+            found = await database.read(lambda session: collection.read_place(session, "a feed", "epoch"))
+            assert found.position in range(first, first + 8)
 
     tell(store_url, story)
