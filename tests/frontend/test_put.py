@@ -408,6 +408,7 @@ def test_any_pieces_any_failures_any_memory(
             text = await operations.put(Pieces(pieces), plan(len(body) if is_size_known else None))
         except (Unavailable, TooLarge):
             await settle()
+            await operations.reclaimer.close(30.0)
             assert all(stored.state.is_deleted for stored in node.blobs.values())
         else:
             node.heal()
