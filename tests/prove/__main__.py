@@ -22,7 +22,10 @@ from tests.prove.mutants import prove_cluster_mutants, prove_mutants
 from tests.prove.soak import prove_soak
 from tests.prove.syscalls import prove_syscalls
 
-COUNTED: Final[dict[str, Callable[[int, float, int], dict[str, object]]]] = {"kills": prove_kills}
+COUNTED: Final[dict[str, Callable[[int, float, int], dict[str, object]]]] = {
+    "kills": prove_kills,
+    "machine": prove_machine,
+}
 """Proofs that can be told how much to do, instead of how long."""
 
 PROOFS: Final[dict[str, Callable[[int, float], dict[str, object]]]] = {
@@ -47,7 +50,7 @@ def _commit() -> str:
 @click.argument("name", type=click.Choice([*PROOFS, "all"]), default="all")
 @click.option("--seconds", type=float, default=60.0, help="Budget of each proof.")
 @click.option("--seed", type=int, default=None, help="Repeat a run.")
-@click.option("--count", type=int, default=0, help="Cycles of kills, whatever time they take.")
+@click.option("--count", type=int, default=0, help="Kills, or steps of the machine, whatever time it takes.")
 def main(name: str, seconds: float, seed: int | None, count: int) -> None:
     """Prove, print figures, and how to repeat it."""
     for one in PROOFS if name == "all" else [name]:

@@ -247,12 +247,15 @@ def run_episode(seed: int, steps: int) -> None:
         raise EpisodeFailed(what) from error
 
 
-def prove_machine(chosen: int, seconds: float) -> dict[str, object]:
-    """Episodes of seeds `chosen`, `chosen` + 1 and so on until the time is over. Raises EpisodeFailed."""
+def prove_machine(chosen: int, seconds: float, steps: int = 0) -> dict[str, object]:
+    """Episodes of seeds `chosen`, `chosen` + 1 and so on until the time is over and there were `steps` steps.
+
+    Raises EpisodeFailed.
+    """
     test_store_machine.HITS.clear()
-    end_s = time.monotonic() + seconds
+    end_s = time.monotonic() + (0.0 if steps else seconds)
     episodes = 0
-    while episodes == 0 or time.monotonic() < end_s:
+    while episodes == 0 or episodes * EPISODE_STEPS < steps or time.monotonic() < end_s:
         run_episode(chosen + episodes, EPISODE_STEPS)
         episodes += 1
     hits: Counter[str] = test_store_machine.HITS

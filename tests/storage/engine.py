@@ -157,11 +157,12 @@ class Model:
 
 
 def answer_of(call: Callable[[], GetAnswer | None]) -> GetAnswer | type[AmbryError] | None:
-    """The answer, or the class of the error. A body compares equal to its bytes, whatever buffer it is in."""
+    """The answer, or the class of the error. Its body is in bytes: a view is compared a hundred times slower."""
     try:
-        return call()
+        answer = call()
     except AmbryError as error:
         return type(error)
+    return answer if answer is None or type(answer.body) is bytes else replace(answer, body=bytes(answer.body))
 
 
 class World:
@@ -318,10 +319,12 @@ class World:
         now_ms, retention = self.clock.now_ms(), self.store.retention
         for model in self.models:
             for key, blob in list(model.blobs.items()):
-                entry = self._entry(key)
                 has_expiry = blob.put is not None or blob.state.expires_at_ms > 0
                 is_expired = has_expiry and blob.state.expires_at_ms + retention.expired_ms <= now_ms
                 is_dead = blob.state.is_deleted and blob.time_ms + retention.deleted_ms <= now_ms
+                if not (is_expired or is_dead):
+                    continue
+                entry = self._entry(key)
                 if entry is None and is_expired:
                     self.reclaimed.setdefault(key, blob)
                     self.hits["forgotten"] += 1
