@@ -124,6 +124,8 @@ class _Work:
     is_adopted: bool = False
     changes_copied: set[int] = field(default_factory=set)
     outputs: list[Segment] = field(default_factory=list)
+    numbers: list[int] = field(default_factory=list)
+    """Of the outputs, and of one whose creation failed: its file may be there."""
     records_read: int = 0
     records_copied: int = 0
     bytes_copied: int = 0
@@ -317,6 +319,7 @@ class Compaction:
         self._write_buffer()
         with self._host.locked():
             number = self._replica.take_number()
+        self._work.numbers.append(number)
         segment = new_segment(
             self._disk, self._replica.partition, number, self._replica.incarnation, self._now_ms, expiry_class
         )
@@ -340,7 +343,8 @@ class Compaction:
         """Give back what was written: nobody lists it."""
         for segment in self._work.outputs:
             segment.file.close()
-            self._disk.remove(segment_path(self._replica.partition, segment.number))
+        for number in self._work.numbers:
+            self._disk.remove(segment_path(self._replica.partition, number))
 
     # --- move --------------------------------------------------------------------------------------------------
 

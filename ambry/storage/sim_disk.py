@@ -14,7 +14,8 @@ This is more than most file systems would do to us, and less than none of them.
 
 Trouble on demand: `fail` makes one call of an operation raise, after part of its work if asked; `stop_after` cuts the
 power at a given mutating step; `capacity_bytes` makes it full; `is_cold` empties the page cache, so that every
-`pread_now` declines. Every method may be called by any thread.
+`pread_now` declines. Every method may be called by any thread. `before` is told of every call before anything of it
+happens: a test may let something else happen there.
 """
 
 import itertools
@@ -279,6 +280,7 @@ class SimDisk:
         self.lock = threading.RLock()
         self.capacity_bytes = capacity_bytes
         self.is_cold = False
+        self.before: Callable[[str, str], None] = _nothing
         self.steps = 0
         self.trace: list[Step] = []
         self._folders: dict[str, _Folder] = {"": _Folder(0)}
@@ -495,6 +497,7 @@ class SimDisk:
 
     def begin(self, operation: str, path: str) -> _Fault | None:
         """Count a call. Returns the fault that is due, if any. Raises PowerCut when the power is off."""
+        self.before(operation, path)
         if self._is_off:
             raise PowerCut(f"{operation} of {path}")
         due = None
@@ -592,6 +595,10 @@ class SimDisk:
                 left.live = dict(left.durable)
                 disk._folders[path] = left
             return disk
+
+
+def _nothing(operation: str, path: str) -> None:
+    pass
 
 
 def _fates(at: int, before: Fate, here: Fate, after: Fate) -> Decide:

@@ -2,13 +2,13 @@
 made, never shorter than what the last flush covered. The engine's tests run on it, and nothing else does.
 
 `is_cold` makes `get_now` decline every key that is there, as if its block were not in the cache. `fail` makes one
-call raise. Any thread may call any method.
+call raise. `before` is told of every call before anything of it happens. Any thread may call any method.
 """
 
 import bisect
 import random as random_module
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -51,6 +51,7 @@ class SimIndex:
 
     def __init__(self, entries: dict[bytes, bytes] | None = None) -> None:
         self.is_cold = False
+        self.before: Callable[[str], None] = _nothing
         self._lock = threading.Lock()
         self._flushed = dict(entries or {})
         self._unflushed: list[_Batch] = []
@@ -66,12 +67,14 @@ class SimIndex:
 
     def get(self, key: bytes) -> bytes | None:
         """The value of a key, or None."""
+        self.before("get")
         with self._lock:
             self._begin("get")
             return self._entries.get(key)
 
     def get_now(self, key: bytes) -> tuple[bool, bytes | None]:
         """(True, value), (True, None) when it is absent, or (False, None) when the index is cold and it is not."""
+        self.before("get_now")
         with self._lock:
             self._begin("get_now")
             value = self._entries.get(key)
@@ -79,12 +82,14 @@ class SimIndex:
 
     def get_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
         """Values in the order of the keys."""
+        self.before("get_many")
         with self._lock:
             self._begin("get_many")
             return [self._entries.get(key) for key in keys]
 
     def write(self, batch: Sequence[tuple[bytes, bytes | None]]) -> None:
         """Put (key, value) and delete (key, None), in order, all or nothing."""
+        self.before("write")
         with self._lock:
             self._begin("write")
             copy = tuple((bytes(key), None if value is None else bytes(value)) for key, value in batch)
@@ -94,6 +99,7 @@ class SimIndex:
 
     def scan(self, start: bytes, stop: bytes, limit: int) -> list[tuple[bytes, bytes]]:
         """Up to `limit` entries with start <= key < stop, ascending."""
+        self.before("scan")
         with self._lock:
             self._begin("scan")
             first = bisect.bisect_left(self._keys, start)
@@ -102,6 +108,7 @@ class SimIndex:
 
     def flush(self) -> None:
         """Make every batch written so far durable."""
+        self.before("flush")
         with self._lock:
             self._begin("flush")
             self._flush()
@@ -162,6 +169,10 @@ class SimIndex:
                 if not fault.calls_left:
                     self._faults.remove(fault)
                     raise fault.error(f"{operation} of the index: as told")
+
+
+def _nothing(operation: str) -> None:
+    pass
 
 
 def _apply(entries: dict[bytes, bytes], batch: _Batch) -> None:

@@ -1,4 +1,4 @@
-"""Run one proof, or all: `python -m tests.prove [machine|images|flips|fuzz|mutants|...|all] --seconds N --seed S`.
+"""Run one proof, or all: `python -m tests.prove [machine|images|compaction|fuzz|...|all] --seconds N --seed S`.
 
 Each prints its seed, what it did in figures, and the line that repeats it. Exit status 1 when something was found.
 """
@@ -13,6 +13,7 @@ from typing import Final
 
 import click
 
+from tests.prove.compaction import prove_compaction, prove_model
 from tests.prove.flips import prove_flips
 from tests.prove.fuzz import prove_fuzz
 from tests.prove.images import prove_images
@@ -31,6 +32,8 @@ COUNTED: Final[dict[str, Callable[[int, float, int], dict[str, object]]]] = {
 PROOFS: Final[dict[str, Callable[[int, float], dict[str, object]]]] = {
     "machine": prove_machine,
     "images": prove_images,
+    "compaction": prove_compaction,
+    "compaction-model": prove_model,
     "flips": prove_flips,
     "fuzz": prove_fuzz,
     "mutants": prove_mutants,

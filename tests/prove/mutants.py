@@ -187,7 +187,7 @@ MUTANTS: Final = (
     Mutant(
         "a stopped compaction leaves its files",
         "ambry/storage/compactor.py",
-        "            self._disk.remove(segment_path(self._replica.partition, segment.number))\n",
+        "            self._disk.remove(segment_path(self._replica.partition, number))\n",
         "            pass\n",
         _COMPACTION,
     ),

@@ -5,6 +5,7 @@ import random
 import pytest
 
 from tests.prove.cluster_mutants import CLUSTER_MUTANTS
+from tests.prove.compaction import prove_compaction, prove_model
 from tests.prove.flips import prove_flips
 from tests.prove.fuzz import prove_fuzz
 from tests.prove.images import prove_images
@@ -33,6 +34,18 @@ def test_a_second_of_noise_is_answered_by_every_decoder() -> None:
     figures = prove_fuzz(1, 1.0)
     assert isinstance(figures["executions"], int)
     assert figures["executions"] >= 1000
+
+
+def test_two_seconds_of_schedules_of_compaction_lose_nothing_and_reclaim_what_they_may() -> None:
+    figures = prove_compaction(random.randrange(2**32), 2.0)
+    assert isinstance(figures["schedules"], int)
+    assert figures["schedules"] > 10
+
+
+def test_two_seconds_of_the_model_of_compaction_are_clean() -> None:
+    figures = prove_model(random.randrange(2**32), 2.0)
+    assert isinstance(figures["schedules"], int)
+    assert figures["schedules"] > 10
 
 
 def test_two_seconds_of_the_machine_are_clean() -> None:
