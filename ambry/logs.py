@@ -46,7 +46,7 @@ def configure(level: str = "info", *, force_json: bool | None = None, stream: Te
 
     `force_json` None means text if the stream is a terminal. Called again it replaces what was set before.
     """
-    out = cast("TextIO", _Stream(stream or sys.stderr))
+    out = cast("TextIO", _Stream(stream))
     is_terminal = out.isatty()
     is_json = not is_terminal if force_json is None else force_json
     common: list[Processor] = [
@@ -80,8 +80,13 @@ def request_scope(request_id: str) -> Iterator[None]:
 class _Stream(io.TextIOBase):
     """A stream whose reader may go away: a log that nobody reads must not end a process, or keep it from ending."""
 
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
+    def __init__(self, stream: TextIO | None) -> None:
+        """None: standard error, whatever that is when a line is written."""
+        self._given = stream
+
+    @property
+    def _stream(self) -> TextIO:
+        return self._given or sys.stderr
 
     def isatty(self) -> bool:
         """Whether someone watches."""

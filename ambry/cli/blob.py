@@ -1,19 +1,17 @@
 """`ambry blob`: which replicas hold a blob, in which state, and whether they are equal."""
 
 import asyncio
-import os
-from pathlib import Path
 from typing import Any
 
 import click
 
 from ambry.blob.blob_id import parse_text
 from ambry.blob.requests import GetRequest
-from ambry.cli.cluster import secret_option
+from ambry.cli.connections import Identity
+from ambry.cli.credentials import Credentials, asks_datanodes
 from ambry.cli.operator import json_option, layout_at, show, show_table, zookeeper_option
 from ambry.cli.replica_states import connected
 from ambry.cluster.map import ClusterMap
-from ambry.config import load_secret
 from ambry.errors import AmbryError, ChangeRefused
 
 _ASK_S = 30.0
@@ -27,21 +25,21 @@ def blob() -> None:
 @blob.command()
 @click.argument("blob_id")
 @zookeeper_option
-@secret_option
+@asks_datanodes
 @json_option
-def locate(blob_id: str, hosts: str, secret_file: Path | None, as_json: bool) -> None:
+def locate(blob_id: str, hosts: str, credentials: Credentials, as_json: bool) -> None:
     """Which replicas hold a blob, and in which state."""
-    _show(_rows(blob_id, hosts, secret_file, is_whole=False), as_json=as_json)
+    _show(_rows(blob_id, hosts, credentials, is_whole=False), as_json=as_json)
 
 
 @blob.command()
 @click.argument("blob_id")
 @zookeeper_option
-@secret_option
+@asks_datanodes
 @json_option
-def verify(blob_id: str, hosts: str, secret_file: Path | None, as_json: bool) -> None:
+def verify(blob_id: str, hosts: str, credentials: Credentials, as_json: bool) -> None:
     """Read a blob from every replica, with its checksums. Exit status 1 unless all of them are good and equal."""
-    rows = _rows(blob_id, hosts, secret_file, is_whole=True)
+    rows = _rows(blob_id, hosts, credentials, is_whole=True)
     _show(rows, as_json=as_json)
     if len({(row["answer"], row["life"], row["expires_at_ms"], row["size"], row["root"]) for row in rows}) != 1:
         raise SystemExit(1)
@@ -56,18 +54,18 @@ def _show(rows: list[dict[str, Any]], *, as_json: bool) -> None:
     )
 
 
-def _rows(blob_id: str, hosts: str, secret_file: Path | None, *, is_whole: bool) -> list[dict[str, Any]]:
+def _rows(blob_id: str, hosts: str, credentials: Credentials, *, is_whole: bool) -> list[dict[str, Any]]:
     parsed = parse_text(blob_id)
     found = layout_at(hosts).cluster_map
     if parsed.partition not in found.partitions:
         raise ChangeRefused(f"there is no partition {parsed.partition}")
-    return asyncio.run(_ask(found, parsed.binary(), parsed.partition, load_secret(secret_file), is_whole=is_whole))
+    return asyncio.run(_ask(found, parsed.binary(), parsed.partition, credentials.identity("blob"), is_whole=is_whole))
 
 
 async def _ask(
-    found: ClusterMap, binary: bytes, partition: int, secret: bytes, *, is_whole: bool
+    found: ClusterMap, binary: bytes, partition: int, identity: Identity, *, is_whole: bool
 ) -> list[dict[str, Any]]:
-    connections = await connected(found, secret, f"locate-{os.getpid()}")
+    connections = await connected(found, identity)
     request = GetRequest(binary, 0, 2**40 if is_whole else 0, include_deleted=True)
     rows = []
     try:

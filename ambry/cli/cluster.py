@@ -1,8 +1,6 @@
 """`ambry cluster`: begin a cluster, look at it, prove that its replicas agree, bring its map back. `ambry wait`."""
 
-import asyncio
 import json
-import os
 import secrets as random_source
 import time
 import urllib.error
@@ -12,37 +10,36 @@ from typing import Any, Final
 
 import click
 
-from ambry.blob.blob_id import text_from_binary
 from ambry.cli.admin import MAP_PATH
 from ambry.cli.cluster_member import IDENTITY_FILE
+from ambry.cli.credentials import Credentials, asks_datanodes
 from ambry.cli.node import rows_of
 from ambry.cli.operator import (
     dry_run_option,
     json_option,
+    layout_at,
     registry_at,
     say_change,
     show,
+    show_json,
     show_table,
     size_text,
+    timeout_option,
     zookeeper_option,
 )
-from ambry.cli.replica_states import Comparison, compare, connected
+from ambry.cli.verifying import bytes_option, compared, verify_partitions
 from ambry.cluster import changes
 from ambry.cluster.embedded import DATACENTRE, DISK_FOLDER, EmbeddedRegistry
 from ambry.cluster.files import replace_file
 from ambry.cluster.layout import Layout, decode_file, lay_out, with_version
 from ambry.cluster.map import ClusterMap, Datacentre, Disk, Node, Partition, Replica, ReplicaState
 from ambry.cluster.zookeeper import Registry
-from ambry.config import load_secret
 from ambry.errors import AmbryError, ChangeRefused, RegistryUnavailable
 
 _FETCH_S: Final = 10.0
+_LOOK_S: Final = 0.2
 _VERSIONS_BEYOND: Final = 1000
 """A restored map begins this far above the highest version that anybody told: somebody may have seen a later one."""
-
-secret_option: Final = click.option(
-    "--secret-file", type=click.Path(path_type=Path), help="The cluster secret; else AMBRY_CLUSTER_SECRET."
-)
 
 
 @click.group()
@@ -203,65 +200,14 @@ def summary_of(cluster_map: ClusterMap, live: dict[str, dict[str, Any]]) -> dict
 
 
 @cluster.command()
+@bytes_option
 @zookeeper_option
-@secret_option
+@asks_datanodes
 @json_option
-def verify(hosts: str, secret_file: Path | None, as_json: bool) -> None:
+def verify(is_bytes: bool, hosts: str, credentials: Credentials, as_json: bool) -> None:
     """Compare all replicas of all partitions, across datacentres. Exit status 1 unless they are equal."""
-    with registry_at(hosts) as registry:
-        found = registry.read().cluster_map
-    results = asyncio.run(verify_all(found, load_secret(secret_file)))
-    show_comparisons(results, as_json=as_json)
-
-
-async def verify_all(found: ClusterMap, secret: bytes, numbers: list[int] | None = None) -> list[Comparison]:
-    """Compare partitions one after the other: memory is bounded by one of them."""
-    connections = await connected(found, secret, f"verify-{os.getpid()}")
-    try:
-        return [await compare(found, number, connections.datanodes) for number in numbers or sorted(found.partitions)]
-    finally:
-        await connections.close()
-
-
-def show_comparisons(results: list[Comparison], *, as_json: bool) -> None:
-    """What was compared; ends the command with status 1 when something differs."""
-    is_equal = all(one.is_equal for one in results)
-    document = {
-        "is_equal": is_equal,
-        "partitions": len(results),
-        "replicas": sum(len(one.counts) for one in results),
-        "blobs_live": sum(one.live for one in results),
-        "blobs_deleted": sum(one.deleted for one in results),
-        "blobs_differing": sum(len(one.differing) for one in results),
-        "replicas_out_of_reach": sum(len(one.unreachable) for one in results),
-        "replicas_joining": sum(len(one.joining) for one in results),
-        "differences": [
-            {
-                "partition": one.partition,
-                "counts": one.counts,
-                "differing": [text_from_binary(blob_id) for blob_id in one.differing[:20]],
-                "out_of_reach": one.unreachable,
-                "joining": one.joining,
-            }
-            for one in results
-            if not one.is_equal
-        ],
-    }
-
-    def table() -> None:
-        rows = [(key.replace("_", " "), value) for key, value in document.items() if key != "differences"]
-        show_table("replicas compared", ("what", "value"), rows)
-        bad = [one for one in results if not one.is_equal]
-        if bad:
-            cells = [
-                (one.partition, one.counts, len(one.differing), ", ".join(one.unreachable), ", ".join(one.joining))
-                for one in bad[:50]
-            ]
-            show_table("not equal", ("partition", "blobs by replica", "differing", "out of reach", "joining"), cells)
-
-    show(as_json, lambda: document, table)
-    if not is_equal:
-        raise SystemExit(1)
+    found = layout_at(hosts).cluster_map
+    verify_partitions(found, credentials, sorted(found.partitions), is_bytes=is_bytes, as_json=as_json)
 
 
 @cluster.command()
@@ -346,26 +292,45 @@ def _read_source(source: str) -> bytes:
 @click.command("wait")
 @click.option("--healthy", "is_healthy", is_flag=True, help="Until every datanode is up and no replica joins.")
 @click.option("--converged", "is_converged", is_flag=True, help="Until all replicas are equal.")
-@click.option("--timeout", "timeout_s", default=60.0, show_default=True, help="Seconds; then exit status 1.")
+@timeout_option
 @zookeeper_option
-@secret_option
-def wait(is_healthy: bool, is_converged: bool, timeout_s: float, hosts: str, secret_file: Path | None) -> None:
+@asks_datanodes
+@json_option
+def wait(
+    is_healthy: bool, is_converged: bool, timeout_s: float, hosts: str, credentials: Credentials, as_json: bool
+) -> None:
     """Wait until the cluster is as it should be."""
     if not is_healthy and not is_converged:
         raise click.UsageError("say what to wait for: --healthy, --converged")
-    give_up_at = time.monotonic() + timeout_s
+    began_at = time.monotonic()
+    give_up_at = began_at + timeout_s
     with registry_at(hosts) as registry:
         while True:
-            found = registry.read().cluster_map
-            is_fine = True
-            if is_healthy:
-                summary = summary_of(found, registry.live())
-                is_fine = bool(summary["is_healthy"]) and not summary["datanodes_with_an_older_map"]
-            if is_fine and is_converged:
-                is_fine = all(one.is_equal for one in asyncio.run(verify_all(found, load_secret(secret_file))))
-            if is_fine:
-                return
-            if time.monotonic() > give_up_at:
-                click.echo("ambry: not yet, and the time is over", err=True)
-                raise SystemExit(1)
-            time.sleep(0.2)
+            missing = _missing(registry, credentials, is_healthy=is_healthy, is_converged=is_converged)
+            if not missing or time.monotonic() > give_up_at:
+                break
+            time.sleep(_LOOK_S)
+    waited_s = round(time.monotonic() - began_at, 3)
+    if as_json:
+        show_json({"is_reached": not missing, "waited_s": waited_s, "missing": missing})
+    elif missing:
+        click.echo(f"ambry: not yet, and the time is over: {'; '.join(missing)}", err=True)
+    if missing:
+        raise SystemExit(1)
+
+
+def _missing(registry: Registry, credentials: Credentials, *, is_healthy: bool, is_converged: bool) -> list[str]:
+    """What is not as it should be; whether replicas are equal is looked at last, when all else is fine."""
+    found = registry.read().cluster_map
+    if is_healthy:
+        summary = summary_of(found, registry.live())
+        keys = ("datanodes_down", "datanodes_with_an_older_map", "partitions_without_quorum", "replicas_joining")
+        missing = [f"{key.replace('_', ' ')}: {summary[key]}" for key in keys if summary[key]]
+        if missing:
+            return missing
+    if is_converged:
+        results = compared(found, credentials, sorted(found.partitions))
+        differing = [str(one.partition) for one in results if not one.is_equal]
+        if differing:
+            return [f"partitions that are not equal: {', '.join(differing[:20])}"]
+    return []

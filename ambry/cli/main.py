@@ -24,8 +24,8 @@ _COMMANDS: Final = {
     "cluster": ("ambry.cli.cluster", "Begin, adopt, look at, compare and restore a cluster."),
     "node": ("ambry.cli.node", "Datanodes of a cluster: list, show, add, remove."),
     "partition": ("ambry.cli.partition", "Partitions of a cluster: list, create, seal, move, check, compare."),
-    "replica": ("ambry.cli.partition", "Replicas of a cluster: list, add, remove."),
-    "replication": ("ambry.cli.replication", "Replication between datanodes: status, lag, pause, resume."),
+    "replica": ("ambry.cli.replica", "Replicas of a cluster: list, add, remove, repair, pause, resume."),
+    "replication": ("ambry.cli.replication", "Replication between datanodes: status, lag."),
     "blob": ("ambry.cli.blob", "Which replicas hold a blob; whether they are equal."),
     "wait": ("ambry.cli.cluster", "Wait until a cluster is healthy, or its replicas are equal."),
     "dev-cluster": ("ambry.cli.dev_cluster", "Run a whole cluster on this machine: real processes, a real ZooKeeper."),
@@ -55,6 +55,8 @@ class Commands(click.Group):
         del ctx
         if cmd_name not in _COMMANDS:
             return None
+        # Standard output is for what a command found. A process that has settings for its log sets them later.
+        importlib.import_module("ambry.logs").configure()
         command = getattr(importlib.import_module(_COMMANDS[cmd_name][0]), cmd_name.replace("-", "_"))
         assert isinstance(command, click.Command)
         return command

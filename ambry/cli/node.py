@@ -11,7 +11,6 @@ from ambry.cli.operator import (
     json_option,
     registry_at,
     show,
-    show_json,
     show_table,
     size_text,
     zookeeper_option,
@@ -82,8 +81,9 @@ def rows_of(
 @node.command("show")
 @click.argument("name")
 @zookeeper_option
-def show_node(name: str, hosts: str) -> None:
-    """Everything that is known of one datanode, as JSON."""
+@json_option
+def show_node(name: str, hosts: str, as_json: bool) -> None:
+    """Everything that is known of one datanode."""
     with registry_at(hosts) as registry:
         cluster_map, registered, live = registry.read().cluster_map, registry.nodes(), registry.live()
     if name not in cluster_map.nodes and name not in registered:
@@ -94,14 +94,20 @@ def show_node(name: str, hosts: str) -> None:
         for replica in partition.replicas
         if replica.node == name
     ]
-    show_json(
-        {
-            "in_map": name in cluster_map.nodes,
-            "registered": registered.get(name),
-            "live": live.get(name),
-            "replicas": placed,
-        }
-    )
+    document = {
+        "in_map": name in cluster_map.nodes,
+        "registered": registered.get(name),
+        "live": live.get(name),
+        "replicas": placed,
+    }
+
+    def table() -> None:
+        (row,) = [one for one in rows_of(cluster_map, registered, live) if one["name"] == name]
+        shown = {**row, "capacity": size_text(row["capacity"])}
+        show_table(f"datanode {name}", ("what", "value"), list(shown.items()))
+        show_table("replicas", ("partition", "disk", "state"), [tuple(one.values()) for one in placed])
+
+    show(as_json, lambda: document, table)
 
 
 @node.command("add")

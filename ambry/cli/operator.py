@@ -41,6 +41,9 @@ force_option: Final = click.option("--force", "is_forced", is_flag=True, help="D
 shared_hosts_option: Final = click.option(
     "--allow-shared-hosts", is_flag=True, help="Two replicas of a partition on one host: only for trying things out."
 )
+timeout_option: Final = click.option(
+    "--timeout", "timeout_s", default=60.0, show_default=True, help="Seconds; then exit status 1."
+)
 
 
 @contextlib.contextmanager

@@ -1,34 +1,37 @@
 """`ambry partition`: partitions and where they are."""
 
 import asyncio
-import os
-from functools import partial
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Final
 
 import click
 
-from ambry.cli.cluster import secret_option, show_comparisons, verify_all
+from ambry.cli.connections import Identity
+from ambry.cli.credentials import Credentials, asks_datanodes
 from ambry.cli.operator import (
     change_layout,
     dry_run_option,
-    force_option,
     json_option,
     layout_at,
     parse_numbers,
     replicas_text,
     shared_hosts_option,
     show,
-    show_json,
     show_table,
     size_text,
     zookeeper_option,
 )
 from ambry.cli.replica_states import connected
+from ambry.cli.verifying import bytes_option, verify_partitions
 from ambry.cluster import changes
-from ambry.cluster.map import ClusterMap
-from ambry.config import load_secret, parse_size
+from ambry.cluster.map import ClusterMap, Replica
+from ambry.config import parse_size
 from ambry.errors import AmbryError, ChangeRefused
+from ambry.protocol.datanode import ReplicaStatus
+
+_ASK_S: Final = 10.0
+
+REPLICA_COLUMNS: Final = ("node", "datacentre", "disk", "state", "incarnation")
 
 
 @click.group()
@@ -42,7 +45,7 @@ def partition() -> None:
 def list_partitions(hosts: str, as_json: bool) -> None:
     """All partitions and their replicas."""
     found = layout_at(hosts).cluster_map
-    rows = [_row(found, number) for number in sorted(found.partitions)]
+    rows = [row_of(found, number) for number in sorted(found.partitions)]
 
     def table() -> None:
         cells = [
@@ -54,7 +57,8 @@ def list_partitions(hosts: str, as_json: bool) -> None:
     show(as_json, lambda: rows, table)
 
 
-def _row(found: ClusterMap, number: int) -> dict[str, Any]:
+def row_of(found: ClusterMap, number: int) -> dict[str, Any]:
+    """What the map says of a partition. Raises ChangeRefused for one that is not there."""
     one = found.partitions.get(number)
     if one is None:
         raise ChangeRefused(f"there is no partition {number}")
@@ -79,9 +83,17 @@ def _row(found: ClusterMap, number: int) -> dict[str, Any]:
 @partition.command("show")
 @click.argument("number", type=int)
 @zookeeper_option
-def show_partition(number: int, hosts: str) -> None:
-    """Everything that the map says of one partition, as JSON."""
-    show_json(_row(layout_at(hosts).cluster_map, number))
+@json_option
+def show_partition(number: int, hosts: str, as_json: bool) -> None:
+    """Everything that the map says of one partition."""
+    row = row_of(layout_at(hosts).cluster_map, number)
+
+    def table() -> None:
+        shown = {**row, "capacity": size_text(row["capacity"])}
+        show_table(f"partition {number}", ("what", "value"), [one for one in shown.items() if one[0] != "replicas"])
+        show_table("replicas", REPLICA_COLUMNS, [[one[key] for key in REPLICA_COLUMNS] for one in row["replicas"]])
+
+    show(as_json, lambda: row, table)
 
 
 @partition.command("create")
@@ -180,28 +192,31 @@ def move_partition(
 
 @partition.command("compare")
 @click.argument("numbers")
+@bytes_option
 @zookeeper_option
-@secret_option
+@asks_datanodes
 @json_option
-def compare_partitions(numbers: str, hosts: str, secret_file: Path | None, as_json: bool) -> None:
+def compare_partitions(numbers: str, is_bytes: bool, hosts: str, credentials: Credentials, as_json: bool) -> None:
     """Compare the replicas of partitions (1-8,12 or all). Exit status 1 when they differ."""
     found = layout_at(hosts).cluster_map
     wanted = parse_numbers(numbers, found.partitions)
     for number in wanted:
-        _row(found, number)
-    show_comparisons(asyncio.run(verify_all(found, load_secret(secret_file), wanted)), as_json=as_json)
+        row_of(found, number)
+    verify_partitions(found, credentials, wanted, is_bytes=is_bytes, as_json=as_json)
 
 
 @partition.command("check")
 @click.argument("numbers")
 @zookeeper_option
-@secret_option
+@asks_datanodes
 @json_option
-def check_partitions(numbers: str, hosts: str, secret_file: Path | None, as_json: bool) -> None:
+def check_partitions(numbers: str, hosts: str, credentials: Credentials, as_json: bool) -> None:
     """What datanodes say of their replicas, against the map. Exit status 1 when something is wrong."""
     found = layout_at(hosts).cluster_map
-    wanted = set(parse_numbers(numbers, found.partitions))
-    rows = asyncio.run(_check(found, load_secret(secret_file), wanted))
+    wanted = parse_numbers(numbers, found.partitions)
+    for number in wanted:
+        row_of(found, number)
+    rows = asyncio.run(_check(found, credentials.identity("check"), wanted))
     columns = ("partition", "node", "state", "verdict", "log_size", "end_lsn", "is_writable")
     show(
         as_json, lambda: rows, lambda: show_table("replicas", columns, [[row[key] for key in columns] for row in rows])
@@ -210,100 +225,45 @@ def check_partitions(numbers: str, hosts: str, secret_file: Path | None, as_json
         raise SystemExit(1)
 
 
-async def _check(found: ClusterMap, secret: bytes, wanted: set[int]) -> list[dict[str, Any]]:
-    connections = await connected(found, secret, f"check-{os.getpid()}")
-    statuses: dict[str, Any] = {}
-    deadline = asyncio.get_running_loop().time() + 10
+async def _check(found: ClusterMap, identity: Identity, wanted: Sequence[int]) -> list[dict[str, Any]]:
+    connections = await connected(found, identity)
+    deadline = asyncio.get_running_loop().time() + _ASK_S
+
+    async def status_of(name: str) -> dict[int, ReplicaStatus] | AmbryError:
+        try:
+            answer = await connections.datanodes[name].status(deadline)
+        except AmbryError as error:
+            return error
+        return {one.partition: one for one in answer.replicas}
+
     try:
-        for name, datanode in connections.datanodes.items():
-            try:
-                answer = await datanode.status(deadline)
-                statuses[name] = {one.partition: one for one in answer.replicas}
-            except AmbryError as error:
-                statuses[name] = error
+        answers = await asyncio.gather(*(status_of(name) for name in found.nodes))
     finally:
         await connections.close()
-    rows = []
-    for number in sorted(wanted & found.partitions.keys()):
-        for replica in found.partitions[number].replicas:
-            known = statuses[replica.node]
-            one = known.get(number) if isinstance(known, dict) else None
-            if not isinstance(known, dict):
-                verdict = f"out of reach: {known}"
-            elif one is None:
-                verdict = "missing on its datanode"
-            elif replica.incarnation not in {None, one.incarnation}:
-                verdict = "another incarnation than the map's"
-            else:
-                verdict = "fine"
-            rows.append(
-                {
-                    "partition": number,
-                    "node": replica.node,
-                    "state": replica.state.value,
-                    "verdict": verdict,
-                    "log_size": one.log_size if one else None,
-                    "end_lsn": one.end_lsn if one else None,
-                    "is_writable": one.is_writable if one else None,
-                }
-            )
-    return rows
-
-
-@click.group()
-def replica() -> None:
-    """Replicas: list, add, remove."""
-
-
-@replica.command("list")
-@click.option("--node", "name", help="Only those of one datanode.")
-@zookeeper_option
-@json_option
-def list_replicas(name: str | None, hosts: str, as_json: bool) -> None:
-    """All replicas."""
-    found = layout_at(hosts).cluster_map
-    rows = [
-        {"partition": number, **one}
-        for number in sorted(found.partitions)
-        for one in _row(found, number)["replicas"]
-        if name in {None, one["node"]}
+    statuses = dict(zip(found.nodes, answers, strict=True))
+    return [
+        _verdict(number, replica, statuses[replica.node])
+        for number in wanted
+        for replica in found.partitions[number].replicas
     ]
-    columns = ("partition", "node", "datacentre", "disk", "state", "incarnation")
-    show(
-        as_json, lambda: rows, lambda: show_table("replicas", columns, [[row[key] for key in columns] for row in rows])
-    )
 
 
-@replica.command("add")
-@click.argument("number", type=int)
-@click.argument("node")
-@click.option("--disk", help="One of the datanode's disks.  [default: the one with the most room]")
-@shared_hosts_option
-@zookeeper_option
-@dry_run_option
-@json_option
-def add_replica(
-    number: int,
-    node: str,
-    disk: str | None,
-    allow_shared_hosts: bool,
-    hosts: str,
-    is_dry: bool,
-    as_json: bool,
-) -> None:
-    """One more replica of a partition: it joins, and serves when it has caught up."""
-    change = partial(changes.add_replica, number=number, node=node, disk=disk, allow_shared_hosts=allow_shared_hosts)
-    change_layout(hosts, change, f"add a replica of {number} on {node}", is_dry=is_dry, as_json=as_json)
-
-
-@replica.command("remove")
-@click.argument("number", type=int)
-@click.argument("node")
-@force_option
-@zookeeper_option
-@dry_run_option
-@json_option
-def remove_replica(number: int, node: str, is_forced: bool, hosts: str, is_dry: bool, as_json: bool) -> None:
-    """Take a replica off the map; its files are set aside by its datanode. Never the last one that serves."""
-    change = partial(changes.remove_replica, number=number, node=node, is_forced=is_forced)
-    change_layout(hosts, change, f"remove the replica of {number} on {node}", is_dry=is_dry, as_json=as_json)
+def _verdict(number: int, replica: Replica, known: dict[int, ReplicaStatus] | AmbryError) -> dict[str, Any]:
+    one = known.get(number) if isinstance(known, dict) else None
+    if isinstance(known, AmbryError):
+        verdict = f"out of reach: {known}"
+    elif one is None:
+        verdict = "missing on its datanode"
+    elif replica.incarnation not in {None, one.incarnation}:
+        verdict = "another incarnation than the map's"
+    else:
+        verdict = "fine"
+    return {
+        "partition": number,
+        "node": replica.node,
+        "state": replica.state.value,
+        "verdict": verdict,
+        "log_size": one.log_size if one else None,
+        "end_lsn": one.end_lsn if one else None,
+        "is_writable": one.is_writable if one else None,
+    }

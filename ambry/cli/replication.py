@@ -1,44 +1,40 @@
-"""`ambry replication`: how far every datanode has read its peers; pausing and resuming it."""
+"""`ambry replication`: how far every datanode has read its peers."""
 
 import asyncio
-import os
-from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import click
 
-from ambry.cli.cluster import secret_option
+from ambry.cli.connections import Identity
+from ambry.cli.credentials import Credentials, asks_datanodes
 from ambry.cli.operator import (
     json_option,
     layout_at,
-    parse_numbers,
     show,
-    show_json,
     show_table,
     size_text,
     zookeeper_option,
 )
 from ambry.cli.replica_states import connected
 from ambry.cluster.map import ClusterMap
-from ambry.config import load_secret
-from ambry.errors import AmbryError, ChangeRefused
+from ambry.errors import AmbryError
 from ambry.protocol.replication import ReplicationAction, ReplicationRequest, ReplicationStatus
 
-_ASK_S = 10.0
+_ASK_S: Final = 10.0
 
 
 @click.group()
 def replication() -> None:
-    """Replication: status, lag, pause, resume."""
+    """Replication: status, lag."""
 
 
 @replication.command()
 @zookeeper_option
-@secret_option
+@asks_datanodes
 @json_option
-def status(hosts: str, secret_file: Path | None, as_json: bool) -> None:
+def status(hosts: str, credentials: Credentials, as_json: bool) -> None:
     """From whom every datanode reads, and how far behind it is. Exit status 1 when somebody is out of reach."""
-    found, answers = _asked(hosts, secret_file)
+    found, answers = _asked(hosts, credentials)
     rows: list[dict[str, Any]] = [
         {
             "node": name,
@@ -81,11 +77,11 @@ def status(hosts: str, secret_file: Path | None, as_json: bool) -> None:
 
 @replication.command()
 @zookeeper_option
-@secret_option
+@asks_datanodes
 @json_option
-def lag(hosts: str, secret_file: Path | None, as_json: bool) -> None:
+def lag(hosts: str, credentials: Credentials, as_json: bool) -> None:
     """The largest lag between every two datacentres, in bytes and in seconds."""
-    found, answers = _asked(hosts, secret_file)
+    found, answers = _asked(hosts, credentials)
     worst: dict[tuple[str, str], list[int]] = {}
     for name, answer in answers.items():
         if isinstance(answer, ReplicationStatus):
@@ -101,57 +97,25 @@ def lag(hosts: str, secret_file: Path | None, as_json: bool) -> None:
     show(as_json, lambda: rows, lambda: show_table("lag", ("from", "to", "bytes", "seconds"), cells))
 
 
-@replication.command()
-@click.argument("node")
-@click.argument("numbers", default="all")
-@zookeeper_option
-@secret_option
-def pause(node: str, numbers: str, hosts: str, secret_file: Path | None) -> None:
-    """Let a datanode read nothing for some partitions (1-8,12 or all), until it is resumed or started again."""
-    _act(ReplicationAction.PAUSE, node, numbers, hosts, secret_file)
-
-
-@replication.command()
-@click.argument("node")
-@click.argument("numbers", default="all")
-@zookeeper_option
-@secret_option
-def resume(node: str, numbers: str, hosts: str, secret_file: Path | None) -> None:
-    """Let a datanode read again."""
-    _act(ReplicationAction.RESUME, node, numbers, hosts, secret_file)
-
-
-def _act(action: ReplicationAction, node: str, numbers: str, hosts: str, secret_file: Path | None) -> None:
+def _asked(hosts: str, credentials: Credentials) -> tuple[ClusterMap, dict[str, ReplicationStatus | AmbryError]]:
     found = layout_at(hosts).cluster_map
-    if node not in found.nodes:
-        raise ChangeRefused(f"there is no datanode {node!r}")
-    partitions = () if numbers == "all" else tuple(parse_numbers(numbers, found.partitions))
-    request = ReplicationRequest(action, partitions)
-    answer = asyncio.run(_ask(found, load_secret(secret_file), [node], request))[node]
-    if isinstance(answer, AmbryError):
-        raise answer
-    show_json({"node": node, "action": action.name.lower(), "partitions": numbers})
+    return found, asyncio.run(_ask(found, credentials.identity("replication")))
 
 
-def _asked(hosts: str, secret_file: Path | None) -> tuple[ClusterMap, dict[str, Any]]:
-    found = layout_at(hosts).cluster_map
-    request = ReplicationRequest(ReplicationAction.TELL, ())
-    return found, asyncio.run(_ask(found, load_secret(secret_file), list(found.nodes), request))
-
-
-async def _ask(
-    found: ClusterMap, secret: bytes, names: list[str], request: ReplicationRequest
-) -> dict[str, ReplicationStatus | AmbryError]:
+async def _ask(found: ClusterMap, identity: Identity) -> dict[str, ReplicationStatus | AmbryError]:
     """What each datanode answers, or why it does not."""
-    connections = await connected(found, secret, f"replication-{os.getpid()}")
+    connections = await connected(found, identity)
     deadline = asyncio.get_running_loop().time() + _ASK_S
-    answers: dict[str, ReplicationStatus | AmbryError] = {}
+    request = ReplicationRequest(ReplicationAction.TELL, ())
+
+    async def one(name: str) -> ReplicationStatus | AmbryError:
+        try:
+            return await connections.remote(name).replication(request, deadline)
+        except AmbryError as error:
+            return error
+
     try:
-        for name in names:
-            try:
-                answers[name] = await connections.remote(name).replication(request, deadline)
-            except AmbryError as error:
-                answers[name] = error
+        answers = await asyncio.gather(*(one(name) for name in found.nodes))
     finally:
         await connections.close()
-    return answers
+    return dict(zip(found.nodes, answers, strict=True))

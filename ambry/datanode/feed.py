@@ -64,7 +64,7 @@ class Teller(Protocol):
         ...
 
     def status(self, request: ReplicationRequest) -> ReplicationStatus:
-        """How replication stands; may pause and resume it."""
+        """How replication stands, once it was paused, resumed or asked to repair."""
         ...
 
 
@@ -158,7 +158,7 @@ class Feed:
         )
 
     def replication(self, request: ReplicationRequest, deadline: float) -> "asyncio.Future[ReplicationStatus]":
-        """How replication stands here; may pause and resume it."""
+        """How replication stands here, once it was paused, resumed or asked to repair."""
         del deadline  # nothing here waits
         future: asyncio.Future[ReplicationStatus] = self._loop.create_future()
         future.set_result(self._teller.status(request))

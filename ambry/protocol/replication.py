@@ -197,13 +197,15 @@ class ReplicationAction(IntEnum):
     TELL = 1
     PAUSE = 2
     RESUME = 3
+    REPAIR = 4
 
 
 @value
 class ReplicationRequest:
     """How replication of this datanode stands: in total, and for each of `partitions`.
 
-    PAUSE and RESUME concern these partitions, or all when none is named, until the process ends.
+    PAUSE and RESUME concern these partitions, or all when none is named, until the process ends. REPAIR compares these
+    partitions (all when none is named) with every peer that can be reached, soon, and works through the repair queue.
     """
 
     action: ReplicationAction
@@ -270,5 +272,5 @@ class Peer(Protocol):
         ...
 
     def replication(self, request: ReplicationRequest, deadline: float) -> asyncio.Future[ReplicationStatus]:
-        """How replication stands there; may pause and resume it."""
+        """How replication stands there, once it was paused, resumed or asked to repair."""
         ...

@@ -54,6 +54,10 @@ class Repairer:
             self._wanted.append(blob_id)
             self._woken.set()
 
+    def wake(self) -> None:
+        """Look at the queue now."""
+        self._woken.set()
+
     async def run(self) -> None:
         """Work until cancelled."""
         while True:

@@ -106,6 +106,8 @@ class Replicator:
         self._inherited: dict[int, Progress] = {}
         self._paused: set[int] = set()
         self._is_all_paused = False
+        self._to_repair: dict[int, None] = {}
+        self._repair_asked = asyncio.Event()
         self._claims = Claims()
         self._changed = asyncio.Event()
         self._planned: tuple[object, ...] | None = None
@@ -131,6 +133,7 @@ class Replicator:
             try:
                 group.create_task(self._repairer.run(), name="repair from peers")
                 group.create_task(self._compare(), name="anti-entropy")
+                group.create_task(self._repair_on_request(), name="repair on request")
                 while True:
                     self._changed.clear()
                     await self._plan(group)
@@ -185,8 +188,12 @@ class Replicator:
         return tuple(sorted(self._down()))
 
     def status(self, request: ReplicationRequest) -> ReplicationStatus:
-        """How replication stands; may pause and resume it."""
-        if request.action is not ReplicationAction.TELL:
+        """How replication stands, once it was paused, resumed or asked to repair."""
+        if request.action is ReplicationAction.REPAIR:
+            self._to_repair |= dict.fromkeys(self._partitions.intersection(request.partitions or self._partitions))
+            self._repair_asked.set()
+            self._repairer.wake()
+        elif request.action is not ReplicationAction.TELL:
             self._pause_or_resume(request)
         feeds: list[FeedStatus] = []
         for partition in request.partitions:
@@ -216,6 +223,9 @@ class Replicator:
         elif is_pause:
             self._paused.update(request.partitions)
         else:
+            if self._is_all_paused:
+                self._is_all_paused = False
+                self._paused = set(self._partitions)
             self._paused.difference_update(request.partitions)
         _log.info("replication is paused" if is_pause else "replication goes on", partitions=len(request.partitions))
         self._planned = None
@@ -365,6 +375,10 @@ class Replicator:
         session = running.link.session(partition)
         if session is None or not session.has_read_all:
             return  # tokens have enough to do
+        await self._compare_with(partition, running)
+
+    async def _compare_with(self, partition: int, running: _Running) -> None:
+        node = running.link.node
         try:
             found = await self._comparer.compare(partition, running.peer, running.link.fetcher)
         except AmbryError as error:
@@ -372,6 +386,19 @@ class Replicator:
             return
         if found:
             _log.warning("anti-entropy found changes that were missing", partition=partition, node=node, changes=found)
+
+    async def _repair_on_request(self) -> None:
+        """Compare what an operator named, one partition after the other, with everybody who has it."""
+        while True:
+            await self._repair_asked.wait()
+            self._repair_asked.clear()
+            while self._to_repair:
+                partition = next(iter(self._to_repair))
+                for link in self._links_for(partition):
+                    running = self._links.get(link.node)
+                    if running is not None:
+                        await self._compare_with(partition, running)
+                self._to_repair.pop(partition, None)
 
     # --- metrics -----------------------------------------------------------------------------------------------
 

@@ -70,6 +70,9 @@ _log = get_logger(__name__)
 _SWEEP_MS_MIN: Final = 5
 """Deadlines closer together than this are looked at together."""
 
+_GOODBYE_S: Final = 0.5
+"""A peer that has not hung up this long after we did is not waited for."""
+
 _EVENTS_PER_STEP: Final = 64
 
 
@@ -188,7 +191,7 @@ class RemoteDatanode:
         return self._ask(request, deadline, 0)
 
     def replication(self, request: ReplicationRequest, deadline: float) -> "asyncio.Future[ReplicationStatus]":
-        """How replication stands there; may pause and resume it."""
+        """How replication stands there, once it was paused, resumed or asked to repair."""
         return self._ask(request, deadline, 0)
 
     def under(self, map_version: int) -> "Datanode":
@@ -453,10 +456,16 @@ class _Link:
             self._connecting.cancel()
             await asyncio.wait([self._connecting])
         self._fail_waiting(error)
-        for session in (self._session, *self._leaving):
-            if session is not None:
-                session.hang_up(error)
+        sessions = [one for one in (self._session, *self._leaving) if one is not None]
         self._session = None
+        for session in sessions:
+            session.hang_up(error)
+        # The loop may end after this, and must not leave half-closed sockets behind: TLS says goodbye first.
+        if sessions:
+            await asyncio.wait([session.gone for session in sessions], timeout=_GOODBYE_S)
+        for session in sessions:
+            session.abort()
+        await asyncio.sleep(0)
 
     # --- deadlines ---------------------------------------------------------------------------------------------
 
@@ -504,6 +513,7 @@ class _Session(asyncio.Protocol):
     def __init__(self, link: _Link, address: _Address, loop: asyncio.AbstractEventLoop) -> None:
         self.core = address.new_connection()
         self.ready: asyncio.Future[None] = loop.create_future()
+        self.gone: asyncio.Future[None] = loop.create_future()
         self._link = link
         self._address = address
         self._loop = loop
@@ -553,6 +563,8 @@ class _Session(asyncio.Protocol):
         if error is not None:
             self._why = str(error) or type(error).__name__
         self._transport = None
+        if not self.gone.done():
+            self.gone.set_result(None)
         if self._pulse is not None:
             self._pulse.cancel()
         lost = ConnectionLost(f"{self._address}: {self._why}", node=self._address.node)

@@ -16,6 +16,7 @@ import pytest
 
 from ambry.blob.blob_id import parse_text
 from ambry.blob.state import NEVER, BlobState
+from ambry.cli.connections import Identity
 from ambry.cli.dev_cluster import Plan, Running, running
 from ambry.cli.main import main
 from ambry.cli.operator import layout_at
@@ -172,7 +173,7 @@ def test_a_partition_moves_and_requests_under_the_old_map_are_refused(cluster: R
 async def _is_fenced(
     cluster: Running, secret: bytes, source: str, stays: str, old: int, new: int, blob_id: str
 ) -> None:
-    connections = await connected(layout_at(cluster.zookeeper.hosts).cluster_map, secret, "test")
+    connections = await connected(layout_at(cluster.zookeeper.hosts).cluster_map, Identity("test", secret, None))
     deadline = asyncio.get_running_loop().time() + 30
     binary = parse_text(blob_id).binary() if blob_id else bytes(12) + (1).to_bytes(4, "big") + bytes(16)
     join = UpdateRequest(binary, Change.JOIN, BlobState(0, NEVER), 1)
@@ -214,7 +215,7 @@ def failing(cluster: Running, *arguments: str) -> str:
 
 def test_nodes_partitions_and_replicas_are_listed_and_changed_by_command(cluster: Running) -> None:
     assert len(json.loads(operate(cluster, "node", "list", "--json"))) == 8
-    assert json.loads(operate(cluster, "node", "show", "datanode-1-1"))["in_map"]
+    assert json.loads(operate(cluster, "node", "show", "datanode-1-1", "--json"))["in_map"]
     assert "datanode-2-3" in operate(cluster, "node", "list")
     assert "holds" in failing(cluster, "node", "remove", "datanode-1-1")
     operate(
@@ -224,10 +225,10 @@ def test_nodes_partitions_and_replicas_are_listed_and_changed_by_command(cluster
     rows = json.loads(operate(cluster, "partition", "list", "--json"))
     assert [row["is_sealed"] for row in rows] == [True, True, False, False, False]
     operate(cluster, "partition", "unseal", "all")
-    assert json.loads(operate(cluster, "partition", "show", "5"))["number"] == 5
+    assert json.loads(operate(cluster, "partition", "show", "5", "--json"))["number"] == 5
     settled(cluster)
     assert len(json.loads(operate(cluster, "replica", "list", "--json"))) == 26
-    node = json.loads(operate(cluster, "partition", "show", "5"))["replicas"][0]["node"]
+    node = json.loads(operate(cluster, "partition", "show", "5", "--json"))["replicas"][0]["node"]
     operate(cluster, "replica", "remove", "5", node)
     operate(cluster, "replica", "add", "5", node, "--allow-shared-hosts")
     settled(cluster)
@@ -247,9 +248,9 @@ def test_the_walk_of_the_page_for_operators_can_be_typed(cluster: Running) -> No
 
 
 def test_replication_can_be_paused_and_resumed(cluster: Running) -> None:
-    operate(cluster, "replication", "pause", "datanode-2-1")
-    operate(cluster, "replication", "resume", "datanode-2-1")
-    assert "no datanode" in failing_with(cluster, "replication", "pause", "nobody")
+    operate(cluster, "replica", "pause", "all", "datanode-2-1")
+    operate(cluster, "replica", "resume", "all", "datanode-2-1")
+    assert "no datanode" in failing_with(cluster, "replica", "pause", "all", "nobody")
 
 
 def failing_with(cluster: Running, *arguments: str) -> str:
@@ -262,7 +263,7 @@ def failing_with(cluster: Running, *arguments: str) -> str:
 def test_a_stranger_with_another_secret_gets_no_answer(cluster: Running) -> None:
     async def scenario() -> None:
         found = layout_at(cluster.zookeeper.hosts).cluster_map
-        connections = await connected(found, b"another secret of some length", "stranger")
+        connections = await connected(found, Identity("stranger", b"another secret of some length", None))
         try:
             with pytest.raises(Exception, match=r"refused|secret|connect"):
                 await connections.datanodes["datanode-1-1"].status(asyncio.get_running_loop().time() + 10)

@@ -142,10 +142,12 @@ def test_tokens_outlive_a_restart_and_are_inherited_from_the_leader(tmp_path: Pa
             await nodes["b1"].put(b"so that b2 gets a page", datacentre=2)
             await until(lambda: "a1" in other.progress(1))
             assert other.progress(1)["a1"].lsn <= end.end_lsn
+            near = nodes["b1"].local.services[1].store.replica(1).end_lsn
+            await until(lambda: "b1" in other.progress(1) and other.progress(1)["b1"].lsn >= near)
             await nodes["b1"].close()
             # The leader is gone: the other one takes over where it stood, and fetches only what is new.
             late = await nodes["a1"].put(b"late")
-            await until(lambda: nodes["b2"].has(late))
+            await until(lambda: nodes["b2"].has(late) and other.progress(1)["a1"].lsn == end.end_lsn)
             before = nodes["b2"].fetched()
             await nodes.reopen("b1")
             await until(lambda: nodes["b1"].has(late))
@@ -226,6 +228,19 @@ def test_comparison_finds_what_tokens_missed(tmp_path: Path) -> None:
             assert found == len(old)
             assert all(nodes["a2"].has(put.blob_id) for put in old)
             assert await replicator._comparer.compare(1, running.peer, running.link.fetcher) == 0
+
+            # The same on request of an operator, and for a datanode that reads nothing by itself.
+            replicator.status(ReplicationRequest(ReplicationAction.PAUSE, ()))
+            await until(lambda: not any(one.link.partitions for one in replicator._links.values()))
+            more = [record(os.urandom(200), created_ms=SystemClock().now_ms() - 10**6) for _ in range(20)]
+            for put in more:
+                await nodes["a1"].store(put)
+            replicator.status(ReplicationRequest(ReplicationAction.REPAIR, (1,)))
+            await until(lambda: all(nodes["a2"].has(put.blob_id) for put in more))
+            # All were paused, and one is resumed.
+            replicator.status(ReplicationRequest(ReplicationAction.RESUME, (1,)))
+            last = await nodes["a1"].put(b"last")
+            await until(lambda: nodes["a2"].has(last))
 
     asyncio.run(run())
 
