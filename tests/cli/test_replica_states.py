@@ -69,6 +69,7 @@ def entry(number: int, *, life: int = 0, expires_at_ms: int = NEVER, has_body: b
 
 
 def compared(peers: dict[str, MemoryPeer], found: ClusterMap | None = None, **options: Any) -> Comparison:
+    # A comparison uses two methods of a peer.
     return asyncio.run(compare(found or cluster_map(), 1, peers, NOW_MS, **options))  # type: ignore[arg-type]
 
 
