@@ -144,6 +144,7 @@ class Upkeep:
         self._repair_source = repair_source
         self._suspects: deque[bytes] = deque(maxlen=SUSPECTS_MAX)
         self._not_before: dict[tuple[int, int], int] = {}
+        self._renewed: dict[tuple[int, int], list[Damage]] = {}
         self._failures_in_a_row = 0
         self.sealed_for_good: frozenset[int] = frozenset()
         """Partitions that take no new blobs any more. Replaced as a whole, read from any thread."""
@@ -365,13 +366,28 @@ class Upkeep:
         self.figures.oldest_ms = oldest_ms
         if oldest_ms + self._settings.scrub_interval_ms > now_ms:
             return False
+        for path in self._store.restore_files(partition, number):
+            self.figures.damages += 1
+            _log.error("a damaged file was written anew", disk=self._name, path=path)
         self._survey(partition, number, self._scrub_pace)
         return True
 
     def _survey(self, partition: int, number: int, pace: Pace) -> Survey:
         before = pace.bytes
-        survey = self._store.survey(partition, number, pace=pace, on_damage=self._on_damage)
+        unnamed: list[Damage] = []
+
+        def on_damage(_partition: int, _number: int, damage: Damage) -> None:
+            self._on_damage(_partition, _number, damage)
+            if damage.header is None:
+                unnamed.append(damage)
+
+        survey = self._store.survey(partition, number, pace=pace, on_damage=on_damage)
         self.figures.bytes_verified += pace.bytes - before
+        # What stays damaged is met by every look, and was dealt with by the first.
+        if unnamed and self._renewed.get((partition, number)) != unnamed:
+            count = self._store.renew_states(partition, number, unnamed, pace)
+            self._renewed[partition, number] = unnamed
+            _log.info("states were written again", disk=self._name, partition=partition, segment=number, blobs=count)
         return survey
 
     def _surveys(self, partition: int) -> dict[int, Survey]:

@@ -278,6 +278,13 @@ class CommitGroup:
 
         A live blob is queued for repair in the same batch. The root stays, so that nothing else takes the place.
         """
+        self._plan_state(blob_id, key, entry, keeps_body=False)
+
+    def plan_renewal(self, blob_id: bytes, key: bytes, entry: Entry) -> None:
+        """The record of a blob's newest state may be lost: the same state again, in a record of its own."""
+        self._plan_state(blob_id, key, entry, keeps_body=entry.has_body)
+
+    def _plan_state(self, blob_id: bytes, key: bytes, entry: Entry, *, keeps_body: bool) -> None:
         replica = self._replica_of(blob_id)
         size = record_size(BINARY_SIZE, 0, 0)
         try:
@@ -290,21 +297,24 @@ class CommitGroup:
         kind = RecordKind.TOMBSTONE if entry.life & 1 else RecordKind.TTL
         data = _state_record(segment, kind, lsn, entry.time_ms, blob_id, entry.state)
         run.pieces.append(data)
-        hole = replace(
-            entry,
-            flags=entry.flags & ~HAS_BODY,
-            segment=segment.number,
-            offset=offset,
-            record_size=size,
-            body_offset=size,
-            body_size=0,
-            lsn=lsn,
-        )
-        run.changes.append((entry, hole))
-        if not entry.life & 1:
-            run.batch.append((repair_key(key), self._hole_row(blob_id)))
-        self._add(run, key, entry, encode_entry(hole), lsn, offset, size, data, 0)
-        self.answers.append(StateAnswer(entry.state, has_body=False))
+        if keeps_body:
+            after = replace(entry, lsn=lsn)
+        else:
+            after = replace(
+                entry,
+                flags=entry.flags & ~HAS_BODY,
+                segment=segment.number,
+                offset=offset,
+                record_size=size,
+                body_offset=size,
+                body_size=0,
+                lsn=lsn,
+            )
+            if not entry.life & 1:
+                run.batch.append((repair_key(key), self._hole_row(blob_id)))
+        run.changes.append((entry, after))
+        self._add(run, key, entry, encode_entry(after), lsn, offset, size, data, 0)
+        self.answers.append(StateAnswer(entry.state, has_body=keeps_body))
 
     def _hole_row(self, blob_id: bytes) -> bytes:
         """What the repair queue has of a blob that lives and has no bytes here."""

@@ -14,7 +14,8 @@ the disk id), its number is the next and its epoch is not lower than the last on
 there, it may be at the start of the ring; if it is not there either, the journal ends. What a former lap left has a
 lower number. What a crash cut off, and a later opening did not overwrite, has the right number but a lower epoch than
 the group before it, which that later opening wrote. So neither is ever taken for data, and what follows the last
-valid group was never acknowledged.
+valid group was never acknowledged. Only damage breaks this: when a group with a higher number than the expected one is
+there, an acknowledged one is lost, and the disk is refused instead of going on without it.
 
 The ring grows: space is reserved for all of it at once, but the file's size is only as much as is filled with zeros,
 and the rest is filled in the background. Overwriting filled blocks needs no change of the file system's own records,
@@ -187,9 +188,10 @@ def decode_payload(payload: bytes, count: int) -> tuple[JournalEntry, ...] | Non
 class Journal:
     """The open journal. `append` and `filled` want the store's lock, `write_checkpoint` that of checkpoints."""
 
-    def __init__(self, file: File, seed: int, usable_end: int, full_end: int) -> None:
+    def __init__(self, file: File, disk_id: bytes, usable_end: int, full_end: int) -> None:
         self._file = file
-        self._seed = seed
+        self.disk_id = disk_id
+        self._seed = seed_of_disk(disk_id)
         self._usable_end = usable_end
         self._full_end = full_end
         self._freed_to = RING_AT
@@ -205,10 +207,8 @@ class Journal:
         file.reserve(0, size)
         usable_end = min(size, RING_AT + 2 * FILL_BYTES)
         file.pwrite([bytes(usable_end)], 0)
-        head = _HEADER.pack(MAGIC, VERSION, disk_id)
-        file.pwrite([head + xxh3_64_intdigest(head).to_bytes(8, "little")], 0)
-        file.sync()
-        journal = cls(file, seed_of_disk(disk_id), usable_end, size)
+        journal = cls(file, disk_id, usable_end, size)
+        journal.write_header()
         journal.write_checkpoint(Checkpoint(1, RING_AT, 0, 0, ()))
         disk.sync_folder("")
         return journal
@@ -236,7 +236,17 @@ class Journal:
         with contextlib.suppress(DiskFull):
             file.reserve(0, size)
         usable_end = file.size() - file.size() % ALIGNMENT
-        return cls(file, seed_of_disk(disk_id), usable_end, size)
+        return cls(file, disk_id, usable_end, size)
+
+    def write_header(self) -> None:
+        """Say whose journal it is. Durable when it returns."""
+        self._file.pwrite([_header_of(self.disk_id)], 0)
+        self._file.sync()
+
+    def has_header(self) -> bool:
+        """Whether the header is what it has to be. May block."""
+        header = _header_of(self.disk_id)
+        return bytes(self._file.pread(len(header), 0)) == header
 
     def read_checkpoint(self) -> Checkpoint | None:
         """The newest valid checkpoint; None when neither slot is valid (the journal was never finished)."""
@@ -376,6 +386,11 @@ class Journal:
         return Checkpoint(generation, position, sequence, epoch, tuple((one[0], one[1], one[2]) for one in ends))
 
 
+def _header_of(disk_id: bytes) -> bytes:
+    head = _HEADER.pack(MAGIC, VERSION, disk_id)
+    return head + xxh3_64_intdigest(head).to_bytes(8, "little")
+
+
 class GroupReader:
     """Iterates over valid groups; afterwards `position`, `sequence` and `epoch` are those behind the last one.
 
@@ -404,6 +419,23 @@ class GroupReader:
         self.last = (place, group.end - place)
         self.position, self.sequence, self.epoch = group.end, group.sequence, group.epoch
         return group
+
+    def is_cut_short(self) -> bool:
+        """Whether a later group lies behind the last valid one: then one between them was synced, and is damaged now.
+
+        A group is written when the one before it is durable, so a crash leaves at most one that is not whole. Damage of
+        the very last one looks like a crash. Wherever the next group was, another began where it ended, or at the start
+        of the ring. A group of a lap that came later is found as well: the checkpoint that freed its place is damaged.
+        """
+        for start in {self.position, RING_AT}:
+            window = bytes(self._file.pread(GROUP_BYTES_MAX + 2 * ALIGNMENT, start))
+            at = window.find(GROUP_MAGIC)
+            while at >= 0:
+                header = decode_group_header(window[at : at + GROUP_HEADER_SIZE], self._seed)
+                if at % ALIGNMENT == 0 and header is not None and header[0] > self.sequence + 1:
+                    return True
+                at = window.find(GROUP_MAGIC, at + 1)
+        return False
 
     def _group_at(self, position: int) -> Group | None:
         header = decode_group_header(bytes(self._file.pread(GROUP_HEADER_SIZE, position)), self._seed)

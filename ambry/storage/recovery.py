@@ -106,9 +106,14 @@ def open_store(
     accounts = Accounts() if rebuilds else load_accounts(index)
     redo = _Redo(replicas, None if rebuilds else IndexUpdates(index, accounts), applied)
     redo.all(groups, journal)
+    if applied > groups.sequence or groups.is_cut_short():
+        raise DirectoryUnusable(
+            f"{JOURNAL_PATH} is damaged behind group {groups.sequence}, which is not the last one: acknowledged blobs "
+            "are missing, and peers have to give this disk's replicas anew"
+        )
     for replica in replicas.values():
         settle_ends(replica)
-    sequence = max(groups.sequence, applied)
+    sequence = groups.sequence
     records, damages = 0, []
     if rebuilds:
         index.close()

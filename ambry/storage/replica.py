@@ -185,7 +185,7 @@ def open_replica(disk: Disk, partition: int, ends: dict[tuple[int, int], int]) -
     _remove_unlisted(disk, partition, segments)
     # Of each class the highest segment without a length is active; ascending order lets the last one win.
     active = {segments[number].expiry_class: segments[number] for number in sorted(open_ended)}
-    return Replica(partition, meta.incarnation, meta.capacity, segments, active, open_ended, max(segments))
+    return Replica(partition, meta.incarnation, meta.capacity, segments, active, open_ended, max(segments, default=0))
 
 
 def settle_ends(replica: Replica) -> None:

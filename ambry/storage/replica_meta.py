@@ -39,7 +39,10 @@ class DiskMeta:
 
 @dataclass(frozen=True, slots=True)
 class ReplicaMeta:
-    """`segments` are (number, synced length or 0) in ascending order; of those with 0 the last one is active."""
+    """`segments` are (number, synced length or 0) in ascending order; of those with 0 the last one is active.
+
+    None are left when the log failed, and nothing of what was before it had to stay; the next record begins one.
+    """
 
     partition: int
     incarnation: bytes
@@ -54,7 +57,12 @@ def replica_meta_path(partition: int) -> str:
 
 def write_disk_meta(disk: Disk, meta: DiskMeta) -> None:
     """Durable when it returns."""
-    disk.replace(DISK_META_PATH, encode_document(DISK_MAGIC, VERSION, {"id": meta.disk_id, "epoch": meta.epoch}))
+    disk.replace(DISK_META_PATH, encode_disk_meta(meta))
+
+
+def encode_disk_meta(meta: DiskMeta) -> bytes:
+    """The whole file."""
+    return encode_document(DISK_MAGIC, VERSION, {"id": meta.disk_id, "epoch": meta.epoch})
 
 
 def read_disk_meta(disk: Disk) -> DiskMeta | None:
@@ -72,13 +80,18 @@ def read_disk_meta(disk: Disk) -> DiskMeta | None:
 
 def write_replica_meta(disk: Disk, meta: ReplicaMeta) -> None:
     """Durable when it returns."""
+    disk.replace(replica_meta_path(meta.partition), encode_replica_meta(meta))
+
+
+def encode_replica_meta(meta: ReplicaMeta) -> bytes:
+    """The whole file."""
     document = {
         "partition": meta.partition,
         "incarnation": meta.incarnation,
         "capacity": meta.capacity,
         "segments": [list(segment) for segment in meta.segments],
     }
-    disk.replace(replica_meta_path(meta.partition), encode_document(REPLICA_MAGIC, VERSION, document))
+    return encode_document(REPLICA_MAGIC, VERSION, document)
 
 
 def read_replica_meta(disk: Disk, partition: int) -> ReplicaMeta | None:
@@ -117,8 +130,6 @@ def _is_int(value: Any, stop: int) -> bool:
 
 
 def _are_segments(value: list[Any]) -> bool:
-    return (
-        bool(value)
-        and all(isinstance(one, list) and len(one) == 2 and all(_is_int(part, 2**32) for part in one) for one in value)
-        and all(left[0] < right[0] for left, right in pairwise(value))
-    )
+    return all(
+        isinstance(one, list) and len(one) == 2 and all(_is_int(part, 2**32) for part in one) for one in value
+    ) and all(left[0] < right[0] for left, right in pairwise(value))

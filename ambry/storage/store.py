@@ -62,10 +62,10 @@ from ambry.storage.index_entry import (
     HAS_BODY,
     ID_HEAD_SIZE,
     VERSION,
-    Entry,
     blob_key,
     change_key,
     decode_entry,
+    encode_entry,
     partition_range,
     unpack_entry,
 )
@@ -74,12 +74,10 @@ from ambry.storage.late_rows import LateRows
 from ambry.storage.reading import checked_entry, read_record
 from ambry.storage.record import check_body, decode_header, read_whole
 from ambry.storage.replica import Replica, create_replica, no_replica
+from ambry.storage.restoring import damaged_files, keys_within, save_damaged, unbacked
 from ambry.storage.segment import DATA_OFFSET, Damage, Segment
 from ambry.storage.survey import SURVEY_PREFIX, Survey, decode_survey, encode_survey, look_at, survey_key
 from ambry.storage.tail import Records, Tails, write_records
-
-QUARANTINE_FOLDER: Final = "quarantine"
-"""Below the disk's folder: damaged records as they were found, <partition>-<segment>-<offset>.record."""
 
 _HOLE_BYTES_MAX: Final = GROUP_HEADER_SIZE + ALIGNMENT + ENTRY_SIZE + 256
 
@@ -213,8 +211,37 @@ class DiskStore:
         if damage.header is not None:
             keys = [blob_key(damage.key)]
         else:
-            keys = list(self._keys_within(partition, number, damage.offset, damage.offset + damage.size, pace))
+            keys = list(keys_within(self._index, partition, number, damage, pace))
         return [blob_id for key in keys if (blob_id := self._make_hole(key)) is not None]
+
+    def renew_states(
+        self, partition: int, number: int, damages: Sequence[Damage], pace: Callable[[int], None] = lambda _: None
+    ) -> int:
+        """Write again what only unreadable records of a segment may have said of blobs; how many. May block."""
+        count = 0
+        for key, entry in unbacked(self._index, self._replicas[partition], number, damages, pace):
+            with self._room_in_journal(_HOLE_BYTES_MAX):
+                if self._index.get(key) == encode_entry(entry):
+                    blob_id = entry.id_head + key[1:]
+                    self._commit_group(partial(CommitGroup.plan_renewal, blob_id=blob_id, key=key, entry=entry))
+                    count += 1
+        return count
+
+    def restore_files(self, partition: int, number: int) -> list[str]:
+        """Write anew what is damaged of the headers and small files around a segment; their paths. May block."""
+        replica = self._replicas[partition]
+        segment, generation, restored = replica.segments[number], self._generation, list[str]()
+        if damaged_files(self._disk, self._journal, replica, segment):
+            with self._lock:
+                self.check_usable()
+                for path, restore in damaged_files(self._disk, self._journal, replica, segment).items():
+                    restore()
+                    restored.append(path)
+        checkpoint = self._journal.read_checkpoint()
+        if checkpoint is None or checkpoint.generation < generation:
+            self.checkpoint(always=True)
+            restored.append("journal")
+        return restored
 
     def quarantine_blob(self, blob_id: bytes) -> bool:
         """Deal with a blob that a read found damaged; whether it still was and lost its bytes here."""
@@ -249,28 +276,10 @@ class DiskStore:
                 time_ms, properties, body, _, root = read_whole(data, segment.seed, blob_id)
                 vector = checksum_vector(body)
                 salvaged += [PutRequest(blob_id, time_ms, entry.expires_at_ms, properties, body, vector, root)]
-            self._save_damaged(replica.partition, entry, data)
+            save_damaged(self._disk, replica.partition, entry, data)
             (answer,) = self._commit_group(lambda group: group.plan_hole(blob_id, key, entry))
             return blob_id if isinstance(answer, StateAnswer) else None
         return None
-
-    def _save_damaged(self, partition: int, entry: Entry, data: bytes) -> None:
-        """Keep the damaged bytes for whoever wants to look at them; without room for that, they are not kept."""
-        name = f"{QUARANTINE_FOLDER}/{partition}-{entry.segment:08d}-{entry.offset}.record"
-        with contextlib.suppress(DiskFull):
-            self._disk.make_folder(QUARANTINE_FOLDER)
-            self._disk.replace(name, data)
-
-    def _keys_within(
-        self, partition: int, number: int, start: int, stop: int, pace: Callable[[int], None]
-    ) -> Iterator[bytes]:
-        """Keys of the blobs whose place is in a part of a segment; a look at every entry of the partition."""
-        for page in pages(self._index, *partition_range(b"b", partition), _ROWS_PER_PAGE):
-            pace(sum(len(key) + len(value) for key, value in page))
-            for key, value in page:
-                entry = decode_entry(value)
-                if entry.segment == number and start <= entry.offset < stop:
-                    yield key
 
     def repair_queue(self, limit: int) -> list[bytes]:
         """Ids of blobs that wait for their bytes, of all partitions."""

@@ -88,7 +88,7 @@ MUTANTS: Final = (
         "ambry/storage/index_entry.py",
         "        life=max(header.life, entry.life),\n",
         "        life=header.life,\n",
-        ("tests/storage/test_store_machine.py", "tests/storage/test_compaction.py"),
+        (*_COMPACTION, "tests/storage/test_store_machine.py"),
     ),
     Mutant(
         "expiry is not joined",
@@ -121,7 +121,7 @@ MUTANTS: Final = (
         "ambry/storage/commit.py",
         "            if cause is not None:\n",
         "            if cause is not None and False:\n",
-        ("tests/storage/test_compaction.py", "tests/storage/test_store_machine.py"),
+        _COMPACTION,
     ),
     Mutant(
         "a sealed segment's length is written before its sync",
@@ -262,6 +262,27 @@ MUTANTS: Final = (
         _LOGS,
     ),
     Mutant(
+        "damage in the middle of the journal is taken for its end",
+        "ambry/storage/recovery.py",
+        "    if applied > groups.sequence or groups.is_cut_short():\n",
+        "    if applied > groups.sequence:\n",
+        _QUARANTINE,
+    ),
+    Mutant(
+        "a state whose record is damaged is not written again",
+        "ambry/storage/restoring.py",
+        "            if segment is not None and _state_is_elsewhere(segment, entry):\n",
+        "            if segment is None:\n",
+        _QUARANTINE,
+    ),
+    Mutant(
+        "scrub passes over the header of a segment",
+        "ambry/storage/restoring.py",
+        "        found[segment_path(replica.partition, segment.number)] = lambda: _write_header(replica, segment)\n",
+        "        pass\n",
+        _QUARANTINE,
+    ),
+    Mutant(
         "late rows of settled groups count",
         "ambry/storage/late_rows.py",
         "        if settled < written <= sequence:\n",
@@ -321,7 +342,7 @@ def prove_all(mutants: tuple[Mutant, ...], chosen: int, seconds: float) -> dict[
         for mutant in order:
             if time.monotonic() >= end_s:
                 break
-            test = survives(mutant, folder, 120.0)
+            test = survives(mutant, folder, 300.0)
             if test == UNDECIDED:
                 undecided.append(mutant.name)
             elif test:

@@ -11,6 +11,7 @@ from typing import Any, cast
 import pytest
 
 from ambry.blob.requests import Change, GetRequest, StateAnswer
+from ambry.blob.state import BlobState
 from ambry.config import StorageSettings
 from ambry.errors import AmbryError, CorruptRecord, DiskFull, DiskUnavailable
 from ambry.limits import JOURNAL_BODY_BYTES_MAX, KIB, LOG_FAILURES_MAX, MIB
@@ -193,6 +194,31 @@ class Forgetful:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._file, name)
+
+
+def test_a_partition_is_left_without_a_segment_when_its_log_failed_and_nothing_in_it_had_to_stay() -> None:
+    world = opened(replace(TINY, deleted_retention_ms=0, expired_retention_ms=0))
+    world.commit([put(blob_id(1), body_of(1, 3000), expires_at_ms=1000)])
+    world.store.checkpoint()
+    # The log of changes fails with nothing in it but a change of what expired long ago; so does that of the put.
+    world.commit([update(blob_id(1), Change.EXTEND, BlobState(0, 2000))])
+    world.commit([put(blob_id(2), body_of(2, 3000), expires_at_ms=1000)])
+    world.disk.fail("sync", 1, DiskUnavailable, path="partitions/1", done=0)
+    world.disk.fail("sync", 2, DiskUnavailable, path="partitions/1", done=0)
+    world.store.checkpoint(always=True)
+    world.store.checkpoint(always=True)
+    # The puts go first, and what changed them with the next compaction.
+    for _ in range(2):
+        numbers = tuple(one.number for one in world.store.segment_facts(1))
+        world.store.compact(1, numbers, pace=lambda _: None, on_damage=lambda *_: None)
+    world.reconcile()
+    assert world.store.replica(1).segments == {}
+    for end in (world.crash, world.kill):
+        end()
+        world.open()
+        world.check()
+        world.commit([put(blob_id(9), b"and it goes on")])
+        world.check()
 
 
 def test_bytes_that_a_failed_sync_dropped_from_the_page_cache_come_from_the_journal() -> None:

@@ -5,9 +5,11 @@ from dataclasses import replace
 import pytest
 
 from ambry.blob.requests import Change, GetRequest, PutRequest
+from ambry.blob.state import NEVER, BlobState
 from ambry.datanode.upkeep import Upkeep
-from ambry.errors import BlobCollision, CorruptRecord, NotHere
-from ambry.storage.segment import Segment
+from ambry.errors import BlobCollision, CorruptRecord, DirectoryUnusable, NotHere
+from ambry.storage.journal import SLOT_BYTES, SLOTS_AT
+from ambry.storage.segment import DATA_OFFSET, ScannedRecord, Segment, scan, segment_path
 from tests.storage.engine import TINY, WHOLE, World, answer_of, blob_id, body_of, put, update
 
 SETTINGS = replace(TINY, compaction_bytes_per_s=1 << 30, scrub_bytes_per_s=1 << 30)
@@ -232,3 +234,106 @@ def test_a_right_body_beside_a_damaged_vector_or_padding_is_written_anew(at: int
     world.open()
     _work(world)
     assert _answer(world, 5) == expected
+
+
+def _change_record(world: World, number: int) -> tuple[Segment, int]:
+    """Where the record of a blob's newest change is."""
+    entry = world._entry(blob_id(number)[12:])
+    assert entry is not None
+    for segment in world.store.replicas[0].segments.values():
+        for found in scan(segment):
+            if isinstance(found, ScannedRecord) and found.header.lsn == entry.lsn:
+                return segment, found.offset
+    raise AssertionError("no record has the newest change")
+
+
+@pytest.mark.parametrize("change", [Change.DELETE, Change.EXTEND])
+def test_a_state_whose_record_is_damaged_is_written_again_before_the_index_is_lost(change: Change) -> None:
+    world = World(SETTINGS)
+    world.open()
+    world.commit([put(blob_id(n), body_of(n, 1500), expires_at_ms=NEVER // 2) for n in range(3)])
+    world.commit([update(blob_id(1), change, BlobState(0, NEVER), time_ms=world.clock.now_ms())])
+    # And one that was deleted before its put came, of which nothing but the record of its death is there.
+    world.commit([update(blob_id(2, partition=2), Change.JOIN, BlobState(1, 0), time_ms=world.clock.now_ms())])
+    world.store.checkpoint()
+    entry = world._entry(blob_id(1)[12:])
+    assert entry is not None
+    segment, offset = _change_record(world, 1)
+    other = world.store.replicas[1].segments[1]
+    for file, at in ((segment.file, offset), (other.file, DATA_OFFSET)):
+        file.pwrite([bytes([file.pread(1, at)[0] ^ 4])], at)
+        file.sync()
+    upkeep = _work(world)
+    assert upkeep.figures.damages == 2
+    renewed = world._entry(blob_id(1)[12:])
+    assert renewed is not None
+    assert renewed.lsn > entry.lsn
+    # The clock of retention is not wound back, and the next look does not write it all again.
+    assert replace(renewed, lsn=entry.lsn) == entry
+    world.clock.advance(SETTINGS.scrub_interval_ms)
+    for _ in range(100):
+        if not upkeep.step():
+            break
+    assert world._entry(blob_id(1)[12:]) == renewed
+    assert upkeep.figures.damages == 4
+    for loses in (False, True):
+        world.crash()
+        if loses:
+            world.discard_index()
+        world.open()
+        assert world._entry(blob_id(1)[12:]) == renewed
+        dead = world._entry(blob_id(2, partition=2)[12:])
+        assert dead is not None
+        assert dead.life == 1
+        world.check_accounts()
+
+
+def test_scrub_writes_damaged_headers_and_small_files_anew() -> None:
+    world = _filled()
+    assert _work(world).figures.damages == 0
+    paths = ["disk.meta", "partitions/1/replica.meta", "partitions/2/replica.meta", "journal", segment_path(1, 2)]
+    good = {path: world.disk.read(path) for path in paths}
+    for path in paths:
+        file = world.disk.open(path)
+        file.pwrite([bytes([good[path][5] ^ 1])], 5)
+        file.sync()
+    world.clock.advance(SETTINGS.scrub_interval_ms)
+    # The cuts of metadata are by name: disk.meta and journal are met with whichever segment is first.
+    assert _work(world).figures.damages == len(paths)
+    assert {path: world.disk.read(path) for path in paths} == good
+    world.crash()
+    world.open()
+    world.check()
+
+
+def test_scrub_finds_a_damaged_checkpoint_and_makes_another() -> None:
+    world = _filled()
+    _work(world)
+    generation = world.store._generation
+    file = world.disk.open("journal")
+    file.pwrite([b"?"], SLOTS_AT + generation % 2 * SLOT_BYTES)
+    file.sync()
+    world.clock.advance(SETTINGS.scrub_interval_ms)
+    assert _work(world).figures.damages == 1
+    assert world.store._generation == generation + 1
+    world.crash()
+    world.open()
+    world.check()
+
+
+def test_damage_in_the_middle_of_the_journal_is_refused_and_not_taken_for_its_end() -> None:
+    world = World(SETTINGS)
+    world.open()
+    start = world.store._journal.position
+    world.commit(PUTS[:2])
+    middle = world.store._journal.position
+    world.commit(PUTS[2:4])
+    world.commit(PUTS[4:6])
+    for at in (start + 8, middle + 100):
+        left = world.left_with(world.disk, world.source.index.crash_states()[0])
+        file = left.disk.open("journal")
+        file.pwrite([bytes([file.pread(1, at)[0] ^ 1])], at)
+        file.sync()
+        for _ in range(2):
+            with pytest.raises(DirectoryUnusable, match="journal is damaged"):
+                left.open()

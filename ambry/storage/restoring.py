@@ -1,0 +1,137 @@
+"""Damage and what becomes of it: what is kept of it, whom it concerns, and what a running store knows better than its
+disk.
+
+Headers and small files, and records of changes of state, are read by nobody while the store runs: damage there would
+lie in wait for the next opening, or for the next time that the index is made anew. So scrub asks for them here.
+Knows files and entries; not when to look.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Final
+
+from ambry.errors import AmbryError, CorruptRecord, DiskFull
+from ambry.storage.disk import Disk
+from ambry.storage.index import Index, pages
+from ambry.storage.index_entry import Entry, decode_entry, partition_range
+from ambry.storage.journal import Journal
+from ambry.storage.record import HEADER_SIZE, decode_header
+from ambry.storage.replica import Replica
+from ambry.storage.replica_meta import (
+    DISK_META_PATH,
+    DiskMeta,
+    encode_disk_meta,
+    encode_replica_meta,
+    replica_meta_path,
+    write_disk_meta,
+    write_replica_meta,
+)
+from ambry.storage.segment import (
+    DATA_OFFSET,
+    Damage,
+    Segment,
+    check_segment_header,
+    encode_segment_header,
+    segment_path,
+)
+
+QUARANTINE_FOLDER: Final = "quarantine"
+"""Below the disk's folder: damaged records as they were found, <partition>-<segment>-<offset>.record."""
+
+_ROWS_PER_PAGE: Final = 256
+
+
+def save_damaged(disk: Disk, partition: int, entry: Entry, data: bytes) -> None:
+    """Keep damaged bytes for whoever wants to look at them; without room for that, they are not kept."""
+    name = f"{QUARANTINE_FOLDER}/{partition}-{entry.segment:08d}-{entry.offset}.record"
+    with contextlib.suppress(DiskFull):
+        disk.make_folder(QUARANTINE_FOLDER)
+        disk.replace(name, data)
+
+
+def keys_within(
+    index: Index, partition: int, number: int, damage: Damage, pace: Callable[[int], None]
+) -> Iterator[bytes]:
+    """Keys of the blobs whose place is in damage of a segment; a look at every entry of the partition."""
+    for page in pages(index, *partition_range(b"b", partition), _ROWS_PER_PAGE):
+        pace(sum(len(key) + len(value) for key, value in page))
+        for key, value in page:
+            entry = decode_entry(value)
+            if entry.segment == number and damage.offset <= entry.offset < damage.offset + damage.size:
+                yield key
+
+
+def damaged_files(disk: Disk, journal: Journal, replica: Replica, segment: Segment) -> dict[str, Callable[[], None]]:
+    """What is not as it was written around a segment: paths, and how to write each anew. May block.
+
+    A look without the store's lock may see files in the middle of a change; one with it is right.
+    """
+    found: dict[str, Callable[[], None]] = {}
+    meta = DiskMeta(journal.disk_id, journal.epoch)
+    if _content(disk, DISK_META_PATH) != encode_disk_meta(meta):
+        found[DISK_META_PATH] = lambda: write_disk_meta(disk, meta)
+    replica_meta = replica.meta()
+    if _content(disk, replica_meta_path(replica.partition)) != encode_replica_meta(replica_meta):
+        found[replica_meta_path(replica.partition)] = lambda: write_replica_meta(disk, replica_meta)
+    if not journal.has_header():
+        found["journal"] = journal.write_header
+    try:
+        check_segment_header(
+            bytes(segment.file.pread(DATA_OFFSET, 0)),
+            partition=replica.partition,
+            number=segment.number,
+            incarnation=replica.incarnation,
+        )
+    except CorruptRecord:
+        found[segment_path(replica.partition, segment.number)] = lambda: _write_header(replica, segment)
+    return found
+
+
+def _content(disk: Disk, path: str) -> bytes:
+    try:
+        return bytes(disk.read(path))
+    except FileNotFoundError:
+        return b""
+
+
+def _write_header(replica: Replica, segment: Segment) -> None:
+    """The one place of a segment that is ever written again: it has no records, and gets the bytes that it had."""
+    header = encode_segment_header(
+        partition=replica.partition,
+        number=segment.number,
+        incarnation=replica.incarnation,
+        created_ms=segment.created_ms,
+        expiry_class=segment.expiry_class,
+    )
+    segment.file.pwrite([header], 0)
+    segment.file.sync()
+
+
+def unbacked(
+    index: Index, replica: Replica, number: int, damages: Sequence[Damage], pace: Callable[[int], None]
+) -> Iterator[tuple[bytes, Entry]]:
+    """Entries whose newest state may have been in a record that nobody can read any more, in a segment with damage.
+
+    A damaged record of a change cannot be told from others. So it is all blobs of the partition whose own put does not
+    have their newest state, wherever the record of it is: few of all, but for those that were deleted lately.
+    """
+    for page in pages(index, *partition_range(b"b", replica.partition), _ROWS_PER_PAGE):
+        pace(sum(len(key) + len(value) for key, value in page))
+        for key, value in page:
+            entry = decode_entry(value)
+            if not entry.has_body:
+                in_damage = any(one.offset <= entry.offset < one.offset + one.size for one in damages)
+                if entry.segment == number and in_damage:
+                    yield key, entry
+                continue
+            segment = replica.segments.get(entry.segment)
+            if segment is not None and _state_is_elsewhere(segment, entry):
+                yield key, entry
+
+
+def _state_is_elsewhere(segment: Segment, entry: Entry) -> bool:
+    try:
+        return decode_header(segment.pread(HEADER_SIZE, entry.offset), segment.seed).lsn != entry.lsn
+    except AmbryError:
+        # The put itself is damaged or cannot be read now: that is for quarantine.
+        return False
