@@ -389,6 +389,27 @@ class FileChanged(AmbryError):
     name = "file_changed"
 
 
+class ModelDamaged(AmbryError):
+    """A manifest, or bytes of a model, are not what their SHA-256 says. Facts: `name`."""
+
+    code = 91
+    name = "model_damaged"
+
+
+class NotCached(AmbryError):
+    """The client works offline, and its cache does not have this. Facts: `name`."""
+
+    code = 92
+    name = "not_cached"
+
+
+class BadTensors(AmbryError):
+    """A file that is no valid safetensors file, or has no such tensor."""
+
+    code = 93
+    name = "bad_tensors"
+
+
 ERRORS_BY_CODE: Final[dict[int, type[AmbryError]]] = {error.code: error for error in _subclasses(AmbryError)}
 """Wire code to class. An unknown code of a newer peer is read as AmbryError."""
 

@@ -470,6 +470,29 @@ NAME_LOG_ROWS_MAX: Final = 8 * NAME_FOLD_ROWS
 NAME_MAPPED_BYTES: Final = 1 * GIB
 """How much of an embedded name store is mapped: pages that the system has cached are read without being copied."""
 
+# --- models: what the client library keeps --------------------------------------------------------------------------
+
+MODEL_MANIFEST_BYTES_MAX: Final = 256 * MIB
+"""The manifest of a model version, in JSON; a million files of some 200 bytes each."""
+
+MODEL_FILES_MAX: Final = 1_000_000
+"""Files of one model version."""
+
+MODEL_EXTENTS_MAX: Final = 16_384
+"""Pieces that one file of a model is put together from; a push that would need more stores the file anew."""
+
+MODEL_CHUNK_BYTES: Final = 16 * KIB
+"""What a content-defined chunk of a large file has on average; chunks of all versions must be cut alike."""
+
+MODEL_CHUNKED_BYTES_MIN: Final = 16 * MIB
+"""Files from this size on are cut into chunks; smaller ones are sent again as a whole."""
+
+MODEL_TABLE_BYTES_MAX: Final = GIB
+"""A table of chunks; 30 million of them, as many as a file of 600 GB has."""
+
+TENSORS_HEADER_BYTES_MAX: Final = 100_000_000
+"""The header of a safetensors file; the limit of the safetensors library."""
+
 # --- access ----------------------------------------------------------------------------------------------------
 
 ACCOUNT_NUMBER_MAX: Final = 2**32 - 2

@@ -56,6 +56,9 @@ GIVEN_OUT: Final = {
     84: "unknown_container",
     85: "no_such_account",
     90: "file_changed",
+    91: "model_damaged",
+    92: "not_cached",
+    93: "bad_tensors",
 }
 """Add a line for a new error. Never change or remove one: older processes and clients know them."""
 

@@ -4,15 +4,22 @@ A transfer waits for sockets and disks, where threads cost nothing that a loop w
 """
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from types import TracebackType
-from typing import Any, Final, ParamSpec, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Final, ParamSpec, Self, TypeVar
 
 from ambry.client.client import Client
 from ambry.client.reader import BlobReader
 from ambry.client.values import BatchEntry, BlobInfo, ListedName, Stored
+
+if TYPE_CHECKING:
+    from ambry.client.contents import Collected
+    from ambry.client.model_manifest import ModelManifest
+    from ambry.client.model_pull import Pulled
+    from ambry.client.models import ModelDiff, ModelVersion, Pushed, Verified
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -31,8 +38,9 @@ class AsyncClient:
         profile: str | None = None,
         deadline_s: float = 300.0,
         threads: int = 16,
+        cache: str | os.PathLike[str] | None = None,
     ) -> None:
-        self._client = Client(url, token=token, profile=profile, deadline_s=deadline_s, threads=threads)
+        self._client = Client(url, token=token, profile=profile, deadline_s=deadline_s, threads=threads, cache=cache)
         self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="ambry client")
 
     async def __aenter__(self) -> Self:
@@ -144,6 +152,50 @@ class AsyncClient:
     async def download_dir(self, prefix: str, folder: Any, **options: Any) -> Sequence[Any]:  # noqa: ANN401 -- as Client.download_dir
         """See Client.download_dir."""
         return await self._run(self._client.download_dir, prefix, folder, **options)
+
+    async def push_model(self, folder: Any, model: str, **options: Any) -> "Pushed":  # noqa: ANN401 -- as Client.push_model
+        """See Client.push_model."""
+        return await self._run(self._client.push_model, folder, model, **options)
+
+    async def pull_model(self, model: str, folder: Any = None, **options: Any) -> "Pulled":  # noqa: ANN401 -- as Client.pull_model
+        """See Client.pull_model."""
+        return await self._run(self._client.pull_model, model, folder, **options)
+
+    async def verify_model(self, model: str, folder: Any = None, *, reads: bool = False) -> "Verified":  # noqa: ANN401 -- as Client.verify_model
+        """See Client.verify_model."""
+        return await self._run(self._client.verify_model, model, folder, reads=reads)
+
+    async def diff_models(self, old: str, new: str) -> "ModelDiff":
+        """See Client.diff_models."""
+        return await self._run(self._client.diff_models, old, new)
+
+    async def list_models(self, container: str) -> Sequence[str]:
+        """See Client.list_models."""
+        return await self._run(self._client.list_models, container)
+
+    async def list_versions(self, model: str) -> Sequence["ModelVersion"]:
+        """See Client.list_versions."""
+        return await self._run(self._client.list_versions, model)
+
+    async def read_manifest(self, model: str) -> "ModelManifest":
+        """See Client.read_manifest."""
+        return await self._run(self._client.read_manifest, model)
+
+    async def set_alias(self, model: str, alias: str, *, expected: str | None = "*") -> "ModelVersion":
+        """See Client.set_alias."""
+        return await self._run(self._client.set_alias, model, alias, expected=expected)
+
+    async def delete_alias(self, model: str, alias: str) -> None:
+        """See Client.delete_alias."""
+        await self._run(self._client.delete_alias, model, alias)
+
+    async def delete_model(self, model: str) -> Sequence[str]:
+        """See Client.delete_model."""
+        return await self._run(self._client.delete_model, model)
+
+    async def collect_content(self, container: str, *, is_dry: bool = False) -> "Collected":
+        """See Client.collect_content."""
+        return await self._run(self._client.collect_content, container, is_dry=is_dry)
 
 
 def _pulled(loop: asyncio.AbstractEventLoop, pieces: AsyncIterator[bytes]) -> Iterator[bytes]:

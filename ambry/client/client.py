@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, Final, Self
+from typing import IO, TYPE_CHECKING, Any, Final, Self
 from urllib.parse import urlencode
 
 import xxhash
@@ -35,6 +35,12 @@ from ambry.client.values import (
 from ambry.errors import AmbryError, BadDigest, BadRequest, NameExists
 from ambry.limits import MIB
 
+if TYPE_CHECKING:
+    from ambry.client.contents import Collected
+    from ambry.client.model_manifest import ModelManifest
+    from ambry.client.model_pull import Pulled
+    from ambry.client.models import ModelDiff, Models, ModelVersion, Pushed, Verified
+
 __all__ = ["Client"]
 
 Buffer = bytes | bytearray | memoryview
@@ -54,6 +60,7 @@ class Client:
         profile: Table `profiles.NAME` of ~/.config/ambry/client.toml.
         deadline_s: Seconds that an operation may take unless its call says otherwise; transfers of files have none.
         threads: Connections that one transfer uses at most.
+        cache: Folder that keeps content of models; default AMBRY_CACHE, ~/.cache/ambry.
     """
 
     def __init__(
@@ -64,10 +71,12 @@ class Client:
         profile: str | None = None,
         deadline_s: float = _DEADLINE_S,
         threads: int = 16,
+        cache: str | os.PathLike[str] | None = None,
     ) -> None:
         self._settings = load_settings(os.environ, url, token, profile)
         self._session = Session(self._settings, deadline_s=deadline_s)
         self._threads = threads
+        self._cache = cache
 
     def __enter__(self) -> Self:
         return self
@@ -96,6 +105,7 @@ class Client:
         if_match: str | None = None,
         if_none_match: bool = False,
         upsert: bool = False,
+        sha256: bytes | None = None,
         deadline_s: float | None = None,
     ) -> Stored:
         """Store bytes, a file object or an iterable of bytes; durable when this returns.
@@ -103,13 +113,17 @@ class Client:
         Without `name` the blob is known by the id in the answer. With `account/container/name` it gets that name:
         NameExists if it is taken, unless `upsert`, or `if_match` names the id that it stands for. Bytes and files that
         can be rewound are sent again when a connection fails; what cannot be read twice is sent once. The checksum of
-        what was sent is compared with that of what the store has.
+        what was sent is compared with that of what the store has. With `sha256` the store takes nothing else than bytes
+        that have it, and keeps it: BadDigest.
         """
         headers = _upload_headers(content_type, filename, ttl_s, metadata, if_match=if_match, upsert=upsert)
         if if_none_match:
             headers["If-None-Match"] = "*"
         body = _Body(data, size)
         headers.update(body.headers)
+        if sha256 is not None:
+            own = f"sha-256=:{_base64(sha256)}:"
+            headers["Repr-Digest"] = f"{headers['Repr-Digest']}, {own}" if "Repr-Digest" in headers else own
         path, method = ("/", "POST") if name is None else (path_of(name), "PUT")
         try:
             exchange = self._session.ask(
@@ -303,6 +317,113 @@ class Client:
     def download_dir(self, prefix: str, folder: str | os.PathLike[str], *, progress: Progress = None) -> Sequence[Path]:
         """Write every blob whose name begins with `prefix/` to a file below a folder, several at a time."""
         return folders.download_dir(self, prefix, Path(folder), self._threads, progress)
+
+    # --- models ------------------------------------------------------------------------------------------------
+
+    def _models(self) -> "Models":
+        from ambry.client.cache import open_cache  # noqa: PLC0415 -- loaded on first use
+        from ambry.client.models import Models  # noqa: PLC0415 -- loaded on first use
+
+        return Models(self, self._session, self._threads, open_cache(os.environ, self._cache))
+
+    def push_model(
+        self,
+        folder: str | os.PathLike[str],
+        model: str,
+        *,
+        aliases: Sequence[str] = ("latest",),
+        metadata: Mapping[str, str | int | float | bool] | None = None,
+        lineage: Mapping[str, str] | None = None,
+        ignore_patterns: Sequence[str] | None = None,
+        progress: Progress = None,
+    ) -> "Pushed":
+        """Store the files of a folder as a new version of a model, `account/container/model`.
+
+        The version appears when everything it needs is stored; then the aliases move to it. What the store has already
+        is not sent again, of large files that changed a little only what is new (with `ambry[models]`). A push that
+        broke off is made again; it finds what was sent. Raises FileChanged, and BadRequest for what no model can have:
+        links to folders, files that are none, names that are not UTF-8.
+        """
+        return self._models().push(
+            folder, model,
+            aliases=aliases, metadata=metadata, lineage=lineage, ignore_patterns=ignore_patterns, progress=progress,
+        )  # fmt: skip
+
+    def pull_model(
+        self,
+        model: str,
+        folder: str | os.PathLike[str] | None = None,
+        *,
+        allow_patterns: Sequence[str] | None = None,
+        ignore_patterns: Sequence[str] | None = None,
+        offline: bool | None = None,
+        verify: bool = False,
+        copies: bool = False,
+        progress: Progress = None,
+    ) -> "Pulled":
+        """Have the files of a model in a folder; by default in one of the cache, where they are not to be changed.
+
+        `model` is `account/container/model`, with `@VERSION` or `@ALIAS` (`@latest` without one). Files come by the
+        cache and are clones of what is there, or links to it, which are read-only; with `copies` they are files of
+        their own. What is there already is not loaded again; `verify` reads all of it first. `offline` (default:
+        AMBRY_OFFLINE) asks nobody but the cache. Raises NameNotFound, NotCached, ModelDamaged.
+        """
+        return self._models().pull(
+            model, folder,
+            allow_patterns=allow_patterns, ignore_patterns=ignore_patterns, offline=offline, verify=verify,
+            copies=copies, progress=progress,
+        )  # fmt: skip
+
+    def verify_model(
+        self, model: str, folder: str | os.PathLike[str] | None = None, *, reads: bool = False
+    ) -> "Verified":
+        """Whether the store has all content of a version, or, with a folder, whether that has its files.
+
+        With `reads` all bytes are read from the store and must have their SHA-256.
+        """
+        return self._models().verify(model, folder, reads=reads)
+
+    def diff_models(self, old: str, new: str) -> "ModelDiff":
+        """What differs between two versions, by their manifests."""
+        return self._models().diff(old, new)
+
+    def list_models(self, container: str) -> Sequence[str]:
+        """Models in `account/container`; with more behind it, those that begin with that."""
+        return self._models().models(container)
+
+    def list_versions(self, model: str) -> Sequence["ModelVersion"]:
+        """Versions of a model, oldest first, with their aliases."""
+        return self._models().versions(model)
+
+    def read_manifest(self, model: str) -> "ModelManifest":
+        """What a version is made of."""
+        return self._models().manifest(model)
+
+    def set_alias(self, model: str, alias: str, *, expected: str | None = "*") -> "ModelVersion":
+        """Let an alias stand for `account/container/model@VERSION`, by compare-and-swap.
+
+        `expected` is the version that it must stand for until then, None if there must be no such alias, `*` for
+        whatever there is. Raises PreconditionFailed.
+        """
+        return self._models().set_alias(model, alias, expected=expected)
+
+    def delete_alias(self, model: str, alias: str) -> None:
+        """Take an alias of a model away."""
+        self._models().delete_alias(model, alias)
+
+    def delete_model(self, model: str) -> Sequence[str]:
+        """Delete one version, `...@VERSION`, or all of a model, and the aliases of what is gone; which versions.
+
+        Content that no version needs any more goes with `collect_content`.
+        """
+        return self._models().delete(model)
+
+    def collect_content(self, container: str, *, is_dry: bool = False) -> "Collected":
+        """Remove content in `account/container` that no version names and nobody stored or reused for 7 days.
+
+        Pushes may be under way. With `is_dry` nothing is removed.
+        """
+        return self._models().collect(container, is_dry=is_dry)
 
 
 class _Body:

@@ -14,7 +14,8 @@ import queue
 import threading
 import time
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Final
 
@@ -28,6 +29,7 @@ from ambry.limits import MIB
 
 if TYPE_CHECKING:
     from ambry.client.client import Client
+    from ambry.client.http import Exchange
 
 NO_DEADLINE_S: Final = 30 * 86_400.0
 _PIECE_BYTES: Final = MIB
@@ -142,24 +144,44 @@ def upload_file(client: "Client", path: Path, name: str | None, progress: Progre
 # --- down ------------------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True, slots=True)
+class Source:
+    """What is loaded: bytes of one blob or of several, one behind the other."""
+
+    identity: str
+    """The same for the same bytes; a download is resumed if it is the same."""
+    size: int
+    pieces: tuple[tuple[str, int, int], ...]
+    """Path, first byte and number of bytes of each."""
+
+    def ranges(self, start: int, stop: int) -> Iterator[tuple[str, int, int]]:
+        """Where bytes `start:stop` are: path, first byte, end."""
+        at = 0
+        for path, offset, size in self.pieces:
+            first, last = max(start, at), min(stop, at + size)
+            if first < last:
+                yield path, offset + first - at, offset + last - at
+            at += size
+
+
 class _Parts:
     """Which parts of a blob are in the file beside the target, kept in a file beside that."""
 
-    def __init__(self, info: BlobInfo, target: Path, part_bytes: int) -> None:
+    def __init__(self, source: Source, target: Path, part_bytes: int) -> None:
         self.path = target.with_name(f".{target.name}.ambry-part")
         self._list = target.with_name(f".{target.name}.ambry-parts")
-        self._info = info
+        self._source = source
         self._part_bytes = part_bytes
         self._lock = threading.Lock()
-        self.count = -(-info.size // part_bytes)
+        self.count = -(-source.size // part_bytes)
 
     def open(self) -> tuple[int, list[int]]:
         """A descriptor of the file, of the blob's size, and the parts that are missing."""
         found = self._listed()
         descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         try:
-            if os.fstat(descriptor).st_size != self._info.size:
-                os.ftruncate(descriptor, self._info.size)
+            if os.fstat(descriptor).st_size != self._source.size:
+                os.ftruncate(descriptor, self._source.size)
             good = {part for part, check in found.items() if self._check_of(descriptor, part) == check}
             if not good:
                 self._list.write_text(json.dumps(self._head()) + "\n", encoding="utf-8")
@@ -170,7 +192,7 @@ class _Parts:
 
     def span(self, part: int) -> tuple[int, int]:
         """Bytes start:stop of a part."""
-        return part * self._part_bytes, min((part + 1) * self._part_bytes, self._info.size)
+        return part * self._part_bytes, min((part + 1) * self._part_bytes, self._source.size)
 
     def note(self, part: int, check: str) -> None:
         """A part is there."""
@@ -182,7 +204,7 @@ class _Parts:
         self._list.unlink(missing_ok=True)
 
     def _head(self) -> dict[str, object]:
-        return {"id": self._info.id, "size": self._info.size, "part_bytes": self._part_bytes}
+        return {"id": self._source.identity, "size": self._source.size, "part_bytes": self._part_bytes}
 
     def _listed(self) -> dict[int, str]:
         """Parts and checksums of the list, nothing where it is of another blob or cannot be read."""
@@ -212,17 +234,38 @@ def download_file(
     session: Session, info: BlobInfo, target: Path, progress: Progress, part_bytes: int, threads: int
 ) -> None:
     """Write a blob to a file; see Client.download_file. Raises BadDigest for a file that is not the blob."""
-    parts = _Parts(info, target, part_bytes)
+    source = Source(info.id, info.size, ((f"/{info.id}", 0, info.size),))
+    meter = Meter(progress, target.name, info.size)
+
+    def check(pieces: Iterator[bytes]) -> None:
+        expected = info.digests.get("xxh3")
+        if expected is not None and _digest("xxh3", pieces) != expected:
+            raise BadDigest("the bytes that came do not have their checksum", field="xxh3")
+
+    download(session, source, target, meter, check, part_bytes, threads)
+    meter.end()
+
+
+def download(
+    session: Session,
+    source: Source,
+    target: Path,
+    meter: Meter,
+    check: "Callable[[Iterator[bytes]], None]",
+    part_bytes: int,
+    threads: int,
+) -> None:
+    """Write bytes to a file, once `check` has seen all of them and did not raise BadDigest."""
+    parts = _Parts(source, target, part_bytes)
     descriptor, missing = parts.open()
     try:
-        meter = Meter(progress, target.name, info.size)
-        meter.add(info.size - sum(stop - start for start, stop in map(parts.span, missing)))
-        _Download(session, info, parts, descriptor, meter).run(missing, threads)
-        meter.end()
-        for algorithm, expected in info.digests.items():
-            if algorithm == "xxh3" and _digest(algorithm, _pieces(descriptor)) != expected:
-                parts.forget()
-                raise BadDigest("the bytes that came do not have their checksum", field=algorithm)
+        meter.add(source.size - sum(stop - start for start, stop in map(parts.span, missing)))
+        _Download(session, source, parts, descriptor, meter).run(missing, threads)
+        try:
+            check(_pieces(descriptor))
+        except BadDigest:
+            parts.forget()
+            raise
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
@@ -240,9 +283,9 @@ def _pieces(descriptor: int) -> Iterator[bytes]:
 class _Download:
     """The parts of one download and the threads that fetch them."""
 
-    def __init__(self, session: Session, info: BlobInfo, parts: _Parts, descriptor: int, meter: Meter) -> None:
+    def __init__(self, session: Session, source: Source, parts: _Parts, descriptor: int, meter: Meter) -> None:
         self._session = session
-        self._info = info
+        self._source = source
         self._parts = parts
         self._descriptor = descriptor
         self._meter = meter
@@ -291,29 +334,39 @@ class _Download:
             raise
 
     def _fetch(self, part: int, buffer: memoryview) -> None:
-        """One part, with its own attempts: each goes on where the one before broke off."""
-        start, stop = self._parts.span(part)
+        """One part, and a note of it."""
         checksum = xxhash.xxh3_64()
-        attempts = 0
-        while start < stop:
-            headers = {"Range": f"bytes={start}-{stop - 1}"}
-            deadline = self._session.deadline(NO_DEADLINE_S)
-            exchange = self._session.ask(
-                "GET", f"/{self._info.id}", headers=headers, expected=(206,), deadline=deadline
-            )
-            try:
-                while start < stop and (count := exchange.readinto(buffer)):
-                    piece = buffer[:count]
-                    checksum.update(piece)
-                    os.pwrite(self._descriptor, piece, start)
-                    start += count
-                    self._bytes += count
-                    self._meter.add(count)
-            except ConnectionLost:
-                attempts += 1
-                if attempts == _ATTEMPTS_MAX:
-                    raise
-                time.sleep(0.1 * attempts)
-            finally:
-                exchange.close()
+        at, stop = self._parts.span(part)
+
+        def take(exchange: "Exchange", left: int) -> int:
+            nonlocal at
+            count = exchange.readinto(buffer[:left])
+            piece = buffer[:count]
+            checksum.update(piece)
+            os.pwrite(self._descriptor, piece, at)
+            at += count
+            self._bytes += count
+            self._meter.add(count)
+            return count
+
+        for path, first, last in self._source.ranges(at, stop):
+            fetch_range(self._session, path, first, last, take)
         self._parts.note(part, checksum.hexdigest())
+
+
+def fetch_range(session: Session, path: str, start: int, stop: int, take: "Callable[[Exchange, int], int]") -> None:
+    """Bytes `start:stop` of a blob. `take` reads at most so many of them; one that breaks off goes on where it was."""
+    attempts = 0
+    while start < stop:
+        headers = {"Range": f"bytes={start}-{stop - 1}"}
+        exchange = session.ask("GET", path, headers=headers, expected=(206,), deadline=session.deadline(NO_DEADLINE_S))
+        try:
+            while start < stop and (count := take(exchange, stop - start)):
+                start += count
+        except ConnectionLost:
+            attempts += 1
+            if attempts == _ATTEMPTS_MAX:
+                raise
+            time.sleep(0.1 * attempts)
+        finally:
+            exchange.close()

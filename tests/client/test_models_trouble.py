@@ -1,0 +1,180 @@
+"""Models in trouble: damaged caches, manifests and content, processes side by side, a store that is killed."""
+
+import contextlib
+import random
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from ambry.client import Client
+from ambry.client.contents import Contents
+from ambry.errors import AmbryError, ModelDamaged, NameDeleted, NameExists, NameNotFound
+from ambry.limits import MIB
+from tests.client.conftest import ended, started
+
+BASE = "default/default"
+
+
+def bytes_of(size: int, seed: int) -> bytes:
+    return random.Random(seed).randbytes(size)
+
+
+def written(folder: Path, files: dict[str, bytes]) -> Path:
+    for name, data in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    return folder
+
+
+def test_a_damaged_cache_is_healed_by_loading_again(url: str, tmp_path: Path) -> None:
+    files = {"a": bytes_of(50_000, 1), "b": bytes_of(50_000, 2)}
+    with Client(url, cache=tmp_path / "cache") as client:
+        pushed = client.push_model(written(tmp_path / "model", files), f"{BASE}/healed")
+        client.pull_model(pushed.ref)
+        for path in (tmp_path / "cache/content").glob("*/*"):
+            path.chmod(0o644)
+            path.write_bytes(path.read_bytes()[:-1] + b"!")
+        for path in (tmp_path / "cache/records").iterdir():
+            path.write_bytes(b"nonsense")
+        healed = client.pull_model(f"{BASE}/healed", tmp_path / "copy", verify=True)
+        assert healed.loaded_bytes == 100_000
+        assert {path.name: path.read_bytes() for path in (tmp_path / "copy").iterdir()} == files
+
+
+def test_damage_in_the_store_is_named_and_nothing_is_half_there(url: str, tmp_path: Path) -> None:
+    with Client(url, cache=tmp_path / "cache") as client:
+        pushed = client.push_model(written(tmp_path / "model", {"a": b"a" * 100, "b": b"b" * 100}), f"{BASE}/damaged")
+        content = client.read_manifest(pushed.ref).files[0].sha256
+        client.put(b"c" * 100, f"{BASE}/.content/{content}", upsert=True)
+        assert client.verify_model(pushed.ref).problems == ()
+        assert client.verify_model(pushed.ref, reads=True).problems == ("a: does not have its SHA-256",)
+        with pytest.raises(ModelDamaged) as caught:
+            client.pull_model(pushed.ref, tmp_path / "copy")
+        assert caught.value.facts["name"] == content
+        client.delete(f"{BASE}/.content/{content}")
+        assert client.verify_model(pushed.ref).problems == (f"a: content {content} is missing",)
+        with pytest.raises(ModelDamaged):
+            client.pull_model(pushed.ref, tmp_path / "copy")
+        assert not (tmp_path / "copy").exists()
+        assert client.push_model(tmp_path / "model", f"{BASE}/damaged").sent_bytes < 2000
+        assert client.pull_model(pushed.ref, tmp_path / "copy").size == 200
+        client.put(b"{}", f"{BASE}/.versions/damaged/{pushed.version}", upsert=True)
+        with Client(url, cache=tmp_path / "other") as another, pytest.raises(ModelDamaged):
+            another.pull_model(pushed.ref)
+        client.put(b"x", f"{BASE}/.aliases/damaged/odd", upsert=True)
+        with pytest.raises(ModelDamaged):
+            client.pull_model(f"{BASE}/damaged@odd")
+        client.delete(f"{BASE}/.aliases/damaged/odd")
+        with Client(url, cache=tmp_path / "other") as another, pytest.raises(ModelDamaged):
+            another.collect_content(BASE)
+        client.delete_model(f"{BASE}/damaged")
+
+
+def test_what_no_version_needs_is_collected_beside_pushes(url: str, tmp_path: Path) -> None:
+    with Client(url, cache=tmp_path / "cache") as client:
+        models = client._models()
+        contents = Contents(client, BASE)
+        keep = client.push_model(written(tmp_path / "keep", {"k": bytes_of(10_000, 3)}), f"{BASE}/kept")
+        shared = {f"s{number}": bytes_of(10_000, 50 + number) for number in range(6)}
+        old = client.push_model(written(tmp_path / "old", shared), f"{BASE}/old")
+        client.delete_model(old.ref)
+        assert client.collect_content(BASE).removed == 0, "it was put less than 7 days ago"
+        wrong: list[str] = []
+        is_done = threading.Event()
+
+        def collect() -> None:
+            while not is_done.is_set():
+                contents.collect(lambda: models.used(BASE), kept_s=3600, threads=2, is_dry=False)
+
+        collector = threading.Thread(target=collect)
+        collector.start()
+        try:
+            for number in range(8):
+                # As a collector leaves it that was killed before it could look at a touch.
+                for listed in list(client.list(f"{BASE}/.content/")):
+                    digest = listed.name.removeprefix(".content/")
+                    with contextlib.suppress(NameExists, NameNotFound, NameDeleted):
+                        client.move(f"{BASE}/.content/{digest}", f"{BASE}/.trash/{digest}")
+                folder = written(tmp_path / f"new-{number}", {**shared, "own": bytes_of(5_000, 900 + number)})
+                pushed = client.push_model(folder, f"{BASE}/new")
+                pulled = client.pull_model(pushed.ref, tmp_path / f"copy-{number}", verify=True)
+                wrong += client.verify_model(pushed.ref, pulled.folder).problems
+                client.delete_model(pushed.ref)
+        finally:
+            is_done.set()
+            collector.join(60)
+        assert wrong == []
+        assert client.verify_model(keep.ref, reads=True).problems == ()
+        assert contents.collect(lambda: models.used(BASE), kept_s=-1, threads=2, is_dry=True).removed >= 6
+        assert contents.collect(lambda: models.used(BASE), kept_s=-1, threads=2, is_dry=False).removed >= 6
+        digests = {one.name for one in client.list(f"{BASE}/.content/")}
+        assert digests == {f".content/{digest}" for digest in models.used(BASE)}
+
+
+PULLER = """
+import sys
+from pathlib import Path
+from ambry.client import Client
+with Client(sys.argv[1], cache=sys.argv[2]) as client:
+    pulled = client.pull_model(sys.argv[3], sys.argv[4])
+    print(pulled.loaded_bytes)
+"""
+
+
+def test_processes_that_pull_into_one_cache_get_the_same(url: str, tmp_path: Path) -> None:
+    files = {f"part-{number}": bytes_of(200_000, number) for number in range(20)} | {"large": bytes_of(20 * MIB, 77)}
+    with Client(url, cache=tmp_path / "own") as client:
+        pushed = client.push_model(written(tmp_path / "model", files), f"{BASE}/side")
+    arguments = [sys.executable, "-c", PULLER, url, str(tmp_path / "cache"), pushed.ref]
+    running = [subprocess.Popen([*arguments, str(tmp_path / f"copy-{number}")]) for number in range(3)]
+    assert [one.wait(100) for one in running] == [0, 0, 0]
+    for number in range(3):
+        copy = {path.name: path.read_bytes() for path in (tmp_path / f"copy-{number}").iterdir()}
+        assert copy == files
+
+
+def test_a_store_that_is_killed_in_the_middle_gets_and_gives_the_whole_model(tmp_path: Path) -> None:
+    seed = random.randrange(1 << 30)
+    print(f"seed {seed}")
+    chance = random.Random(seed)
+    process, url = started(tmp_path / "data")
+    port = int(url.rpartition(":")[2])
+    files = {f"part-{number:02}": chance.randbytes(chance.randrange(2 * MIB)) for number in range(20)}
+    folder = written(tmp_path / "model", files | {"large": chance.randbytes(40 * MIB)})
+    total = sum(path.stat().st_size for path in folder.iterdir())
+    kills = [chance.randrange(1, total)]
+    lock = threading.Lock()
+
+    def kill(done: int, _: int) -> None:
+        nonlocal process
+        with lock:
+            if kills and done >= kills[0]:
+                kills.pop(0)
+                process.kill()
+                process.wait(30)
+                assert process.stdout is not None
+                process.stdout.close()
+                process = started(tmp_path / "data", port)[0]
+
+    def until_done(job: str) -> None:
+        for _ in range(20):
+            with contextlib.suppress(AmbryError):
+                if job == "push":
+                    client.push_model(folder, f"{BASE}/killed", progress=kill)
+                else:
+                    client.pull_model(f"{BASE}/killed", tmp_path / "copy", progress=kill)
+                return
+        raise AssertionError(job)
+
+    with Client(url, cache=tmp_path / "cache") as client:
+        until_done("push")
+        assert not kills
+        kills = [chance.randrange(1, total)]
+        until_done("pull")
+        assert client.verify_model(f"{BASE}/killed", reads=True).problems == ()
+        assert client.verify_model(f"{BASE}/killed", tmp_path / "copy").problems == ()
+    ended(process)
