@@ -5,7 +5,7 @@ wire between processes and names are in answers to clients: neither is ever renu
 `frontend/answers.py` has the one table from class to HTTP status. Nothing else maps errors.
 """
 
-from typing import ClassVar, Final
+from typing import ClassVar, Final, Self
 
 
 class AmbryError(Exception):
@@ -24,6 +24,14 @@ class AmbryError(Exception):
         if not self.facts:
             return self.message
         return f"{self.message} ({', '.join(f'{key}={value}' for key, value in self.facts.items())})"
+
+    def as_answer(self) -> Self:
+        """The error as a value, without the frames that it passed: they hold bodies, and often the error itself.
+
+        Such a circle is freed by the search for garbage alone, which is rare; a full disk would fill memory with them.
+        """
+        self.__traceback__ = self.__cause__ = self.__context__ = None
+        return self
 
 
 # --- the caller's fault: the same request will fail again ------------------------------------------------------

@@ -242,7 +242,7 @@ class DiskService:
         try:
             answers: Sequence[Answer] = self.store.commit([request for request, _, _ in group])
         except AmbryError as error:
-            answers = [error] * len(group)
+            answers = [error.as_answer()] * len(group)
         except Exception as error:  # noqa: BLE001 -- every caller gets an answer, whatever went wrong
             answers = [_unexpected("commit", self.name, error)] * len(group)
         self._committed_at_s = time.monotonic()
@@ -297,9 +297,9 @@ class DiskService:
                     answers.append(self.store.get(request))
             except CorruptRecord as error:
                 self.suspect(request.blob_id)
-                answers.append(error)
+                answers.append(error.as_answer())
             except AmbryError as error:
-                answers.append(error)
+                answers.append(error.as_answer())
             except Exception as error:  # noqa: BLE001 -- the caller must get an answer, whatever went wrong
                 answers.append(_unexpected("read", self.name, error))
         self._loop.call_soon_threadsafe(self._have_read, batch, answers)

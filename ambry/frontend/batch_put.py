@@ -178,7 +178,7 @@ class BatchPut:
         try:
             self._waiting.append(self._begin(head, body, item.check))
         except AmbryError as error:
-            self._waiting.append(error)
+            self._waiting.append(error.as_answer())
 
     def _begin(self, head: bytes, body: bytes, check: int) -> _Waiting:
         if check and xxh3_64_intdigest(body) != check:

@@ -485,7 +485,7 @@ class FastConnection(Connection):
         if not isinstance(error, AmbryError):
             _log.error("request failed", request_id=request_id, exc_info=error)
             error = AmbryError("unforeseen")
-        status, whole = _answers.error(error, request_id, now_ms)
+        status, whole = _answers.error(error.as_answer(), request_id, now_ms)
         if status >= 500:
             _log.warning("request failed", request_id=request_id, status=status, error=str(error), kind=error.name)
         return status, whole

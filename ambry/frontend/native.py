@@ -192,7 +192,7 @@ class NativeApi:
         return found, subject
 
     def _failed(self, request: BaseRequest, error: AmbryError, request_id: str) -> web.StreamResponse:
-        answer = answers.error_answer(error, self._services.clock.now_ms(), request_id)
+        answer = answers.error_answer(error.as_answer(), self._services.clock.now_ms(), request_id)
         if request.writer.output_size > 0:
             # Headers are out. Nothing but a broken connection says that the rest does not come.
             _log.warning("an answer broke off", error=str(error))

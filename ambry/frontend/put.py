@@ -153,7 +153,7 @@ class SmallPut:
             self._blob_id = placement.mint(Kind.SIMPLE, partition, self._created_ms, self._owner)
             route = placement.route_of(self._blob_id)
         except AmbryError as error:
-            self.outcome.set_exception(error)
+            self.outcome.set_exception(error.as_answer())
             return
         self._avoid += (partition,)
         request = PutRequest(
@@ -349,6 +349,8 @@ class Upload:
         except BaseException as error:
             self._means.reclaimer.add(self._put_ids, self._plan.expires_at_ms)
             if isinstance(error, BaseExceptionGroup):
+                # The frame that raised a group refers to it: a circle with the chunks of this upload in it.
+                error.__traceback__ = None
                 raise _first_of(error) from error
             raise
 

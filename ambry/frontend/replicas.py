@@ -73,7 +73,7 @@ class _Answers(Generic[_Answer]):
         try:
             answer: _Answer | AmbryError = future.result()
         except AmbryError as error:
-            answer = error
+            answer = error.as_answer()
         peer.ended(self._loop.time(), answer if isinstance(answer, AmbryError) else None)
         return answer
 

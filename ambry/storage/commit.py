@@ -32,7 +32,7 @@ from ambry.errors import (
     DiskUnavailable,
     NotAllowed,
 )
-from ambry.limits import JOURNAL_BODY_BYTES_MAX
+from ambry.limits import JOURNAL_BODY_BYTES_MAX, SEGMENT_PREALLOCATE_BYTES, SEGMENT_TAIL_BYTES_MAX
 from ambry.storage.accounts import Accounts
 from ambry.storage.disk import Buffer, Disk
 from ambry.storage.expiry_class import expiry_class_of
@@ -135,7 +135,7 @@ class CommitGroup:
                     assert isinstance(request, UpdateRequest)
                     answer = self._plan_update(request, key, current)
             except AmbryError as error:
-                answer = error
+                answer = error.as_answer()
             self.answers.append(answer)
 
     def _replica_of(self, blob_id: bytes) -> Replica:
@@ -290,7 +290,7 @@ class CommitGroup:
         try:
             run = self._run_for(replica, size)
         except (DiskFull, DiskUnavailable) as error:
-            self.answers.append(error)
+            self.answers.append(error.as_answer())
             return
         segment = run.segment
         lsn, offset = self._next_lsn(), segment.end
@@ -401,10 +401,14 @@ class CommitGroup:
 
     def _reserve(self, run: _Run) -> None:
         """Space for what is held as well: it is acknowledged before it is written."""
+        # A full disk's last space is for tombstones and for compaction: no partition may keep much of it for later.
+        is_plenty = self._takes_puts(SEGMENT_PREALLOCATE_BYTES)
         try:
-            reserve_ahead(run.segment, self._segment_bytes)
+            reserve_ahead(
+                run.segment, self._segment_bytes, SEGMENT_PREALLOCATE_BYTES if is_plenty else SEGMENT_TAIL_BYTES_MAX
+            )
         except DiskUnavailable as error:
-            run.error = error
+            run.error = error.as_answer()
 
     def _write_and_sync(self, run: _Run) -> None:
         if run.error is not None:
@@ -413,7 +417,7 @@ class CommitGroup:
             run.segment.file.write_out(run.pieces, run.start)
             run.segment.file.sync()
         except (DiskFull, DiskUnavailable) as error:
-            run.error = error
+            run.error = error.as_answer()
 
     def _give_back(self, run: _Run, error: AmbryError) -> None:
         run.segment.end = run.start

@@ -445,7 +445,7 @@ class DiskStore:
                     write_records(segment, plan.held[segment])
                 segment.file.sync()
             except (DiskFull, DiskUnavailable) as error:
-                errors[segment] = error
+                errors[segment] = error.as_answer()
 
         self._disk.run_all([partial(write_and_sync, segment) for _, segment in plan.dirty])
         full: list[AmbryError] = []
@@ -618,12 +618,11 @@ class DiskStore:
                     with self._lock:
                         self._fail(error)
                 raise
-            now_s = self._clock.monotonic()
-            self._retired += [(now_s, segment) for segment in retired]
+            retired_s = self._clock.monotonic()
+            self._retired += [(retired_s, segment) for segment in retired]
             if report.compacted:
                 with self._lock:
                     self._index.write([(survey_key(partition, number), None) for number in report.compacted])
-            self.close_retired(now_s - RETIRED_SEGMENT_S)
             return report
 
     def _compaction_of(
@@ -705,12 +704,17 @@ class DiskStore:
         """Write a batch to the index together with the totals that its changes have changed. Under the lock."""
         self._index.write(batch + self._late.settled(self._journal.sequence, self._accounts.batch()))
 
-    def close_retired(self, before_s: float) -> None:
-        """Close the files of segments that were retired before a moment of the monotonic clock: no read has them."""
-        for retired_s, segment in self._retired:
-            if retired_s < before_s:
-                segment.file.close()
-        self._retired = [one for one in self._retired if one[0] >= before_s]
+    def close_retired(self) -> None:
+        """Close the files of segments that were retired so long ago that no read has them: then their space is free.
+
+        To be called again and again: without room for the next compaction, it is what makes some.
+        """
+        with self._compaction_lock:
+            before_s = self._clock.monotonic() - RETIRED_SEGMENT_S
+            for retired_s, segment in self._retired:
+                if retired_s < before_s:
+                    segment.file.close()
+            self._retired = [one for one in self._retired if one[0] >= before_s]
 
     @property
     def retention(self) -> Retention:

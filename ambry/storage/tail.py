@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 from typing import Final, TypeAlias
 
 from ambry.errors import DiskFull
-from ambry.limits import SEGMENT_PREALLOCATE_BYTES, SEGMENT_TAIL_BYTES_MAX, TAILS_BYTES_MAX
+from ambry.limits import SEGMENT_TAIL_BYTES_MAX, TAILS_BYTES_MAX
 from ambry.storage.replica import Replica
 from ambry.storage.segment import DATA_OFFSET, Segment
 
@@ -89,12 +89,12 @@ def write_records(segment: Segment, records: Records) -> None:
         segment.file.write_out(pieces, start)
 
 
-def reserve_ahead(segment: Segment, segment_bytes: int) -> None:
+def reserve_ahead(segment: Segment, segment_bytes: int, ahead_bytes: int) -> None:
     """Reserve space for what was just placed and for more to come, so that the file system hands out long extents."""
     if segment.end <= segment.reserved_end:
         return
     begin = max(segment.reserved_end, DATA_OFFSET)
-    stop = max(segment.end, min(segment.end + SEGMENT_PREALLOCATE_BYTES, segment_bytes))
+    stop = max(segment.end, min(segment.end + ahead_bytes, segment_bytes))
     segment.reserved_end = stop
     # Reserving is a courtesy: on a disk this full the write itself decides, and a tombstone may still fit.
     with contextlib.suppress(DiskFull):

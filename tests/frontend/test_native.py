@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import gc
 import hashlib
 from collections.abc import Awaitable, Callable, Mapping
 from email.utils import formatdate
@@ -22,7 +23,7 @@ from ambry.errors import (
     Overloaded,
     ProtocolError,
 )
-from ambry.frontend.put import Cut
+from ambry.frontend.put import Cut, SmallPut, Upload
 from ambry.limits import GIB, KIB, MIB
 from ambry.metrics import CONTENT_TYPE
 from tests.frontend.serving import Serving, chunked, request_bytes, serving
@@ -490,6 +491,26 @@ def test_a_full_disk_still_reads_and_deletes() -> None:
         assert (answer.status, answer.error["code"]) == (507, "disk_full")
         assert (await running.ask("GET", path)).body == BODY
         assert (await running.ask("DELETE", path)).status == 202
+
+    run(test)
+
+
+@pytest.mark.parametrize("size", [100, 200_000, 9_000_000])
+def test_a_refused_put_leaves_nothing_for_the_search_for_garbage(size: int) -> None:
+    """Errors that keep their frames are circles with bodies in them; a full disk would fill memory with them."""
+
+    async def test(running: Serving) -> None:
+        running.node.fail("put", DiskFull("x"), times=None)
+        gc.collect()
+        gc.disable()
+        try:
+            for _ in range(3):
+                assert (await running.ask("POST", "/", None, b"x" * size)).status == 507
+            running.node.heal()
+            left = [one for one in gc.get_objects() if isinstance(one, (Upload, SmallPut))]
+            assert not left
+        finally:
+            gc.enable()
 
     run(test)
 

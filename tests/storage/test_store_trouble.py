@@ -1,6 +1,8 @@
 """Trouble by name: each test is a way in which a blob could get lost, or the store could refuse without need."""
 
+import gc
 import random
+import weakref
 from dataclasses import replace
 
 import pytest
@@ -18,7 +20,7 @@ from ambry.errors import (
     DiskUnavailable,
     NoSuchReplica,
 )
-from ambry.limits import GIB, JOURNAL_BODY_BYTES_MAX, KIB, PROPERTIES_BYTES_MAX
+from ambry.limits import GIB, JOURNAL_BODY_BYTES_MAX, KIB, MIB, PROPERTIES_BYTES_MAX
 from ambry.storage.index import Index
 from ambry.storage.journal import RING_AT
 from ambry.storage.recovery import open_store
@@ -355,3 +357,37 @@ def test_an_index_that_another_has_open_is_not_discarded() -> None:
             partitions=PARTITIONS,
         )
     assert source.discards == 0
+
+
+class _Body(bytearray):
+    """Bytes of which one can tell that nobody has them any more."""
+
+
+def test_a_refused_put_lets_go_of_its_body_at_once() -> None:
+    """An error that keeps the frames it passed is a circle: gigabytes would wait for the search for garbage."""
+    world = opened()
+    world.disk.capacity_bytes = world.disk._used()
+    request = replace(put(blob_id(1), b"x" * 9000), body=_Body(b"x" * 9000))
+    assert isinstance(request.body, _Body)
+    left = weakref.ref(request.body)
+    gc.disable()
+    try:
+        (answer,) = world.store.commit([request])
+        assert isinstance(answer, DiskFull)
+        del request
+        assert left() is None
+    finally:
+        gc.enable()
+
+
+def test_the_last_space_is_not_reserved_for_logs_that_may_grow() -> None:
+    """It is for tombstones and for compaction: 16 MiB ahead in each of a few partitions would be all of it."""
+    world = World(replace(TINY, segment_bytes=4 * MIB, reserve_bytes=2 * MIB))
+    world.open()
+    used = world.disk._used()
+    world.commit([put(blob_id(1, partition=1), b"first")])
+    assert world.disk._used() - used >= 4 * MIB - KIB
+    world.disk.capacity_bytes = world.disk._used() + 2 * MIB
+    used = world.disk._used()
+    world.commit([update(blob_id(2, partition=2), Change.JOIN, BlobState(1, 0))])
+    assert 0 < world.disk._used() - used <= 300 * KIB
