@@ -77,18 +77,37 @@ class Properties:
     unknown: Mapping[str, Any] = field(default_factory=_no_entries)
 
 
+_ACCOUNT: Final = KEYS["account_name"]
+_CONTAINER: Final = KEYS["container_name"]
+_NAME: Final = KEYS["name"]
+_NAME_VERSION: Final = KEYS["name_version"]
+
 _DEFAULTS: Final = Properties(size=-1)
 
 
-def encode_properties(properties: Properties) -> bytes:
-    """The bytes that the record holds. Defaults are left out; `size` is always there."""
+def document_of(properties: Properties) -> dict[str, Any]:
+    """What the record holds, by its keys. Defaults are left out; `size` is always there."""
     document: dict[str, Any] = {}
     for name, key in KEYS.items():
         value = getattr(properties, name)
         if value != getattr(_DEFAULTS, name):
             document[key] = dict(value) if isinstance(value, Mapping) else value
     document.update(properties.unknown)
-    data: bytes = msgpack.packb(document)
+    return document
+
+
+def encode_properties(properties: Properties) -> bytes:
+    """The bytes that the record holds."""
+    data: bytes = msgpack.packb(document_of(properties))
+    return data
+
+
+def encode_named(
+    document: Mapping[str, Any], account_name: str, container_name: str, name: str, version: tuple[int, int]
+) -> bytes:
+    """The same of a blob with a name; the rest of its properties is at hand as a document. For the hot path."""
+    own = {_ACCOUNT: account_name, _CONTAINER: container_name, _NAME: name, _NAME_VERSION: version}
+    data: bytes = msgpack.packb({**document, **own})
     return data
 
 

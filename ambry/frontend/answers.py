@@ -166,6 +166,16 @@ def created_answer(blob_id: str, created_ms: int, now_ms: int, request_id: str) 
     return Answer(201, headers)
 
 
+def created_named_answer(
+    path: str, blob_id: str, version: str, created_ms: int, now_ms: int, request_id: str
+) -> Answer:
+    """201 for a blob that is stored and has its name."""
+    headers = created_answer(blob_id, created_ms, now_ms, request_id).headers
+    headers = [("Location", path) if line[0] == "Location" else line for line in headers]
+    headers += [("ETag", etag_of(blob_id)), (NAMED_VERSION, version)]
+    return Answer(201, headers)
+
+
 def text_answer(status: int, body: bytes, content_type: str, now_ms: int, request_id: str) -> Answer:
     """A short text: health, metrics."""
     headers = common_headers(now_ms, request_id)

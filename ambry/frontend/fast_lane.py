@@ -1,9 +1,10 @@
-"""The fast lane: two kinds of request are answered before aiohttp parses anything.
+"""The fast lane: a few kinds of request are answered before aiohttp parses anything.
 
 Grounds and figures: docs/decisions/0004-fast-lane.md.
 
     GET /{id} HTTP/1.1     of a simple blob of at most LANE_BODY_BYTES_MAX
     POST / HTTP/1.1        with a Content-Length of at most that, its body arrived whole
+    GET, PUT /named/...    the same by a name of the plainest form, where the name store is embedded
 
 A request is taken only if every byte of its head is of the strictest form and every header is on a list of those that
 change nothing, each at most once; and only while aiohttp is idle on the connection and between two messages. Whatever
@@ -20,21 +21,33 @@ means in operations.py and headers.py, how an answer looks in lane_answers.py.
 import asyncio
 from asyncio import CancelledError
 from time import monotonic
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 from weakref import WeakKeyDictionary
 
 from ambry.access.snapshot import NEVER, Caller
-from ambry.blob.blob_id import binary_from_text
+from ambry.blob.blob_id import binary_from_text, text_from_binary
 from ambry.blob.requests import GetAnswer
 from ambry.errors import AmbryError
 from ambry.frontend.connection import Connection, HttpServer
 from ambry.frontend.lane_answers import LaneAnswers
-from ambry.frontend.lane_heads import PostHead, authorization_of, harmless_lines, message_size, post_head
-from ambry.frontend.lane_names import NAMED, LaneName, find_named
+from ambry.frontend.lane_heads import (
+    PostHead,
+    authorization_of,
+    harmless_lines,
+    message_size,
+    named_put_head,
+    post_head,
+)
+from ambry.frontend.lane_names import NAMED, PUT_NAMED, LaneName, find_named, name_to_put
+from ambry.frontend.named_operations import Name
 from ambry.frontend.placement import OWNER_AT
+from ambry.frontend.put import PutPlan
 from ambry.limits import LANE_BODY_BYTES_MAX, LANE_HELD_BYTES_MAX
 from ambry.logs import get_logger
 from ambry.metrics import RequestMetrics
+from ambry.names.changes import Condition
+from ambry.names.name import format_path
+from ambry.names.rows import NameRow
 
 _log = get_logger(__name__)
 
@@ -49,6 +62,10 @@ _POST: Final = b"POST / HTTP/1.1\r\n"
 
 _answers: Final = LaneAnswers()
 """Rendered answers, for all connections of the process. A cache of pure functions: nobody can tell that it is there."""
+
+
+Stored: TypeAlias = "asyncio.Future[str] | asyncio.Future[NameRow]"
+"""An upload that will be done: its id, or the row of its name."""
 
 
 class Turn:
@@ -70,7 +87,7 @@ class Turn:
         self._posts: list[FastConnection] = []
         self._gets: list[FastConnection] = []
         self._found: list[tuple[FastConnection, GetAnswer]] = []
-        self._stored: list[tuple[FastConnection, asyncio.Future[str]]] = []
+        self._stored: list[tuple[FastConnection, Stored]] = []
 
     def post(self, connection: "FastConnection") -> None:
         """A POST has arrived."""
@@ -87,7 +104,7 @@ class Turn:
         self._found.append((connection, answer))
         self._plan()
 
-    def stored(self, connection: "FastConnection", future: "asyncio.Future[str]") -> None:
+    def stored(self, connection: "FastConnection", future: "Stored") -> None:
         """A POST has ended, one way or the other."""
         self._stored.append((connection, future))
         self._plan()
@@ -148,9 +165,11 @@ class FastConnection(Connection):
         "_is_holding_reads",
         "_is_open",
         "_named",
+        "_named_head",
         "_named_rest",
         "_owner",
         "_post_head",
+        "_put_name",
         "_request",
         "_started",
         "_turn",
@@ -178,6 +197,10 @@ class FastConnection(Connection):
         """The container of the POST that waits: it has a place among the requests under way."""
         self._post_head: PostHead | None = None
         """The head of the last POST of the lane."""
+        self._named_head: PostHead | None = None
+        """What followed the path in the last put under a name."""
+        self._put_name: Name | None = None
+        """The name of the put that waits; None for a POST."""
         self._request: bytes | None = None
         """The request that waits for its datanode."""
         self._started = 0.0
@@ -236,6 +259,8 @@ class FastConnection(Connection):
         """Begin to answer the request at the front of `data`. Returns its size, 0 if it is not the lane's."""
         if data.startswith(NAMED):
             return self._recognise_named(data)
+        if data.startswith(PUT_NAMED):
+            return self._recognise_named_put(data)
         if data.startswith(_GET):
             end = data.find(b"\r\n\r\n", _GET_PATH_END) + 4
             rest = data[_GET_PATH_END:end]
@@ -281,6 +306,28 @@ class FastConnection(Connection):
             self._get_rest, self._named_rest = None, rest
         self._get(data[:end])
         return end
+
+    def _recognise_named_put(self, data: bytes) -> int:
+        """The same for a put under a name."""
+        path_end = data.find(b" ", _NAMED_AT)
+        end = data.find(b"\r\n\r\n", _NAMED_AT) + 4
+        if not 0 < path_end < end:
+            return 0
+        head = self._named_head
+        if head is None or data[path_end:end] != head.bytes:
+            head = named_put_head(data[:end], path_end)
+            if head is None:
+                return 0
+            self._named_head = head
+        size = end + head.length
+        services = self.services
+        name = name_to_put(data[_NAMED_AT:path_end], head, services) if len(data) >= size else None
+        if name is None or not services.shares.try_enter(name.container.owner):
+            return 0
+        self._put_name, self._owner = name, name.container.owner
+        self._wait(data[:size])
+        self._turn.post(self)
+        return size
 
     def _pass_on(self, data: bytes) -> bytes:
         """Give aiohttp what is its own at the front of `data`, and return the rest."""
@@ -449,39 +496,51 @@ class FastConnection(Connection):
         """A small body. From here on the request is the lane's, however it ends."""
         assert head is self._post_head
         # The head may be read anew for another account before the answer is there.
-        self._owner = head.owner
+        self._put_name, self._owner = None, head.owner
         self._wait(data)
         self._turn.post(self)
 
     def begin_post(self) -> None:
-        """Store the body of the POST that waits."""
-        data, head = self._request, self._post_head
+        """Store the body of the upload that waits."""
+        data, name = self._request, self._put_name
+        head = self._post_head if name is None else self._named_head
         assert data is not None
         assert head is not None
         services = self.services
         created_ms = self._created_ms = services.clock.now_ms()
-        services.metrics.requests.bytes_in += head.end - head.size
-        body = memoryview(data)[head.size :]
+        expires_at_ms = head.headers.expires_at_ms(created_ms)
+        services.metrics.requests.bytes_in += head.length
+        body = memoryview(data)[len(data) - head.length :]
+        future: Stored
         try:
-            future = services.operations.put_small(
-                body, head.properties, created_ms, head.headers.expires_at_ms(created_ms), head.owner
-            )
+            if name is None:
+                future = services.operations.put_small(body, head.properties, created_ms, expires_at_ms, head.owner)
+            else:
+                assert services.names is not None
+                plan = PutPlan(head.headers.properties, created_ms, expires_at_ms)
+                future = services.names.put_small(
+                    name, body, head.document, plan, Condition(upsert=head.upsert), self._is_gone
+                )
         except Exception as error:  # noqa: BLE001 -- others wait in this turn; this one gets its 500
             future = self._loop.create_future()
             future.set_exception(error)
         future.add_done_callback(self._put)
 
-    def _put(self, future: "asyncio.Future[str]") -> None:
+    def _is_gone(self) -> bool:
+        """Whether the client has left, or sends no more: nobody may learn of the name then."""
+        return self.has_ended or self.transport is None or self.transport.is_closing()
+
+    def _put(self, future: Stored) -> None:
         self._turn.stored(self, future)
 
-    def render_post(self, future: "asyncio.Future[str]") -> tuple[int, bytes]:
+    def render_post(self, future: Stored) -> tuple[int, bytes]:
         """Status and answer of a POST that has ended."""
         services = self.services
         request_id = services.request_ids.new()
         now_ms = services.clock.now_ms()
         error = CancelledError() if future.cancelled() else future.exception()
         if error is None:
-            return 201, _answers.created(future.result().encode(), self._created_ms, request_id, now_ms)
+            return 201, self._created(future.result(), request_id, now_ms)
         if not isinstance(error, AmbryError):
             _log.error("request failed", request_id=request_id, exc_info=error)
             error = AmbryError("unforeseen")
@@ -490,12 +549,30 @@ class FastConnection(Connection):
             _log.warning("request failed", request_id=request_id, status=status, error=str(error), kind=error.name)
         return status, whole
 
+    def _created(self, stored: str | NameRow, request_id: str, now_ms: int) -> bytes:
+        if isinstance(stored, str):
+            return _answers.created(stored.encode(), self._created_ms, request_id, now_ms)
+        data, name = self._request, self._put_name
+        assert data is not None
+        assert name is not None
+        container = name.container
+        path = f"/named/{container.account_name}/{container.name}/{format_path(name.name)}"
+        return _answers.created_named(
+            path.encode("ascii"),
+            text_from_binary(stored.blob_id).encode("ascii"),
+            stored.version_text.encode("ascii"),
+            stored.created_ms,
+            request_id,
+            now_ms,
+        )
+
     def end_post(self, status: int, whole: bytes) -> None:
         """Send the answer and go on."""
         self._stop_waiting()
         self.services.shares.leave(self._owner)
         now = monotonic() if self.transport is None else self._write(whole)
-        self.services.metrics.requests.observe("put_blob", status, now - self._started)
+        operation = "put_blob" if self._put_name is None else "put_named"
+        self.services.metrics.requests.observe(operation, status, now - self._started)
         self._go_on()
 
     def _write(self, whole: bytes) -> float:

@@ -18,6 +18,7 @@ from ambry.frontend.answers import (
     blob_headers,
     common_headers,
     created_answer,
+    created_named_answer,
     error_answer,
     named_headers,
     named_lines,
@@ -29,6 +30,7 @@ from ambry.limits import LANE_BLOCKS_MAX
 _REQUEST_ID: Final = "\0request id\0"
 _BLOB_ID: Final = "\0blob id\0"
 _VERSION: Final = "\0version\0"
+_PATH: Final = "\0path\0"
 """Marks: no header of ours holds a NUL."""
 
 _KEPT_PROPERTIES_BYTES_MAX: Final = 512
@@ -53,13 +55,24 @@ def whole(answer: Answer) -> bytes:
 class LaneAnswers:
     """Rendered answers. Every cache is emptied when it is full: there is no order to keep up."""
 
-    __slots__ = ("_blob_blocks", "_created", "_created_key", "_ok", "_ok_second", "_property_blocks")
+    __slots__ = (
+        "_blob_blocks",
+        "_created",
+        "_created_key",
+        "_created_named",
+        "_created_named_key",
+        "_ok",
+        "_ok_second",
+        "_property_blocks",
+    )
 
     def __init__(self) -> None:
         self._ok = b""
         self._ok_second = -1
         self._created: tuple[bytes, ...] = ()
         self._created_key = (-1, -1)
+        self._created_named: tuple[bytes, ...] = ()
+        self._created_named_key = (-1, -1)
         self._blob_blocks: dict[tuple[int, int, int, bool], tuple[bytes, ...]] = {}
         self._property_blocks: dict[bytes, _PropertyBlock] = {}
 
@@ -115,6 +128,23 @@ class LaneAnswers:
             self._created_key = key
         first, second, third, fourth = self._created
         return b"".join((first, request_id.encode(), second, blob_id, third, blob_id, fourth))
+
+    def created_named(
+        self, path: bytes, blob_id: bytes, version: bytes, created_ms: int, request_id: str, now_ms: int
+    ) -> bytes:
+        """The same for a blob that was stored under the name that `path` has."""
+        key = (now_ms // 1000, created_ms // 1000)
+        if key != self._created_named_key:
+            answer = whole(created_named_answer(_PATH, _BLOB_ID, _VERSION, created_ms, now_ms, _REQUEST_ID))
+            before, rest = answer.split(_REQUEST_ID.encode())
+            first, rest = rest.split(_PATH.encode())
+            second, third, rest = rest.split(_BLOB_ID.encode())
+            self._created_named = (before, first, second, third, *rest.split(_VERSION.encode()))
+            self._created_named_key = key
+        before, first, second, third, fourth, end = self._created_named
+        return b"".join(
+            (before, request_id.encode(), first, path, second, blob_id, third, blob_id, fourth, version, end)
+        )
 
     def error(self, error: AmbryError, request_id: str, now_ms: int) -> tuple[int, bytes]:
         """Status and bytes of the answer to what failed."""

@@ -9,14 +9,14 @@ from collections.abc import Mapping
 from typing import Final
 
 from ambry.access.snapshot import Caller
-from ambry.blob.properties import Properties, encode_properties
+from ambry.blob.properties import Properties, document_of, encode_properties
 from ambry.errors import AmbryError
 from ambry.frontend.access import sent_owner
 from ambry.frontend.headers import PutHeaders, parse_put_headers
 from ambry.limits import LANE_BODY_BYTES_MAX, LANE_HEAD_BYTES_MAX
 
 _HEAD: Final = re.compile(
-    rb"(?:GET /[0-9A-Za-z_-]{43}|POST /|GET /named/[0-9A-Za-z._~/-]{1,1200}) HTTP/1\.1\r\n"
+    rb"(?:GET /[0-9A-Za-z_-]{43}|POST /|(?:GET|PUT) /named/[0-9A-Za-z._~/-]{1,1200}) HTTP/1\.1\r\n"
     rb"((?:[A-Za-z-]{1,64}: [!-~](?:[ -~]{0,1022}[!-~])?\r\n){1,32})\r\n"
 )
 """Head of a request that may be the lane's: one space after each colon, values of printable ASCII without edges."""
@@ -34,6 +34,14 @@ _OF_POST: Final = frozenset(
      b"x-ambry-target-container-name")
 )  # fmt: skip
 """Headers that the lane hands to `parse_put_headers`, as aiohttp's way does. Digests and user metadata are not here."""
+
+_OF_NAMED_PUT: Final = (_OF_POST | {b"x-ambry-named-upsert"}) - {
+    b"x-ambry-target-account-name",
+    b"x-ambry-target-container-name",
+}
+"""The same for a put under a name, whose path says whose it is."""
+
+_UPSERTS: Final = {b"true": True, b"false": False}
 
 _LENGTH: Final = re.compile(rb"0|[1-9][0-9]{0,9}")
 
@@ -87,37 +95,65 @@ class PostHead:
     `caller` and `owner` are whose the blob will be, under one snapshot of accounts and keys.
     """
 
-    __slots__ = ("authorization", "bytes", "caller", "end", "headers", "named", "owner", "properties", "size")
+    __slots__ = (
+        "authorization",
+        "bytes",
+        "caller",
+        "document",
+        "end",
+        "headers",
+        "length",
+        "named",
+        "owner",
+        "properties",
+        "upsert",
+    )
 
     def __init__(
         self, head: bytes, length: int, headers: PutHeaders, authorization: str | None, named: tuple[str, str] | None
     ) -> None:
+        """`head` of a put under a name is what follows the path: the part that clients repeat."""
         self.authorization = authorization
         self.named = named
         self.caller: Caller | None = None
         self.owner = b""
         self.bytes = head
-        self.size = len(head)
+        self.length = length
         self.end = len(head) + length
+        self.upsert = False
         self.headers = headers
         plain = headers.properties
-        self.properties = encode_properties(
-            Properties(
-                size=length,
-                content_type=plain.content_type,
-                content_encoding=plain.content_encoding,
-                filename=plain.filename,
-                service_id=plain.service_id,
-                owner_id=plain.owner_id,
-            )
+        sized = Properties(
+            size=length,
+            content_type=plain.content_type,
+            content_encoding=plain.content_encoding,
+            filename=plain.filename,
+            service_id=plain.service_id,
+            owner_id=plain.owner_id,
         )
+        self.document = document_of(sized)
+        self.properties = encode_properties(sized)
 
 
 def post_head(head: bytes) -> PostHead | None:
     """Read the head of a POST that may be the lane's; None if it is not."""
     lines = harmless_lines(head, _OF_POST)
+    return None if lines is None else _put_head(head, lines)
+
+
+def named_put_head(head: bytes, path_end: int) -> PostHead | None:
+    """The same for a put under a name, whose path ends at `path_end`."""
+    lines = harmless_lines(head, _OF_NAMED_PUT)
     if lines is None:
         return None
+    upsert = lines.pop(b"x-ambry-named-upsert", b"false")
+    found = _put_head(head[path_end:], lines) if upsert in _UPSERTS else None
+    if found is not None:
+        found.upsert = _UPSERTS[upsert]
+    return found
+
+
+def _put_head(head: bytes, lines: dict[bytes, bytes]) -> PostHead | None:
     length = lines.pop(b"content-length", b"")
     if not _LENGTH.fullmatch(length) or int(length) > LANE_BODY_BYTES_MAX:
         return None

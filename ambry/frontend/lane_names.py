@@ -7,12 +7,18 @@ import re
 from typing import Final
 
 from ambry.access.accounts import NamedBlobs
+from ambry.access.keys import Right
+from ambry.access.snapshot import NEVER
 from ambry.blob.blob_id import text_from_binary
 from ambry.blob.value import value
-from ambry.errors import NameNotFound
+from ambry.errors import AmbryError, NameNotFound
 from ambry.frontend.connection import Services
+from ambry.frontend.lane_heads import PostHead
+from ambry.frontend.named_operations import Name
+from ambry.names.name import check_name
 
 NAMED: Final = b"GET /named/"
+PUT_NAMED: Final = b"PUT /named/"
 
 _PATH: Final = re.compile(rb"([0-9A-Za-z._-]{1,64})/([0-9A-Za-z._-]{1,64})/([0-9A-Za-z._~/-]{1,1024})")
 
@@ -42,3 +48,27 @@ def find_named(data: bytes, services: Services) -> LaneName:
     return LaneName(
         current.blob_id, text_from_binary(current.blob_id).encode("ascii"), current.version_text.encode("ascii")
     )
+
+
+def name_to_put(path: bytes, head: PostHead, services: Services) -> Name | None:
+    """The name that a put with this head is for, if nothing has to be looked at further. `path` follows PUT_NAMED."""
+    access, names = services.access, services.names
+    matched = _PATH.fullmatch(path)
+    if matched is None or names is None or names.recent is None:
+        return None
+    caller = head.caller
+    if caller is None or caller.snapshot is not access.snapshot or caller.expires_ms != NEVER:
+        caller = head.caller = access.lane_caller(head.authorization)
+    account, container_name, name = matched.groups()
+    container = access.snapshot.by_name.get((account.decode("ascii"), container_name.decode("ascii")))
+    if caller is None or container is None:
+        return None
+    policy = container.policy
+    if policy.named_blobs is not NamedBlobs.OPTIONAL or not policy.takes_plain_puts:
+        return None
+    try:
+        caller.admit(container.owner, Right.WRITE)
+        return Name(container, check_name(name))
+    except AmbryError:
+        # The other way to answer meets the same error and says it.
+        return None

@@ -257,12 +257,11 @@ class NamedApi:
         return Name(container, parse_path(parts[2])), parse_version(query[len("version=") :]) if query else None
 
     def _created(self, call: Call, name: Name, row: NameRow, more: Headers) -> web.StreamResponse:
-        blob_id = text_from_binary(row.blob_id)
-        answer = answers.created_answer(blob_id, row.created_ms, self._services.clock.now_ms(), call.request_id)
         path = f"{PREFIX}{name.container.account_name}/{name.container.name}/{format_path(name.name)}"
-        headers = [("Location", path) if line[0] == "Location" else line for line in answer.headers]
-        headers += [("ETag", answers.etag_of(blob_id)), (answers.NAMED_VERSION, row.version_text)]
-        return BodyResponse(Answer(201, headers + more))
+        now_ms = self._services.clock.now_ms()
+        blob_id = text_from_binary(row.blob_id)
+        answer = answers.created_named_answer(path, blob_id, row.version_text, row.created_ms, now_ms, call.request_id)
+        return BodyResponse(Answer(201, answer.headers + more))
 
     def _json(self, call: Call, body: bytes) -> web.StreamResponse:
         now_ms = self._services.clock.now_ms()

@@ -9,13 +9,14 @@ When the name store cannot say whether a row was written, the blob is left alone
 out after a day that it has none.
 """
 
-from collections.abc import Awaitable, Callable
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Any, Final
 
 from ambry.access.accounts import Container
 from ambry.blob.blob_id import Kind, binary_from_text
-from ambry.blob.properties import Properties
+from ambry.blob.properties import Properties, encode_named
 from ambry.blob.requests import Buffer
 from ambry.blob.state import NEVER
 from ambry.clock import Clock
@@ -36,6 +37,7 @@ from ambry.frontend.put import PutPlan, Source
 from ambry.limits import NAME_CHECK_FIRST_BYTES, NAME_ORPHAN_AGE_MS, UPLOAD_DEADLINE_MS
 from ambry.names import changes
 from ambry.names.changes import Condition
+from ambry.names.gather import PutGatherer
 from ambry.names.lists import Page, Query, VersionPage, list_names, list_versions
 from ambry.names.recent import RecentNames, read_with_position
 from ambry.names.rows import Current, Key, NameRow, RowKind, Versions, effective
@@ -119,7 +121,7 @@ class _Pieces:
 class NamedOperations:
     """The operations of one frontend process on names."""
 
-    __slots__ = ("_clock", "_datacentre", "_operations", "database", "recent", "versions")
+    __slots__ = ("_clock", "_datacentre", "_gatherer", "_operations", "database", "recent", "versions")
 
     def __init__(self, database: Database, operations: Operations, clock: Clock, datacentre: int) -> None:
         self.database = database
@@ -127,6 +129,7 @@ class NamedOperations:
         self._clock = clock
         self._datacentre = datacentre
         self.versions = Versions()
+        self._gatherer = PutGatherer(database) if isinstance(database, SqliteDatabase) else None
         self.recent = RecentNames(database.loop_reader()) if isinstance(database, SqliteDatabase) else None
         """Names at hand, where the store is embedded. The fast lane asks for them."""
 
@@ -146,38 +149,86 @@ class NamedOperations:
         counted = _Counted(source)
         plan = replace(plan, properties=name.properties(plan.properties, version), owner=name.container.owner)
         blob_id = binary_from_text((await self._operations.put(counted, plan)).encode("ascii"))
-        if is_gone():
-            self._take_back(blob_id, plan.expires_at_ms)
-            raise BadRequest("the client closed the connection before the name was written", field="connection")
-        if self._clock.now_ms() - plan.created_ms > _row_deadline_ms(blob_id):
-            # The collector might already take the blob for an orphan.
-            self._take_back(blob_id, plan.expires_at_ms)
-            raise DeadlineExceeded("the upload took longer than a name waits for it")
-        key = name.key
-        row = NameRow(
-            key.account,
-            key.container,
-            key.name,
-            *version,
-            RowKind.PUT,
-            blob_id,
-            counted.size,
-            plan.created_ms,
-            _row_expiry(plan.expires_at_ms),
-        )
-        return await self._write_put(row, condition, plan.expires_at_ms)
+        row = _put_row(name.key, version, blob_id, counted.size, plan)
+        self._check_stored(row, plan, is_gone)
+        return await self._begin_write(row, plan, condition)
 
-    async def _write_put(self, row: NameRow, condition: Condition, expires_at_ms: int) -> NameRow:
+    def put_small(
+        self,
+        name: Name,
+        body: Buffer,
+        document: Mapping[str, Any],
+        plan: PutPlan,
+        condition: Condition,
+        is_gone: Callable[[], bool],
+    ) -> "asyncio.Future[NameRow]":
+        """The same for a body of at most CHUNK_BYTES_MAX that is here: futures and callbacks, no task of its own.
+
+        `document` is what the plan's properties are in the record, with the size of the body.
+        """
+        version = (self.versions.next(plan.created_ms), self._datacentre)
+        container = name.container
+        stored = self._operations.put_small(
+            body,
+            encode_named(document, container.account_name, container.name, name.name.decode("utf-8"), version),
+            plan.created_ms,
+            plan.expires_at_ms,
+            container.owner,
+            durability=plan.durability,
+        )
+        outcome: asyncio.Future[NameRow] = asyncio.get_running_loop().create_future()
+
+        def write_row(stored: "asyncio.Future[str]") -> None:
+            if _pass_error_on(stored, outcome):
+                return
+            row = _put_row(name.key, version, binary_from_text(stored.result().encode("ascii")), len(body), plan)
+            try:
+                self._check_stored(row, plan, is_gone)
+            except AmbryError as error:
+                outcome.set_exception(error)
+                return
+            self._begin_write(row, plan, condition).add_done_callback(end)
+
+        def end(written: "asyncio.Future[NameRow]") -> None:
+            if not _pass_error_on(written, outcome):
+                outcome.set_result(written.result())
+
+        stored.add_done_callback(write_row)
+        return outcome
+
+    def _check_stored(self, row: NameRow, plan: PutPlan, is_gone: Callable[[], bool]) -> None:
+        """Whether a blob that is stored may get its row; otherwise it is taken back. Raises BadRequest, ..."""
+        error: AmbryError | None = None
+        if is_gone():
+            error = BadRequest("the client closed the connection before the name was written", field="connection")
+        elif self._clock.now_ms() - plan.created_ms > _row_deadline_ms(row.blob_id):
+            # The collector might already take the blob for an orphan.
+            error = DeadlineExceeded("the upload took longer than a name waits for it")
+        if error is not None:
+            self._take_back(row.blob_id, plan.expires_at_ms)
+            raise error
+
+    def _begin_write(self, row: NameRow, plan: PutPlan, condition: Condition) -> "asyncio.Future[NameRow]":
         """Write the row of a blob that was stored; without a row the blob is taken back."""
         now_ms = self._clock.now_ms()
-        try:
-            written = await self.database.write(lambda session: changes.put(session, row, condition, now_ms))
-        except AmbryError as error:
-            if not isinstance(error, NameStoreUnavailable) or error.facts.get("is_certain"):
-                self._take_back(row.blob_id, expires_at_ms)
-            raise
-        self.versions.observe(written.version)
+        written: asyncio.Future[NameRow]
+        if self._gatherer is not None:
+            written = self._gatherer.put(row, condition, now_ms)
+        else:
+            job = self.database.write(lambda session: changes.put(session, row, condition, now_ms))
+            written = asyncio.get_running_loop().create_task(job, name="put a name")
+        written.add_done_callback(lambda written: self._end_write(row, plan, written))
         return written
+
+    def _end_write(self, row: NameRow, plan: PutPlan, written: "asyncio.Future[NameRow]") -> None:
+        if written.cancelled():
+            # Nobody can say whether there is a row; the collector finds out.
+            return
+        error = written.exception()
+        if error is None:
+            self.versions.observe(written.result().version)
+        elif not isinstance(error, NameStoreUnavailable) or error.facts.get("is_certain"):
+            self._take_back(row.blob_id, plan.expires_at_ms)
 
     async def _check_put(self, key: Key, condition: Condition) -> None:
         now_ms = self._clock.now_ms()
@@ -335,6 +386,33 @@ class NamedOperations:
             await self._operations.delete(blob_id)
         except (BlobNotFound, BlobDeleted, BlobExpired):
             return
+
+
+def _put_row(key: Key, version: tuple[int, int], blob_id: bytes, size: int, plan: PutPlan) -> NameRow:
+    return NameRow(
+        key.account,
+        key.container,
+        key.name,
+        *version,
+        RowKind.PUT,
+        blob_id,
+        size,
+        plan.created_ms,
+        _row_expiry(plan.expires_at_ms),
+    )
+
+
+def _pass_error_on(done: "asyncio.Future[Any]", outcome: "asyncio.Future[NameRow]") -> bool:
+    """Whether a step failed or was cancelled; then so is the outcome."""
+    if outcome.done():
+        return True
+    if done.cancelled():
+        outcome.cancel()
+        return True
+    error = done.exception()
+    if error is not None:
+        outcome.set_exception(error)
+    return error is not None
 
 
 def _marker(key: Key, version: tuple[int, int], record: bytes, now_ms: int) -> NameRow:

@@ -5,12 +5,12 @@ same transaction. So of several creates of one name exactly one goes through. Bl
 for a change has stored the blob before, and deletes afterwards what a change has set free.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, TypeVar
 
 from ambry.blob.blob_id import text_from_binary
-from ambry.errors import NameDeleted, NameExists, NameNotFound, NotAllowed, PreconditionFailed
+from ambry.errors import AmbryError, NameDeleted, NameExists, NameNotFound, NotAllowed, PreconditionFailed
 from ambry.names.rows import (
     COLUMNS,
     CURRENT_COLUMNS,
@@ -23,7 +23,12 @@ from ambry.names.rows import (
     owns_its_blob,
     row_of,
 )
-from ambry.names.sql import FOREVER, Session
+from ambry.names.sql import FOREVER, Session, Value
+
+_Item = TypeVar("_Item")
+
+_TOGETHER_MAX: Final = 64
+"""Rows of one statement; a power of two."""
 
 HERE: Final = 0
 """Source of rows that were made here; rows from elsewhere have the number of the datacentre that they came from."""
@@ -33,10 +38,11 @@ ANY: Final = "*"
 _INSERT: Final = f"INSERT INTO names ({COLUMNS}, source, arrived_ms) VALUES ({', '.join('?' * 15)})"
 _INSERT_IF_NEW: Final = f"{_INSERT} ON CONFLICT DO NOTHING"
 _OF_NAME: Final = "account = ? AND container = ? AND name = ?"
-_SET_CURRENT: Final = f"""INSERT INTO current_names (account, container, name, {CURRENT_COLUMNS})
-VALUES ({", ".join("?" * 10)}) ON CONFLICT (account, container, name) DO UPDATE SET version = excluded.version,
-datacentre = excluded.datacentre, blob_id = excluded.blob_id, size = excluded.size, created_ms = excluded.created_ms,
-expires_at_ms = excluded.expires_at_ms, digest = excluded.digest"""
+_INSERT_CURRENT: Final = f"""INSERT INTO current_names (account, container, name, {CURRENT_COLUMNS})
+VALUES ({", ".join("?" * 10)})"""
+_SET_CURRENT: Final = f"""{_INSERT_CURRENT} ON CONFLICT (account, container, name) DO UPDATE
+SET version = excluded.version, datacentre = excluded.datacentre, blob_id = excluded.blob_id, size = excluded.size,
+created_ms = excluded.created_ms, expires_at_ms = excluded.expires_at_ms, digest = excluded.digest"""
 _DROP_CURRENT: Final = f"DELETE FROM current_names WHERE {_OF_NAME}"
 _NEWEST: Final = f"""SELECT version, kind FROM names WHERE {_OF_NAME}
 ORDER BY version DESC, datacentre DESC, kind DESC LIMIT 1"""
@@ -110,6 +116,36 @@ def put(session: Session, row: NameRow, condition: Condition, now_ms: int) -> Na
     _insert(session, row, now_ms)
     _set_current(session, row)
     return row
+
+
+def put_each(session: Session, puts: Sequence[tuple[NameRow, Condition]], now_ms: int) -> list[NameRow | AmbryError]:
+    """Put names that have nothing to do with each other in few statements. Each goes through, or fails, by itself.
+
+    Each statement gives up the interpreter's lock, and gets it back only when the loop lets go of it: that, not SQL, is
+    what a put costs. So names that are new, which is most of them, are looked up and written many at a time.
+    """
+    outcomes: dict[int, NameRow | AmbryError] = {}
+    for key in sorted({row.key.lock() for row, _ in puts}):
+        session.lock(key)
+    known = _known(session, [row.key for row, _ in puts])
+    new: dict[Key, NameRow] = {}
+    for number, (row, condition) in enumerate(puts):
+        if row.key not in known and row.key not in new:
+            try:
+                condition.check_put(frozenset())
+            except AmbryError as error:
+                outcomes[number] = error
+            else:
+                outcomes[number] = new[row.key] = row
+    _insert_new(session, list(new.values()), now_ms)
+    for number, (row, condition) in enumerate(puts):
+        if number not in outcomes:
+            try:
+                outcomes[number] = put(session, row, condition, now_ms)
+            except AmbryError as error:
+                # Raised before anything was changed.
+                outcomes[number] = error
+    return [outcomes[number] for number in range(len(puts))]
 
 
 def put_many(session: Session, rows: Iterable[NameRow], condition: Condition, now_ms: int) -> list[NameRow]:
@@ -309,21 +345,58 @@ def _insert(session: Session, row: NameRow, now_ms: int) -> None:
     session.execute(_INSERT, (*row.values(), HERE, now_ms))
 
 
+def _known(session: Session, keys: list[Key]) -> set[Key]:
+    """Those names that have any row."""
+    found: set[Key] = set()
+    for part in _in_powers_of_two(keys):
+        asked = ", ".join(["(?, ?, ?)"] * len(part))
+        sql = f"""WITH asked (account, container, name) AS (VALUES {asked}) SELECT account, container, name FROM asked
+WHERE EXISTS (SELECT 1 FROM names WHERE names.account = asked.account AND names.container = asked.container
+AND names.name = asked.name)"""
+        found.update(Key(*row) for row in session.rows(sql, [value for key in part for value in _of(key)]))
+    return found
+
+
+def _insert_new(session: Session, rows: list[NameRow], now_ms: int) -> None:
+    """Rows of names that have none, and what these names stand for from now on."""
+    for part in _in_powers_of_two(rows):
+        session.execute(_INSERT + _more(15, len(part)), [v for row in part for v in (*row.values(), HERE, now_ms)])
+        session.execute(
+            _INSERT_CURRENT + _more(10, len(part)), [value for row in part for value in _current_values(row)]
+        )
+
+
+def _more(columns: int, rows: int) -> str:
+    """Question marks for the rows of an INSERT behind its first."""
+    return f", ({', '.join('?' * columns)})" * (rows - 1)
+
+
+def _in_powers_of_two(items: Sequence[_Item]) -> Iterator[Sequence[_Item]]:
+    """Parts of few sizes, so that few statements have to be compiled and kept."""
+    at, size = 0, _TOGETHER_MAX
+    while at < len(items):
+        while size > len(items) - at:
+            size //= 2
+        yield items[at : at + size]
+        at += size
+
+
 def _set_current(session: Session, row: NameRow) -> None:
-    session.execute(
-        _SET_CURRENT,
-        (
-            row.account,
-            row.container,
-            row.name,
-            row.version,
-            row.datacentre,
-            row.blob_id,
-            row.size,
-            row.created_ms,
-            row.expires_at_ms,
-            row.digest,
-        ),
+    session.execute(_SET_CURRENT, _current_values(row))
+
+
+def _current_values(row: NameRow) -> tuple[Value, ...]:
+    return (
+        row.account,
+        row.container,
+        row.name,
+        row.version,
+        row.datacentre,
+        row.blob_id,
+        row.size,
+        row.created_ms,
+        row.expires_at_ms,
+        row.digest,
     )
 
 

@@ -5,19 +5,25 @@ from pathlib import Path
 
 import pytest
 
-from ambry.blob.blob_id import BlobId, Kind
+from ambry.blob.blob_id import BlobId, Kind, binary_from_text
+from ambry.blob.properties import Properties, document_of
+from ambry.blob.state import NEVER
+from ambry.errors import BadRequest
 from ambry.frontend.connection import Connection
 from ambry.frontend.fast_lane import FastConnection
+from ambry.frontend.headers import GetOption
+from ambry.frontend.named_operations import Name
+from ambry.frontend.put import PutPlan
 from ambry.limits import NAMES_KEPT_MAX, NAMES_KEPT_ROWS_MAX
 from ambry.names import changes
-from ambry.names.changes import UNCONDITIONAL
+from ambry.names.changes import UNCONDITIONAL, Condition
 from ambry.names.open import open_database
 from ambry.names.recent import RecentNames, read_with_position
-from ambry.names.rows import Key, NameRow, RowKind, version_at
+from ambry.names.rows import Key, NameRow, RowKind, format_version, version_at
 from ambry.names.sql import FOREVER
 from ambry.names.sqlite import SqliteDatabase
 from tests.frontend.serving import RawAnswer, Serving, request_bytes, serving
-from tests.frontend.test_named import BASE, UPSERT, put
+from tests.frontend.test_named import BASE, UPSERT, entries, put
 
 NOW = 1_700_000_000_000
 
@@ -42,9 +48,15 @@ class Watched(FastConnection):
 
     answered = 0
 
+    stored = 0
+
     def end_get(self, whole: bytes | None, body_size: int) -> None:
         Watched.answered += whole is not None
         super().end_get(whole, body_size)
+
+    def end_post(self, status: int, whole: bytes) -> None:
+        Watched.stored += 1
+        super().end_post(status, whole)
 
 
 @pytest.mark.parametrize(
@@ -168,6 +180,132 @@ def test_names_at_hand_are_forgotten_when_they_change_and_bounded(tmp_path: Path
         for number in range(NAMES_KEPT_MAX + 10):
             recent.note(Key(1, 2, b"%d" % number), stale, 10**9)
         assert len(recent._kept) <= NAMES_KEPT_MAX
+        await database.close()
+
+    asyncio.run(story())
+
+
+PUTS = [
+    (f"{BASE}/new", {}, 201),
+    (f"{BASE}/there", {}, 409),
+    (f"{BASE}/there", {"x-ambry-named-upsert": "true"}, 201),
+    (f"{BASE}/deleted", {}, 201),
+    (f"{BASE}/sub/dir/file.txt", {"Content-Type": "text/plain", "x-ambry-ttl": "3600", "x-ambry-filename": "f"}, 201),
+    (f"{BASE}/a%20b", {}, 201),
+    (f"{BASE}/a?b=c", {}, 400),
+    (f"{BASE}/../c", {}, 400),
+    (f"{BASE}/" + "x" * 1025, {}, 400),
+    (f"{BASE}/um", {"x-ambry-um-k": "v"}, 201),
+    (f"{BASE}/none", {"If-Match": "*"}, 412),
+    (f"{BASE}/there", {"If-None-Match": "*"}, 412),
+    (f"{BASE}/md5", {"Content-MD5": "AAAAAAAAAAAAAAAAAAAAAA=="}, 400),
+    (f"{BASE}/upsert", {"x-ambry-named-upsert": "maybe"}, 400),
+    ("/named/nobody/default/a", {}, 400),
+    ("/named/default/default", {}, 405),
+]
+
+
+def test_puts_are_answered_the_same_way_by_the_lane_and_without_it(tmp_path: Path) -> None:
+    """One warm connection: the second put of each kind meets a lane that has seen its head before."""
+
+    async def answers_with(connection_class: type[Connection], folder: Path) -> list[tuple[object, ...]]:
+        folder.mkdir()
+        database = open_database(f"sqlite:{folder / 'names.sqlite'}")
+        async with serving(database=database, connection_class=connection_class) as run:
+            client = await run.connect()
+            for name in ("there", "deleted"):
+                await client.send(request_bytes("PUT", f"{BASE}/{name}", None, b"before"))
+                assert (await client.answer()).status == 201
+            await client.send(request_bytes("DELETE", f"{BASE}/deleted"))
+            assert (await client.answer()).status == 202
+            found: list[tuple[object, ...]] = []
+            for path, headers, _ in PUTS:
+                for body in (b"meow", b"purr"):
+                    await client.send(request_bytes("PUT", path, headers, body))
+                    answer = await client.answer()
+                    names = [name for name, _ in answer.lines]
+                    await client.send(request_bytes("HEAD", path))
+                    head = await client.answer("HEAD")
+                    kept = {"content-type", "x-ambry-blob-size", "x-ambry-ttl", "content-disposition"}
+                    lines = [line for line in head.lines if line[0].lower() in kept]
+                    found.append((answer.status, names, answer.headers.get("location"), head.status, lines))
+            client.close()
+        await database.close()
+        return found
+
+    async def story() -> None:
+        Watched.stored = 0
+        with_lane = await answers_with(Watched, tmp_path / "one")
+        plain = [status for path, headers, status in PUTS if status in {201, 409} and "%" not in path]
+        assert Watched.stored >= 2 * len(plain) - 2
+        assert with_lane == await answers_with(Connection, tmp_path / "other")
+        assert [answer[0] for answer in with_lane[::2]] == [status for _, _, status in PUTS]
+
+    asyncio.run(story())
+
+
+def test_what_the_lane_stored_under_a_name_says_so_in_its_record_and_in_lists(tmp_path: Path) -> None:
+    async def story() -> None:
+        database = open_database(f"sqlite:{tmp_path / 'names.sqlite'}")
+        Watched.stored = 0
+        async with serving(database=database, connection_class=Watched) as run:
+            client = await run.connect()
+            for number in range(5):
+                await client.send(request_bytes("PUT", f"{BASE}/n{number}", None, b"body %d" % number))
+                created = await client.answer()
+                assert created.status == 201
+                assert created.headers["location"] == f"{BASE}/n{number}"
+            assert Watched.stored >= 4
+            blob_id = created.headers["x-ambry-blob-id"]
+            assert created.headers["etag"] == f'"{blob_id}"'
+            properties = (
+                await run.operations.open(binary_from_text(blob_id.encode()), GetOption.NONE, head_size=0)
+            ).properties
+            assert (properties.account_name, properties.container_name, properties.name) == ("default", "default", "n4")
+            assert properties.name_version is not None
+            assert format_version(*properties.name_version) == created.headers["x-ambry-named-version"]
+            assert [entry["blobName"] for entry in await entries(run)] == [f"n{number}" for number in range(5)]
+            client.close()
+        await database.close()
+
+    asyncio.run(story())
+
+
+def test_of_many_creates_at_once_through_the_lane_one_wins(tmp_path: Path) -> None:
+    async def story() -> None:
+        database = open_database(f"sqlite:{tmp_path / 'names.sqlite'}")
+        async with serving(database=database) as run:
+            clients = [await run.connect() for _ in range(20)]
+            for client in clients:
+                await client.send(request_bytes("PUT", f"{BASE}/warm", {"x-ambry-named-upsert": "true"}, b""))
+                await client.answer()
+            for round_number in range(5):
+                for number, client in enumerate(clients):
+                    await client.send(request_bytes("PUT", f"{BASE}/one-{round_number}", None, b"%d" % number))
+                statuses = [(await client.answer()).status for client in clients]
+                assert sorted(statuses) == [201] + [409] * 19
+                winner = statuses.index(201)
+                assert (await get(run, f"{BASE}/one-{round_number}"))[0].body == b"%d" % winner
+            for client in clients:
+                client.close()
+        await database.close()
+
+    asyncio.run(story())
+
+
+def test_a_client_that_leaves_while_the_lane_stores_its_blob_leaves_no_name(tmp_path: Path) -> None:
+    async def story() -> None:
+        database = open_database(f"sqlite:{tmp_path / 'names.sqlite'}")
+        async with serving(database=database) as run:
+            names = run.frontend.services.names
+            assert names is not None
+            container = run.frontend.services.access.snapshot.by_name["default", "default"]
+            plan = PutPlan(Properties(0), NOW, NEVER)
+            document = document_of(Properties(4))
+            name = Name(container, b"gone")
+            with pytest.raises(BadRequest):
+                await names.put_small(name, b"meow", document, plan, Condition(), lambda: True)
+            assert (await get(run, f"{BASE}/gone"))[0].status == 404
         await database.close()
 
     asyncio.run(story())

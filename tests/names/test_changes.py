@@ -9,9 +9,18 @@ from pathlib import Path
 import pytest
 
 from ambry.blob.blob_id import BlobId, Kind
-from ambry.errors import AmbryError, NameDeleted, NameExists, NameNotFound, NotAllowed, PreconditionFailed
+from ambry.errors import (
+    AmbryError,
+    NameDeleted,
+    NameExists,
+    NameNotFound,
+    NameStoreUnavailable,
+    NotAllowed,
+    PreconditionFailed,
+)
 from ambry.names import changes
 from ambry.names.changes import UNCONDITIONAL, Condition
+from ambry.names.gather import PutGatherer
 from ambry.names.lists import Query, list_names, list_versions
 from ambry.names.open import open_database
 from ambry.names.rows import Current, Key, NameRow, RowKind, current_of, effective, version_at
@@ -356,5 +365,56 @@ def test_sql_in_names_is_only_a_name(store_url: str) -> None:
         for name in evil:
             await delete(database, name, 99)
         assert await names(database) == []
+
+    run(store_url, story)
+
+
+def test_puts_that_are_made_together_end_as_they_would_one_by_one(store_url: str, tmp_path: Path) -> None:
+    """Random puts of few names, some there and some deleted: outcomes and rows are those of single puts in order."""
+    chance = random.Random(20261124)
+    known = [b"there", b"deleted", b"free"]
+    conditions = [PLAIN, UNCONDITIONAL, Condition(if_none_match=frozenset("*")), Condition(if_match=frozenset("*"))]
+    puts = [
+        (row(chance.choice([*known, b"new-%d" % chance.randrange(80)]), number), chance.choice(conditions))
+        for number in range(10, 200)
+    ]
+
+    async def story(database: Database) -> None:
+        other = open_database(f"sqlite:{tmp_path / 'one-by-one.sqlite'}")
+        for each in (database, other):
+            await put(each, row(b"there", 1))
+            await put(each, row(b"deleted", 2))
+            await delete(each, b"deleted", 3)
+        together = await database.write(lambda session: changes.put_each(session, puts, NOW))
+        # Creates of new names come first in a group; of one name, all are in order.
+        one_by_one: list[NameRow | AmbryError] = []
+        for a_row, condition in puts:
+            try:
+                one_by_one.append(await put(other, a_row, condition))
+            except AmbryError as error:
+                one_by_one.append(error)
+        for first, second in zip(together, one_by_one, strict=True):
+            assert first == second if isinstance(first, NameRow) else type(first) is type(second)
+        for name in {a_row.name for a_row, _ in puts}:
+            assert await current(database, name) == await current(other, name)
+        await other.close()
+
+    run(store_url, story)
+
+
+def test_puts_that_gather_are_answered_each_for_itself(store_url: str) -> None:
+    async def story(database: Database) -> None:
+        gatherer = PutGatherer(database)
+        rows = [row(b"%d" % (number % 50), number) for number in range(100)]
+        cancelled = gatherer.put(row(b"never", 1000), PLAIN, NOW)
+        futures = [gatherer.put(each, PLAIN, NOW) for each in rows]
+        cancelled.cancel()
+        outcomes = await asyncio.gather(*futures, return_exceptions=True)
+        assert outcomes[:50] == rows[:50]
+        assert all(isinstance(outcome, NameExists) for outcome in outcomes[50:])
+        assert await current(database, b"never") is None
+        await database.close()
+        with pytest.raises(NameStoreUnavailable):
+            await gatherer.put(row(b"later", 1001), PLAIN, NOW)
 
     run(store_url, story)
