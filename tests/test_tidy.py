@@ -72,7 +72,7 @@ CATCH_ALLS: Final[Mapping[str, str]] = {
     "ambry/datanode/upkeep.py:Upkeep.run": "a fault of ours must not end scrub and compaction unnoticed",
     "ambry/frontend/fast_lane.py:FastConnection.look_up": "a mistake in one request must not reach others of its turn",
     "ambry/frontend/fast_lane.py:FastConnection.begin_post": "so it must not here",
-    "ambry/names/gather.py:PutGatherer._write": "whoever waits for a put of the group gets an answer, whatever went wrong",
+    "ambry/names/gather.py:PutGatherer._write": "whoever waits for a put gets an answer",
     "ambry/names/sqlite.py:SqliteDatabase._run": "a job's caller gets what it raised; others of its group go on",
 }
 """Functions that catch Exception or BaseException, as path:function. Few: the borders where nothing may get through."""
