@@ -193,8 +193,8 @@ PEER_SILENT_MS: Final = 60_000
 RECONNECT_MS_MIN: Final = 50
 """Pause after the first failed attempt to connect; doubled with every further one, with jitter."""
 
-RECONNECT_MS_MAX: Final = 5_000
-"""Longest pause between attempts to connect."""
+RECONNECT_MS_MAX: Final = 1_000
+"""Longest pause between attempts to connect: for so long is a node that is back taken for gone."""
 
 REQUEST_DEADLINE_MS: Final = 30_000
 """Default deadline of a request between processes."""

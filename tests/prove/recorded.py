@@ -8,6 +8,7 @@ counted. Knows HTTP; who serves, and who kills it, is another module's.
 import asyncio
 import contextlib
 import io
+import json
 import random
 import time
 from collections import Counter
@@ -39,6 +40,8 @@ class Stored:
     expires_at_s: float = float("inf")
     is_busy: bool = False
     is_damaged: bool = False
+    may_be_bare: bool = False
+    """Its undelete was refused, and may have met the reclaim of its bytes: without retention nothing keeps them."""
 
     @property
     def body(self) -> bytes:
@@ -50,6 +53,19 @@ def content(seed: int, size: int) -> bytes:
     return random.Random(seed).randbytes(size)
 
 
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """An answer that says nothing of the blob: what was asked, the status and code, and when (monotonic)."""
+
+    what: str
+    status: int
+    code: str
+    sent_at_s: float
+    at_s: float
+    is_damaged: bool
+    may_be_bare: bool
+
+
 @dataclass(slots=True)
 class Findings:
     """What must stay empty, with a line about each, and counts of everything that was answered."""
@@ -58,6 +74,7 @@ class Findings:
     wrong: list[str] = field(default_factory=list)
     resurrected: list[str] = field(default_factory=list)
     answers: Counter[str] = field(default_factory=Counter)
+    refusals: list[Refusal] = field(default_factory=list)
 
     @property
     def is_clean(self) -> bool:
@@ -113,9 +130,9 @@ class RecordedLoad:
         if ttl_s:
             headers["x-ambry-ttl"] = str(ttl_s)
         sent_at_s = time.time()
+        asked_at_s = time.monotonic()
         async with session.post(f"{self.url}/", data=io.BytesIO(content(seed, size)), headers=headers) as answer:
-            await answer.read()
-            self.findings.answers[f"put {answer.status}"] += 1
+            self._count("put", answer.status, await answer.read(), asked_at_s)
             if answer.status == 201:
                 blob = Stored(answer.headers["Location"].lstrip("/"), seed, size)
                 if ttl_s:
@@ -159,9 +176,9 @@ class RecordedLoad:
 
     async def _delete(self, session: aiohttp.ClientSession, blob: Stored) -> None:
         blob.may_be_dead = True
+        asked_at_s = time.monotonic()
         async with session.delete(f"{self.url}/{blob.identity}") as answer:
-            await answer.read()
-        self.findings.answers[f"delete {answer.status}"] += 1
+            self._count("delete", answer.status, await answer.read(), asked_at_s, blob)
         if answer.status == 202:
             self.live_bytes -= blob.size if blob.may_live else 0
             blob.may_live = False
@@ -170,9 +187,9 @@ class RecordedLoad:
 
     async def _undelete(self, session: aiohttp.ClientSession, blob: Stored) -> None:
         blob.may_live = True
+        asked_at_s = time.monotonic()
         async with session.put(f"{self.url}/{blob.identity}/undelete") as answer:
-            await answer.read()
-        self.findings.answers[f"undelete {answer.status}"] += 1
+            self._count("undelete", answer.status, await answer.read(), asked_at_s, blob)
         if answer.status == 200:
             self.live_bytes += blob.size
             blob.may_be_dead = False
@@ -182,12 +199,22 @@ class RecordedLoad:
 
     async def _make_permanent(self, session: aiohttp.ClientSession, blob: Stored) -> None:
         former_s, blob.expires_at_s = blob.expires_at_s, float("inf")
+        asked_at_s = time.monotonic()
         async with session.put(f"{self.url}/{blob.identity}/ttl", headers={"x-ambry-ttl": "-1"}) as answer:
-            await answer.read()
-        self.findings.answers[f"ttl {answer.status}"] += 1
+            self._count("ttl", answer.status, await answer.read(), asked_at_s, blob)
         if answer.status != 200:
             # Whether it was made so is not known, so it is not asked about after the hour that it had.
             blob.expires_at_s = former_s
+
+    def _count(self, what: str, status: int, data: bytes, asked_at_s: float, blob: Stored | None = None) -> None:
+        self.findings.answers[f"{what} {status}"] += 1
+        if status in _UNDECIDED:
+            code = str(json.loads(data)["code"]) if data else ""
+            if blob is not None and what == "undelete":
+                blob.may_be_bare = True
+            is_damaged, may_be_bare = (blob.is_damaged, blob.may_be_bare) if blob is not None else (False, False)
+            now_s = time.monotonic()
+            self.findings.refusals.append(Refusal(what, status, code, asked_at_s, now_s, is_damaged, may_be_bare))
 
     # --- looking -----------------------------------------------------------------------------------------------
 
@@ -195,10 +222,10 @@ class RecordedLoad:
         """Read a blob, or a part of it, and hold the answer against the record; False when it is not available."""
         headers = {} if part is None else {"Range": f"bytes={part[0]}-{part[1] - 1}"}
         was_busy, could_live, could_be_dead = blob.is_busy, blob.may_live, blob.may_be_dead
-        asked_at_s = time.time()
+        asked_at_s, asked_monotonic_s = time.time(), time.monotonic()
         async with session.get(f"{self.url}/{blob.identity}", headers=headers) as answer:
             data = await answer.read()
-        self.findings.answers[f"get {answer.status}"] += 1
+        self._count("get", answer.status, data, asked_monotonic_s, blob)
         if answer.status in _UNDECIDED:
             return False
         is_settled = not (was_busy or blob.is_busy) and (could_live, could_be_dead) == (blob.may_live, blob.may_be_dead)
@@ -239,8 +266,9 @@ class RecordedLoad:
                     return
             except (aiohttp.ClientError, TimeoutError, ConnectionError):
                 self.findings.answers["no answer"] += 1
-            if blob.is_damaged:
-                self.findings.answers["damaged, not served"] += 1
+            if blob.is_damaged or blob.may_be_bare:
+                what = "damaged" if blob.is_damaged else "undeleted too late"
+                self.findings.answers[f"{what}, not served"] += 1
                 return
             if time.monotonic() >= give_up_at_s:
                 self.findings.lost.append(f"{blob.identity}: not available")

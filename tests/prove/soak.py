@@ -27,7 +27,7 @@ from typing import Final
 from ambry.limits import MIB
 from tests.cli.processes import Ambry, ask, write_cluster
 from tests.cli.test_datanode import free_port
-from tests.prove.recorded import RecordedLoad
+from tests.prove.recorded import RecordedLoad, Refusal
 
 CLIENTS: Final = 8
 DISK_MIB: Final = 1024
@@ -35,8 +35,20 @@ LIVE_MIB: Final = 200
 """So much lives at a time: what is dead, or damaged and held for whoever repairs it, needs room, too."""
 
 SAMPLE_S: Final = 5.0
-WARM_S: Final = 20.0
-"""A process is younger than this for as long as its caches fill."""
+BACK_S: Final = 3.0
+"""After this a process that is ready again, or a disk that has room again, has to be in use: clients dial it within a
+second, and the machine is busy."""
+
+STEADY_SHARE: Final = 0.45
+"""The last part of the time, in which nothing is killed: only a process that is let live shows whether it grows."""
+
+WARM_S: Final = 180.0
+"""A process is younger than this for as long as its caches fill: hot records, the block cache, the disk itself."""
+
+GROWTH_MAX: Final = 1.1
+GROWTH_RSS_MIB: Final = 8
+GROWTH_DESCRIPTORS: Final = 8
+"""The median of the second half of what is left may be this much above that of the first half, and no more."""
 
 STORAGE: Final = """
 [storage]
@@ -78,6 +90,9 @@ class Soak:
     logged: Counter[str] = field(default_factory=Counter)
     samples: dict[str, list[tuple[float, int, int]]] = field(default_factory=dict)
     started_s: dict[str, float] = field(default_factory=dict)
+    began_s: float = 0.0
+    outages: list[tuple[str, float, float]] = field(default_factory=list)
+    """What was out of order, from when to when (monotonic)."""
 
     def start(self, name: str) -> None:
         process = Ambry(name, "--config", str(self.folder / f"{name}.toml"))
@@ -98,22 +113,26 @@ class Soak:
                 self.logged[key] += 1
 
     def sample(self) -> None:
-        """Resident memory and open descriptors of what has been up for a while."""
+        """Resident memory and open descriptors, with the age of the process in seconds."""
         for name in ("datanode", "frontend"):
             process: Ambry = getattr(self, name)
-            if time.monotonic() - self.started_s[name] < WARM_S:
-                continue
+            age_s = time.monotonic() - self.started_s[name]
             with contextlib.suppress(FileNotFoundError, ProcessLookupError):
                 pages = int(Path(f"/proc/{process.process.pid}/statm").read_text().split()[1])
                 descriptors = sum(1 for _ in Path(f"/proc/{process.process.pid}/fd").iterdir())
                 rows = self.samples.setdefault(name, [])
-                rows.append((time.monotonic(), pages * mmap.PAGESIZE // MIB, descriptors))
+                if rows and age_s < rows[-1][0]:
+                    # Killed: what counts is the process that is left at the end.
+                    rows.clear()
+                rows.append((age_s, pages * mmap.PAGESIZE // MIB, descriptors))
 
     async def kill(self) -> None:
         name = self.chance.choice(("datanode", "datanode", "datanode", "frontend"))
         self.counts[f"kills of the {name}"] += 1
+        since_s = time.monotonic()
         await asyncio.to_thread(self.stop, name, signal.SIGKILL)
         await asyncio.to_thread(self.start, name)
+        self.outages.append((f"{name} killed", since_s, time.monotonic() + BACK_S))
 
     async def turn_a_bit(self) -> None:
         """In the body of some blob, wherever its bytes are now. Bytes that are still only in the journal are left."""
@@ -144,6 +163,7 @@ class Soak:
         """Leave no room; puts have to be refused, and reads and deletes go on. Then give the room back."""
         ballast = self.folder / "disk" / "ballast-of-the-soak"
         before = Counter(self.load.findings.answers)
+        since_s = time.monotonic()
         await asyncio.to_thread(_write_until_full, ballast)
         give_up_at_s = time.monotonic() + 30
         while self.load.findings.answers["put 507"] == before["put 507"] and time.monotonic() < give_up_at_s:
@@ -154,6 +174,7 @@ class Soak:
             if after[what] == before[what]:
                 self.load.findings.lost.append(f"no {what!r} while the disk was full")
         ballast.unlink()
+        self.outages.append(("disk full", since_s, time.monotonic() + BACK_S))
         self.counts["disk filled"] += 1
         before = Counter(after)
         while after["put 201"] == before["put 201"]:
@@ -165,14 +186,15 @@ class Soak:
     async def run(self, seconds: float) -> None:
         stopping = asyncio.Event()
         running = asyncio.create_task(self.load.run(CLIENTS, stopping), name="load")
-        end_s = time.monotonic() + seconds
+        self.began_s = time.monotonic()
+        end_s = self.began_s + seconds
         next_kill_s = time.monotonic() + self.chance.uniform(5, 60)
         next_fill_s = time.monotonic() + seconds / 6
         while time.monotonic() < end_s and self.load.findings.is_clean:
             await asyncio.sleep(SAMPLE_S)
             self.sample()
             await self.turn_a_bit()
-            if time.monotonic() >= next_kill_s:
+            if time.monotonic() >= next_kill_s and time.monotonic() < end_s - STEADY_SHARE * seconds:
                 await self.kill()
                 next_kill_s = time.monotonic() + self.chance.uniform(5, 75)
             elif self.can_fill and time.monotonic() >= next_fill_s:
@@ -181,16 +203,43 @@ class Soak:
         stopping.set()
         await running
 
-    def flat(self) -> dict[str, object]:
-        """Medians of the first and the last third of the samples: MiB and descriptors."""
+    def flat(self) -> tuple[dict[str, object], list[str]]:
+        """Figures of the processes that are left, and what grows: medians of both halves once warm, and the most."""
         figures: dict[str, object] = {}
+        growing: list[str] = []
         for name, rows in self.samples.items():
-            third = max(1, len(rows) // 3)
-            for column, what in ((1, "rss_mib"), (2, "fds")):
-                first = statistics.median(row[column] for row in rows[:third])
-                last = statistics.median(row[column] for row in rows[-third:])
-                figures[f"{name}_{what}"] = [first, last, max(row[column] for row in rows)]
-        return figures
+            warm = [row for row in rows if row[0] >= WARM_S]
+            half = len(warm) // 2
+            if not half:
+                continue
+            for column, what, slack in ((1, "rss_mib", GROWTH_RSS_MIB), (2, "fds", GROWTH_DESCRIPTORS)):
+                first = statistics.median(row[column] for row in warm[:half])
+                last = statistics.median(row[column] for row in warm[half:])
+                most = max(row[column] for row in rows)
+                figures[f"{name}_{what}"] = {"first half": first, "second half": last, "most": most}
+                if last > GROWTH_MAX * first + slack:
+                    growing.append(f"{name}: {what} grow from {first} to {last}")
+            figures[f"{name}_age_s"] = round(rows[-1][0])
+        return figures, growing
+
+    def refusals(self) -> tuple[dict[str, int], list[str]]:
+        """What was refused for which reason, and lines about what there is no good reason for."""
+        reasons: Counter[str] = Counter()
+        unjustified: list[str] = []
+        for one in self.load.findings.refusals:
+            why = self._reason(one)
+            reasons[f"{why or 'no reason'}: {one.what} {one.status} {one.code}"] += 1
+            if why is None:
+                unjustified.append(f"{one.what} {one.status} {one.code} at {one.at_s - self.began_s:.1f} s")
+        return dict(reasons.most_common()), unjustified
+
+    def _reason(self, one: Refusal) -> str | None:
+        if one.is_damaged:
+            return "damaged, and no peer to repair it"
+        for what, since_s, until_s in self.outages:
+            if one.sent_at_s <= until_s and one.at_s >= since_s:
+                return what
+        return "undeleted while its bytes were reclaimed" if one.may_be_bare else None
 
 
 def _write_until_full(path: Path) -> None:
@@ -212,7 +261,7 @@ def _metrics(soak: Soak) -> dict[str, float]:
 
 
 def prove_soak(chosen: int, seconds: float) -> dict[str, object]:
-    """`escaped` has what was lost, wrong or resurrected."""
+    """`escaped` has what was lost, wrong, resurrected, refused without a good reason, or grows."""
     load = RecordedLoad(chosen, LIVE_MIB * MIB)
     with tempfile.TemporaryDirectory(prefix="ambry-soak-") as name:
         folder = Path(name)
@@ -231,11 +280,18 @@ def prove_soak(chosen: int, seconds: float) -> dict[str, object]:
                 for each in ("frontend", "datanode"):
                     soak.stop(each, signal.SIGKILL)
         shutil.rmtree(folder / "disk", ignore_errors=True)
+    flat, growing = soak.flat()
+    refused, unjustified = soak.refusals()
+    figures = load.figures()
+    escaped = figures.pop("escaped")
+    assert isinstance(escaped, list)
     return {
         "on_a_disk_of_its_own": can_fill,
         "done": dict(soak.counts),
         "logged": dict(soak.logged.most_common(12)),
         "upkeep_of_the_last_process": upkeep,
-        **soak.flat(),
-        **load.figures(),
+        **flat,
+        "refused": refused,
+        **figures,
+        "escaped": [*escaped, *growing, *unjustified[:20]],
     }
