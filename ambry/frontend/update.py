@@ -64,7 +64,15 @@ async def undelete(placement: Placement, clock: Clock, blob_id: bytes) -> BlobSt
         raise BlobExpired("the blob has expired")
     if not state.is_deleted:
         raise NotAllowed("the blob is not deleted")
-    return await _converge(placement, clock, blob_id, Change.JOIN, undeleted(state))
+    try:
+        return await _converge(placement, clock, blob_id, Change.JOIN, undeleted(state))
+    except Unavailable as error:
+        _, bytes_are_here = await _survey(placement, blob_id)
+        if bytes_are_here is not False:
+            raise
+        # Compaction took the bytes after the look: alive without them, the blob would be 503 for ever, and not 410.
+        await _converge(placement, clock, blob_id, Change.DELETE, None)
+        raise BlobNotFound("the blob was deleted for good") from error
 
 
 async def _extend_chunks(placement: Placement, clock: Clock, blob_id: bytes, expires_at_ms: int) -> None:

@@ -104,6 +104,26 @@ def test_what_is_gone_cannot_be_changed(size: int) -> None:
     run(test, clock=clock)
 
 
+def test_an_undelete_that_meets_the_reclaim_of_the_bytes_leaves_the_blob_deleted() -> None:
+    """Not alive without its bytes: that would be unavailable for ever."""
+
+    async def test(operations: Operations, node: MemoryDatanode) -> None:
+        blob_id = await put(operations, 50)
+        await operations.delete(blob_id)
+        gate = node.hold("update")
+        undelete = asyncio.create_task(operations.undelete(blob_id))
+        while not node.waiting:
+            await asyncio.sleep(0)
+        node.lose_body(blob_id)
+        gate.set()
+        with pytest.raises(BlobNotFound):
+            await undelete
+        with pytest.raises(BlobDeleted):
+            await operations.open(blob_id, GetOption.NONE, head_size=0)
+
+    run(test)
+
+
 def test_what_never_was_cannot_be_changed() -> None:
     async def test(operations: Operations, node: MemoryDatanode) -> None:
         blob_id = await put(operations, 50)
