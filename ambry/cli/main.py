@@ -21,6 +21,8 @@ _COMMANDS: Final = {
     "get": ("ambry.cli.blobs", "Write a blob to a file or to standard output."),
     "stat": ("ambry.cli.blobs", "Show what is known about a blob."),
     "rm": ("ambry.cli.blobs", "Delete blobs."),
+    "model": ("ambry.cli.model", "Models: push, pull, list, compare, verify, delete versions; move aliases."),
+    "cache": ("ambry.cli.cache", "The local cache of models: list, prune, verify."),
     "cluster": ("ambry.cli.cluster", "Begin, adopt, look at, compare and restore a cluster."),
     "node": ("ambry.cli.node", "Datanodes of a cluster: list, show, add, remove."),
     "partition": ("ambry.cli.partition", "Partitions of a cluster: list, create, seal, move, check, compare."),

@@ -65,7 +65,7 @@ def backup(file: Path, data: Path | None, config: Path | None, as_json: bool) ->
     partial.unlink(missing_ok=True)
     with progress_of(f"backup to {file.name}", as_json=as_json, is_bytes=False) as progress:
         if url.startswith(SQLITE):
-            backup_file(Path(url.removeprefix(SQLITE)), partial, _Pages(progress))
+            backup_file(Path(url.removeprefix(SQLITE)), partial, progress.at)
         else:
             asyncio.run(_copy(url, f"{SQLITE}{partial}", progress, is_backup=True))
     _sync(partial)
@@ -180,17 +180,6 @@ async def _rebuild(
     database = await _opened(url, stack)
     work = Rebuild(database, cluster_map, datanodes, SystemClock(), progress.advance)
     return await work.run(os.urandom(_EPOCH_BYTES).hex())
-
-
-class _Pages:
-    """Pages of a file as progress."""
-
-    def __init__(self, progress: Progress) -> None:
-        self._progress = progress
-
-    def __call__(self, done: int, total: int) -> None:
-        self._progress.begin(total)
-        self._progress.advance(done - self._progress.done)
 
 
 def _sync(path: Path) -> None:

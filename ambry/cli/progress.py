@@ -29,6 +29,11 @@ class Progress:
         """`count` more bytes have passed."""
         self.done += count
 
+    def at(self, done: int, total: int) -> None:
+        """So many of so many have passed."""
+        self.begin(total)
+        self.advance(done - self.done)
+
 
 class _Bar(Progress):
     def __init__(self, bars: Bars, label: str) -> None:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from ambry.client.model_manifest import ModelManifest
     from ambry.client.model_pull import Pulled
     from ambry.client.models import ModelDiff, ModelVersion, Pushed, Verified
+    from ambry.client.safetensors import TensorFile
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -196,6 +197,14 @@ class AsyncClient:
     async def collect_content(self, container: str, *, is_dry: bool = False) -> "Collected":
         """See Client.collect_content."""
         return await self._run(self._client.collect_content, container, is_dry=is_dry)
+
+    async def open_tensors(self, ref: str, *, framework: str = "numpy") -> "TensorFile":
+        """See Client.open_tensors; the file itself waits, so read on a thread."""
+        return await self._run(self._client.open_tensors, ref, framework=framework)
+
+    async def load_tensors(self, ref: str, *, framework: str = "numpy") -> dict[str, Any]:
+        """See Client.load_tensors."""
+        return await self._run(self._client.load_tensors, ref, framework=framework)
 
 
 def _pulled(loop: asyncio.AbstractEventLoop, pieces: AsyncIterator[bytes]) -> Iterator[bytes]:

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from ambry.client.model_manifest import ModelManifest
     from ambry.client.model_pull import Pulled
     from ambry.client.models import ModelDiff, Models, ModelVersion, Pushed, Verified
+    from ambry.client.safetensors import TensorFile
 
 __all__ = ["Client"]
 
@@ -424,6 +425,33 @@ class Client:
         Pushes may be under way. With `is_dry` nothing is removed.
         """
         return self._models().collect(container, is_dry=is_dry)
+
+    def open_tensors(self, ref: str, *, framework: str = "numpy") -> "TensorFile":
+        """A safetensors file, with the methods of `safetensors.safe_open`; only what is asked for is read.
+
+        `ref` is a file of a model, `account/container/model@VERSION/path`, read from the cache if it is there, or a
+        blob. `framework` is `numpy` or `pt` (torch). Raises BadTensors for what is no safetensors file.
+        """
+        from ambry.client.safetensors import LocalBytes, StoredBytes, TensorFile  # noqa: PLC0415 -- on first use
+
+        found: Path | transfer.Source
+        if "@" in ref:
+            found = self._models().find_file(ref)
+        else:
+            info = self.stat(ref)
+            found = transfer.Source(info.id, info.size, ((f"/{info.id}", 0, info.size),))
+        data = LocalBytes(found) if isinstance(found, Path) else StoredBytes(self._session, found)
+        try:
+            return TensorFile(data, self._threads, framework)
+        except BaseException:
+            if isinstance(data, LocalBytes):
+                data.close()
+            raise
+
+    def load_tensors(self, ref: str, *, framework: str = "numpy") -> dict[str, Any]:
+        """All tensors of a safetensors file by name, by several connections; see `open_tensors`."""
+        with self.open_tensors(ref, framework=framework) as file:
+            return file.get_tensors()
 
 
 class _Body:

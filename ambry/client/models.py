@@ -28,10 +28,11 @@ from ambry.client.model_names import (
     parse_model,
     version_of,
 )
-from ambry.client.model_pull import Pull, Pulled, is_same
+from ambry.client.model_pull import Pull, Pulled, is_same, source_of
 from ambry.client.model_push import Push, look_at, matches
 from ambry.client.progress import Meter, Progress
 from ambry.client.session import Session
+from ambry.client.transfer import Source
 from ambry.client.values import SCHEME, ListedName
 from ambry.clock import SystemClock
 from ambry.errors import BadRequest, ModelDamaged, NameExists, NameNotFound, NotCached, PreconditionFailed
@@ -294,6 +295,16 @@ class Models:
             self._cache.prune(waits=False)
         names = tuple(file.path for file in files)
         return Pulled(target, ref.selector, names, sum(file.size for file in files), pull.loaded_bytes)
+
+    def find_file(self, model: str) -> Path | Source:
+        """Where a file, `...@VERSION/path`, can be read: in the cache, else in the store. Raises NameNotFound."""
+        ref = self.resolve(model)
+        manifest = self.manifest(str(ref))
+        for file in manifest.files:
+            if file.path == ref.file:
+                found = self._cache.find(file.sha256, file.size)
+                return found or source_of(Contents(self._client, ref.container), file.pieces, file.sha256)
+        raise NameNotFound(f"{ref} is not there", name=str(ref))
 
     # --- verify, compare ---------------------------------------------------------------------------------------
 
