@@ -10,7 +10,7 @@ As `safetensors.safe_open`. Arrays are numpy's, or torch's with `framework="pt"`
 """
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Protocol, Self
@@ -178,7 +178,7 @@ class TensorFile:
         import numpy as np  # noqa: PLC0415 -- an extra: ambry[models]
 
         found = np.empty(stop - start, dtype=np.uint8)
-        view = memoryview(found)
+        view: memoryview = found.data
         parts = range(0, len(view), _PART_BYTES)
 
         def read(at: int) -> None:
@@ -234,7 +234,7 @@ class TensorSlice:
         return part[(slice(chosen[0] - first, None, chosen.step), *index[1:])]
 
 
-def _chosen(index: int | slice, rows: int) -> Sequence[Any] | Any:
+def _chosen(index: int | slice, rows: int) -> range:
     """The rows that an index chooses, as a range. Raises BadTensors for one that is not there."""
     if isinstance(index, slice):
         chosen = range(rows)[index]
