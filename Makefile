@@ -28,6 +28,7 @@ help:  ## this list
 
 serve: $(VENV)/stamp-run  ## create the locked environment if needed, and run the store on http://127.0.0.1:1174
 	@echo 'ambry: starting the store; Ctrl-C stops it. Data are kept in ./ambry-data unless SERVE says otherwise.'
+	@$(BYTECODE)
 	@exec $(BIN)/ambry serve $(SERVE)
 
 test: lint types contracts tests  ## create what the tests need; then lint, types, import contracts and all tests
@@ -61,6 +62,7 @@ simulate: $(VENV)/stamp-dev  ## a cluster in virtual time, seed by seed: make si
 	@$(BIN)/python -m tests.sim $(SIMULATE)
 
 bench: $(VENV)/stamp-dev  ## measure the main jobs beside a bare aiohttp application
+	@$(BYTECODE)
 	@$(BIN)/python -m bench $(BENCH)
 
 format: $(VENV)/stamp-dev  ## let ruff write the format and the fixes that it is sure of
@@ -110,10 +112,14 @@ $(VENV)/stamp-made:
 	fi
 	@touch $@
 
+# As pip does for packages, also where the interpreter is told to write none: a start takes half as long with it.
+BYTECODE = $(BIN)/python -m compileall -q ambry
+
 # The package itself is installed editable, without asking for anything that the list does not pin.
 INSTALL = echo 'ambry: installing the packages of $(1) (hashes checked)'; \
 	$(PIP) install --require-hashes -r $(1) && \
-	$(PIP) install --no-deps --no-build-isolation --editable .
+	$(PIP) install --no-deps --no-build-isolation --editable . && \
+	$(BYTECODE)
 
 $(VENV)/stamp-run: requirements.lock pyproject.toml | $(VENV)/stamp-made
 	@$(call INSTALL,requirements.lock)

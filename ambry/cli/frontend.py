@@ -9,7 +9,7 @@ import socket
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import click
 
@@ -21,7 +21,6 @@ from ambry.cli.tls import follow, following, node_client_context
 from ambry.clock import Clock, SystemClock
 from ambry.cluster.embedded import DATACENTRE, read_registry
 from ambry.cluster.map import ClusterMap
-from ambry.cluster.membership import Membership
 from ambry.cluster.static_map import load_static_map
 from ambry.config import (
     Authentication,
@@ -43,6 +42,9 @@ from ambry.metrics import Metrics
 from ambry.names.open import ensure_epoch, open_database, sqlite_url
 from ambry.names.sql import Database
 from ambry.protocol.datanode import Datanode
+
+if TYPE_CHECKING:
+    from ambry.cluster.membership import Membership
 
 _log = get_logger(__name__)
 
@@ -159,12 +161,14 @@ def number_of(cluster_map: ClusterMap, datacentre: str, where: str) -> int:
     return numbers[datacentre]
 
 
-async def with_map(job: FrontendJob, stack: contextlib.AsyncExitStack) -> tuple[FrontendJob, Membership | None]:
+async def with_map(job: FrontendJob, stack: contextlib.AsyncExitStack) -> tuple[FrontendJob, "Membership | None"]:
     """The job with a cluster map: the static one that it has, or the newest of ZooKeeper, followed from here on."""
     settings = job.settings
     if settings.zookeeper is None:
         return job, None
     assert settings.state_folder is not None
+    from ambry.cluster.membership import Membership  # noqa: PLC0415 -- an embedded store starts without kazoo
+
     membership = Membership(settings.zookeeper, settings.state_folder)
     stack.push_async_callback(membership.close)
     await membership.open()
@@ -208,7 +212,7 @@ async def _start(job: FrontendJob, workers: Workers, stack: contextlib.AsyncExit
 
 
 async def connect_datanodes(
-    job: FrontendJob, own_name: str, stack: contextlib.AsyncExitStack, membership: Membership | None = None
+    job: FrontendJob, own_name: str, stack: contextlib.AsyncExitStack, membership: "Membership | None" = None
 ) -> Connections:
     """Connections to the datanodes of the map, made when they are needed, until `stack` unwinds."""
     ssl = node_client_context(job.settings.node_tls) if job.settings.node_tls else None
@@ -244,7 +248,7 @@ async def start_http(
     metrics: Metrics,
     workers: Workers,
     stack: contextlib.AsyncExitStack,
-    membership: Membership | None = None,
+    membership: "Membership | None" = None,
 ) -> int:
     """Listen, together with the workers, until `stack` unwinds. Returns the port."""
     settings = job.settings
@@ -286,7 +290,7 @@ async def start_http(
     return port
 
 
-def follow_map(membership: Membership, server: Frontend, metrics: Metrics) -> None:
+def follow_map(membership: "Membership", server: Frontend, metrics: Metrics) -> None:
     """Serve by every new map from here on."""
 
     async def adopt(cluster_map: ClusterMap) -> None:
@@ -301,7 +305,7 @@ def follow_map(membership: Membership, server: Frontend, metrics: Metrics) -> No
     membership.run()
 
 
-def watch_membership(membership: Membership, metrics: Metrics) -> None:
+def watch_membership(membership: "Membership", metrics: Metrics) -> None:
     """What a process knows of the cluster map."""
     metrics.watch_gauge(
         "ambry_map_version", "Version of the cluster map in use.", lambda: membership.cluster_map.version
