@@ -115,33 +115,34 @@ class Push:
             before = os.fstat(file.fileno())
             size = before.st_size
             digest, chunks = scan(file, wants_chunks=size >= MODEL_CHUNKED_BYTES_MIN)
-            stored = self._stored(path, size, digest, chunks, file)
+            told = _Told(self._meter)
+            stored = self._stored(path, size, digest, chunks, file, told)
             after = os.fstat(file.fileno())
             if (after.st_size, after.st_mtime_ns) != (before.st_size, before.st_mtime_ns):
                 raise FileChanged(f"{place} changed while it was read", name=path)
-            self._meter.add(size)
+            told.add(size - told.count)
             return ModelFile(path, size, digest, bool(before.st_mode & 0o100), stored[0], stored[1])
 
     def _stored(
-        self, path: str, size: int, digest: str, chunks: list[Chunk], file: IO[bytes]
+        self, path: str, size: int, digest: str, chunks: list[Chunk], file: IO[bytes], told: "_Told"
     ) -> tuple[str | None, tuple[Extent, ...]]:
         """Table and extents of a file whose content is in the store now."""
         old = self._base.get(path)
         if old is not None and old.sha256 == digest and self._renewed(old.contents):
             return old.chunks, old.extents
         if not chunks:
-            self._ensure_part(digest, file, [(0, size)])
+            self._ensure_part(digest, file, [(0, size)], told)
             return None, ()
         extents: tuple[Extent, ...] = ()
         if old is not None and not self._contents.exists(digest):
-            extents = self._reused(old, chunks, file)
+            extents = self._reused(old, chunks, file, told)
         if not extents:
-            self._ensure_part(digest, file, [(0, size)])
+            self._ensure_part(digest, file, [(0, size)], told)
         table, is_sent = self._contents.ensure_bytes(encode_table(chunks))
         self._saw(table, len(chunks) * 36 + 8 if is_sent else 0)
         return table, extents
 
-    def _reused(self, old: ModelFile, chunks: list[Chunk], file: IO[bytes]) -> tuple[Extent, ...]:
+    def _reused(self, old: ModelFile, chunks: list[Chunk], file: IO[bytes], told: "_Told") -> tuple[Extent, ...]:
         """What a file is put together from when only its new chunks are sent; nothing if that cannot be."""
         if old.chunks is None or not self._contents.exists(old.chunks):
             return ()
@@ -154,7 +155,7 @@ class Push:
         for offset, size in reuse.new:
             for piece in _pieces(file, offset, size):
                 digest.update(piece)
-        self._ensure_part(digest.hexdigest(), file, reuse.new)
+        self._ensure_part(digest.hexdigest(), file, reuse.new, told)
         return reuse.with_new(digest.hexdigest())
 
     def _renewed(self, digests: frozenset[str]) -> bool:
@@ -165,13 +166,13 @@ class Push:
                 self._saw(digest, 0)
         return True
 
-    def _ensure_part(self, digest: str, file: IO[bytes], ranges: Sequence[tuple[int, int]]) -> None:
+    def _ensure_part(self, digest: str, file: IO[bytes], ranges: Sequence[tuple[int, int]], told: "_Told") -> None:
         size = sum(one for _, one in ranges)
 
         def send(name: str) -> None:
             try:
                 self._client.put(
-                    _Ranges(file, ranges),  # type: ignore[arg-type] # it has what put asks of a file
+                    _Ranges(file, ranges, told),  # type: ignore[arg-type] # it has what put asks of a file
                     name, size=size, if_none_match=True, sha256=bytes.fromhex(digest), deadline_s=NO_DEADLINE_S,
                 )  # fmt: skip
             except BadDigest as error:
@@ -197,12 +198,26 @@ def _pieces(file: IO[bytes], offset: int, size: int) -> Iterator[bytes]:
         size -= len(piece)
 
 
+class _Told:
+    """How much of one file's size was told as progress."""
+
+    def __init__(self, meter: Meter) -> None:
+        self._meter = meter
+        self.count = 0
+
+    def add(self, count: int) -> None:
+        """More of it, or less when it is sent again."""
+        self.count += count
+        self._meter.add(count)
+
+
 class _Ranges:
     """Ranges of a file, one behind the other, as a file that can be rewound."""
 
-    def __init__(self, file: IO[bytes], ranges: Sequence[tuple[int, int]]) -> None:
+    def __init__(self, file: IO[bytes], ranges: Sequence[tuple[int, int]], told: _Told) -> None:
         self._file = file
         self._ranges = ranges
+        self._told = told
         self._left = self._all()
 
     def _all(self) -> Iterator[bytes]:
@@ -220,10 +235,13 @@ class _Ranges:
     def seek(self, offset: int) -> int:
         """To the beginning."""
         assert offset == 0
+        self._told.add(-self._told.count)
         self._left = self._all()
         return 0
 
     def read(self, size: int) -> bytes:
         """The next bytes, none at the end. Raises FileChanged for a file that ends too early."""
         del size
-        return next(self._left, b"")
+        piece = next(self._left, b"")
+        self._told.add(len(piece))
+        return piece

@@ -1,0 +1,223 @@
+"""`python -m bench.models`: models and safetensors through a store of this machine, beside `curl` in the same run.
+
+    python -m bench.models                    a checkpoint of 2 GiB
+    python -m bench.models --mib 256          the same in short, to see that it works; its times mean little
+    python -m bench.models --kills 2          the server is killed while the model is pushed, and while it is pulled
+
+Made files: one checkpoint in safetensors, of which 1 % is changed in 200 runs at random places, and a model of 100
+small files. Prints each bar with what was measured, and ends with status 1 when bytes were wrong; whether bars of time
+are met depends on the machine. Traffic goes to this machine only.
+"""
+
+import argparse
+import contextlib
+import json
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import numpy as np
+
+from ambry.client import Client
+from ambry.client.model_pull import Pulled
+from ambry.client.models import Pushed
+from ambry.errors import AmbryError
+from ambry.limits import MIB
+from bench.files import Server
+
+Done = TypeVar("Done")
+BASE: Final = "default/default"
+RUNS: Final = 200
+SHARE: Final = 0.01
+ATTEMPTS: Final = 50
+
+
+class Report:
+    """Bars, and what was measured."""
+
+    def __init__(self) -> None:
+        self.problems: list[str] = []
+
+    def bar(self, name: str, value: float, limit: float, unit: str) -> None:
+        """A value that should be at most its limit."""
+        print(f"{name:58} {value:9.3f} {unit:3} (bar {limit:g})  {'met' if value <= limit else 'NOT MET'}", flush=True)
+
+    def check(self, what: str, *, is_right: bool) -> None:
+        """Something that must be so on any machine."""
+        if not is_right:
+            self.problems.append(what)
+            print(f"WRONG: {what}", flush=True)
+
+
+def timed(job: Callable[[], Any]) -> float:
+    """Seconds that a job takes."""
+    began = time.perf_counter()
+    job()
+    return time.perf_counter() - began
+
+
+def made_checkpoint(path: Path, size: int, seed: int) -> None:
+    """A safetensors file of random bytes, written piece by piece; four tensors of equal size."""
+    each = size // 4 // 4096 * 4096
+    tensors = {
+        f"layer.{number}": {
+            "dtype": "F32", "shape": [each // 4096, 1024], "data_offsets": [number * each, (number + 1) * each],
+        }
+        for number in range(4)
+    }  # fmt: skip
+    header = json.dumps(tensors).encode()
+    header += b" " * (-len(header) % 8)
+    chance = np.random.default_rng(seed)
+    with path.open("wb") as file:
+        file.write(len(header).to_bytes(8, "little") + header)
+        for _ in range(4):
+            for at in range(0, each, 16 * MIB):
+                file.write(chance.bytes(min(16 * MIB, each - at)))
+
+
+def change(path: Path, seed: int) -> None:
+    """Change 1 % of a file's bytes in runs at random places; the header stays."""
+    chance = random.Random(seed)
+    size = path.stat().st_size
+    run = int(size * SHARE / RUNS)
+    with path.open("r+b") as file:
+        for _ in range(RUNS):
+            file.seek(chance.randrange(4096, size - run))
+            file.write(chance.randbytes(run))
+
+
+class Killer:
+    """Kills the server at moments drawn from a seed, counted in bytes of progress, and starts it again."""
+
+    def __init__(self, server: Server, moments: list[int]) -> None:
+        self._server = server
+        self._moments = sorted(moments)
+        self._lock = threading.Lock()
+
+    def __call__(self, done: int, total: int) -> None:
+        """As progress of a transfer."""
+        del total
+        with self._lock:
+            if self._moments and done >= self._moments[0]:
+                self._moments.pop(0)
+                self._server.kill()
+                print(f"  killed at {done / MIB:.0f} MiB; answers again after {self._server.start():.1f} s", flush=True)
+
+
+def until_done(job: Callable[[], Done]) -> Done:
+    """Again after each error, as whoever runs it by hand would."""
+    for _ in range(ATTEMPTS - 1):
+        with contextlib.suppress(AmbryError):
+            return job()
+    return job()
+
+
+def checkpoints(report: Report, client: Client, server: Server, folder: Path, options: argparse.Namespace) -> None:
+    """Push, push what changed, pull, and tensors."""
+    model = folder / "checkpoint"
+    model.mkdir()
+    path = model / "model.safetensors"
+    made_checkpoint(path, options.mib * MIB, options.seed)
+    size = path.stat().st_size
+    chance = random.Random(options.seed)
+
+    def killer() -> Killer:
+        return Killer(server, [chance.randrange(1, size + 1) for _ in range(options.kills)])
+
+    first: Pushed = until_done(lambda: client.push_model(model, f"{BASE}/checkpoint", progress=killer()))
+    change(path, options.seed + 1)
+    changed: Pushed = until_done(lambda: client.push_model(model, f"{BASE}/checkpoint", progress=killer()))
+    report.check("both pushes are versions", is_right=first.version != changed.version)
+    report.bar("push with 1 % changed: share of the bytes", changed.sent_bytes / changed.size, 0.05, "")
+    pulled: Pulled = until_done(lambda: client.pull_model(changed.ref, folder / "copy", progress=killer()))
+    found = client.verify_model(changed.ref, pulled.folder)
+    report.check("what was pulled has its SHA-256", is_right=not found.problems)
+    report.check("so has what the store has", is_right=not client.verify_model(first.ref, reads=True).problems)
+    blob = client.upload_file(path)
+    for _ in range(options.rounds):
+        curl_s = timed(lambda: subprocess.run(
+            ["curl", "-sSf", "-o", "/dev/null", f"http://127.0.0.1:{server.port}/{blob.id}"], check=True))  # fmt: skip
+        store_s = timed(lambda: client.load_tensors(blob.id))
+        copy_s = timed(lambda: np.array(np.memmap(path, np.uint8, "r")))
+        cache_s = timed(lambda: client.load_tensors(f"{changed.ref}/model.safetensors"))
+        report.bar("safetensors into arrays, of the time of curl to /dev/null", store_s / curl_s, 1.3, "x")
+        report.bar("the same from the cache, of reading and copying the file", cache_s / copy_s, 1.5, "x")
+    loaded = client.load_tensors(blob.id)
+    expected = np.memmap(path, np.float32, "r", offset=size - 4 * loaded["layer.0"].nbytes)
+    joined = np.concatenate([loaded[f"layer.{number}"].reshape(-1) for number in range(4)])
+    report.check("tensors are the file's", is_right=np.array_equal(joined.view(np.uint8), expected.view(np.uint8)))
+
+
+def many_files(report: Report, client: Client, folder: Path, options: argparse.Namespace) -> None:
+    """The second pull of a model of 100 files."""
+    model = folder / "many"
+    model.mkdir()
+    chance = random.Random(options.seed)
+    for number in range(100):
+        (model / f"part-{number:03}").write_bytes(chance.randbytes(100_000))
+    pushed = client.push_model(model, f"{BASE}/many")
+    report.check(
+        "the first pull loads all", is_right=client.pull_model(pushed.ref, folder / "a").loaded_bytes == 10_000_000
+    )
+    for number in range(options.rounds):
+        began = time.perf_counter()
+        pulled = client.pull_model(f"{BASE}/many", folder / f"b-{number}")
+        took_ms = 1000 * (time.perf_counter() - began)
+        report.bar("second pull of 100 files into an empty folder", took_ms, 100, "ms")
+        report.check("the second pull moves no bodies", is_right=pulled.loaded_bytes == 0)
+    report.check("all files are right", is_right=not client.verify_model(pushed.ref, folder / "b-0").problems)
+
+
+def imports(report: Report) -> None:
+    """The import of the library, by itself."""
+    program = "import time; began = time.perf_counter(); import ambry.client; print(time.perf_counter() - began)"
+    runs = [
+        float(subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout)
+        for _ in range(5)
+    ]
+    report.bar("import ambry.client, the fastest of five", 1000 * min(runs), 100, "ms")
+
+
+@contextlib.contextmanager
+def working(folder: Path | None) -> Iterator[Path]:
+    """A folder that is gone afterwards."""
+    made = Path(tempfile.mkdtemp(prefix="ambry-models-", dir=folder or "."))
+    try:
+        yield made
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
+
+
+def main() -> int:
+    """Run what the command line asks for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--mib", type=int, default=2048, help="size of the checkpoint")
+    parser.add_argument("--kills", type=int, default=0, help="SIGKILLs during each push, and during the pull")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seed", type=int, default=random.randrange(1 << 30))
+    parser.add_argument("--folder", type=Path, help="where the files are made (here); needs eight times their size")
+    options = parser.parse_args()
+    print(f"seed {options.seed}, {options.mib} MiB", flush=True)
+    report = Report()
+    with working(options.folder) as folder:
+        server = Server(folder)
+        server.start()
+        try:
+            with Client(f"http://127.0.0.1:{server.port}", cache=folder / "cache") as client:
+                many_files(report, client, folder, options)
+                checkpoints(report, client, server, folder, options)
+        finally:
+            server.kill()
+    imports(report)
+    return 1 if report.problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
