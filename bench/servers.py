@@ -154,12 +154,12 @@ def started(name: str, folder: Path, size: int) -> Iterator[Server]:
 
 
 @contextlib.contextmanager
-def started_replicas(folder: Path, count: int) -> Iterator[Server]:
-    """As `started`, with `count` replicas of everything."""
+def started_replicas(folder: Path, count: int, name_store: str | None = None) -> Iterator[Server]:
+    """As `started`, with `count` replicas of everything, and with names if it is said where."""
     server = Server(f"replicas-{count}", free_port(), folder / f"replicas-{count}")
     server.folder.mkdir(parents=True, exist_ok=True)
     try:
-        start_replicas(server, count)
+        start_replicas(server, count, name_store)
         server.wait_ready()
         server.wait_writable()
         yield server
@@ -186,7 +186,7 @@ def start_separate(server: Server, size: int) -> None:
     start_replicas(server, 1)
 
 
-def start_replicas(server: Server, count: int) -> None:
+def start_replicas(server: Server, count: int, name_store: str | None = None) -> None:
     """One `ambry frontend` and `count` datanode processes, each with a replica of every partition.
 
     The datanodes come first in `processes`, the frontend last.
@@ -202,7 +202,8 @@ def start_replicas(server: Server, count: int) -> None:
         settings.write_text(_DATANODE.format(admin_port=free_port()).replace('"node"', f'"{name}"'))
         (folder / name).mkdir(exist_ok=True)
         server.start(["-m", "ambry.cli.main", "datanode", "--config", str(settings)], secret)
-    (folder / "frontend.toml").write_text(_FRONTEND.format(port=server.port))
+    names_line = "" if name_store is None else f'name_store = "{name_store}"\n'
+    (folder / "frontend.toml").write_text(_FRONTEND.format(port=server.port) + names_line)
     server.start(["-m", "ambry.cli.main", "frontend", "--config", str(folder / "frontend.toml")], secret)
 
 

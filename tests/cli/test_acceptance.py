@@ -1,0 +1,462 @@
+"""The acceptance list of the native API, line by line, over real sockets.
+
+Each test runs against `ambry serve` and against a cluster of separate processes: a frontend with a PostgreSQL name
+store, and three datanodes with a replica of everything each. N7, N11, N13 and N19 are not here: TTLs are never
+shortened; parts, datasets and encryption have tests of their own where they exist.
+"""
+
+import base64
+import hashlib
+import http.client
+import json
+import random
+import socket
+import time
+import urllib.parse
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+
+from ambry.limits import CHUNK_BYTES_MAX, MIB
+from bench.servers import started_replicas
+from tests.cli.processes import serving
+from tests.postgres_server import fresh_database
+
+BODY: Final = b"some bytes"
+
+
+class Store:
+    """A store that runs."""
+
+    def __init__(self, url: str) -> None:
+        self.host = urllib.parse.urlsplit(url).netloc
+
+    def ask(
+        self, method: str, path: str, headers: Mapping[str, str] | None = None, body: bytes | None = None
+    ) -> tuple[int, dict[str, str], bytes]:
+        """Status, headers (names in lower case), body."""
+        connection = http.client.HTTPConnection(self.host, timeout=30)
+        connection.request(method, path, body, dict(headers or {}))
+        answer = connection.getresponse()
+        found = answer.status, {name.lower(): value for name, value in answer.getheaders()}, answer.read()
+        connection.close()
+        return found
+
+    def account(self, name: str, **policy: Any) -> dict[str, Any]:
+        """A new account with a container `c` of this policy."""
+        document = {"accounts": [{"accountName": name, "containers": [{"containerName": "c", **policy}]}]}
+        status, _, body = self.ask("POST", "/accounts", None, json.dumps(document).encode())
+        assert status == 200, body
+        account: dict[str, Any] = json.loads(body)["accounts"][0]
+        return account
+
+
+def named(account: str) -> dict[str, str]:
+    return {"x-ambry-target-account-name": account, "x-ambry-target-container-name": "c"}
+
+
+@pytest.fixture(scope="module", params=["serve", "cluster"])
+def store(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
+    folder: Path = tmp_path_factory.mktemp("acceptance")
+    if request.param == "serve":
+        with serving(folder / "data") as (_, url):
+            yield Store(url)
+    else:
+        postgres: str = request.getfixturevalue("postgres")
+        with fresh_database(postgres) as names, started_replicas(folder, 3, names) as server:
+            yield Store(f"http://127.0.0.1:{server.port}")
+
+
+def some_bytes(size: int) -> bytes:
+    return random.Random(size).randbytes(size)
+
+
+def within(is_so: Callable[[], bool], seconds: float = 30.0) -> None:
+    """Wait for what another process will do."""
+    deadline = time.monotonic() + seconds
+    while not is_so():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("size", [0, 1, CHUNK_BYTES_MAX - 1, CHUNK_BYTES_MAX, CHUNK_BYTES_MAX + 1, 10 * 4 * MIB + 7])
+def test_n1_bodies_of_every_kind_of_size_come_back_with_their_headers(store: Store, size: int) -> None:
+    body = some_bytes(size)
+    sent = {
+        "Content-Type": "image/png",
+        "x-ambry-service-id": "tests",
+        "x-ambry-owner-id": "somebody",
+        "x-ambry-filename": "a.png",
+        "x-ambry-um-colour": "blue",
+        "x-ambry-ttl": "-1",
+    }
+    status, created, _ = store.ask("POST", "/", sent, body)
+    assert status == 201
+    path = created["location"]
+    status, got, received = store.ask("GET", path)
+    assert (status, received == body, got["content-length"]) == (200, True, str(size))
+    about = {
+        "x-ambry-blob-size": str(size),
+        "x-ambry-service-id": "tests",
+        "x-ambry-owner-id": "somebody",
+        "x-ambry-filename": "a.png",
+        "x-ambry-um-colour": "blue",
+        "x-ambry-creation-time": created["x-ambry-creation-time"],
+    }
+    assert {name: got.get(name) for name in about} == about
+    assert got["content-type"] == "image/png"
+    head = store.ask("HEAD", path)
+    assert (head[0], head[2]) == (200, b"")
+    assert {name: head[1].get(name) for name in [*about, "etag", "content-length"]} == {
+        name: got.get(name) for name in [*about, "etag", "content-length"]
+    }
+    info = store.ask("GET", path + "/BlobInfo")
+    assert (info[0], {name: info[1].get(name) for name in about}, info[2]) == (200, about, b"")
+    assert store.ask("GET", path + "/UserMetadata")[1]["x-ambry-um-colour"] == "blue"
+
+
+@pytest.mark.parametrize("said", ["0", "1", "999", "-1", None])
+def test_n2_what_arrives_counts_and_not_what_a_header_says_of_its_size(store: Store, said: str | None) -> None:
+    body = some_bytes(70_001)
+    status, created, _ = store.ask("POST", "/", {} if said is None else {"x-ambry-blob-size": said}, body)
+    assert status == 201
+    status, got, received = store.ask("GET", created["location"])
+    assert (status, received, got["x-ambry-blob-size"]) == (200, body, "70001")
+
+
+@pytest.mark.parametrize("path", ["/", "/named/default/default/n2-broken-off"])
+def test_n2_an_upload_that_breaks_off_is_readable_nowhere(store: Store, path: str) -> None:
+    method = "POST" if path == "/" else "PUT"
+    host, _, port = store.host.partition(":")
+    with socket.create_connection((host, int(port)), timeout=30) as connection:
+        head = f"{method} {path} HTTP/1.1\r\nHost: test\r\nContent-Length: {5 * MIB}\r\n\r\n"
+        connection.sendall(head.encode() + b"x" * (4 * MIB + 9))
+        connection.shutdown(socket.SHUT_WR)
+        answer = connection.recv(65536)
+    assert b" 201 " not in answer.partition(b"\r\n")[0]
+    assert b"location:" not in answer.lower()
+    if path != "/":
+        assert store.ask("GET", path)[0] == 404
+
+
+def test_n3_every_header_of_a_request_does_what_it_says(store: Store) -> None:
+    store.account("n3")
+    upload = {
+        "x-ambry-service-id": "s",
+        "x-ambry-owner-id": "o",
+        "x-ambry-content-type": "text/css",
+        "x-ambry-content-encoding": "gzip",
+        "x-ambry-filename": "f",
+        "x-ambry-ttl": "3600",
+        "x-ambry-um-a": "b",
+        "x-ambry-enc-um-c": "%C3%A9",
+        **named("n3"),
+    }
+    status, created, _ = store.ask("POST", "/", upload, BODY)
+    assert status == 201
+    path = created["location"]
+    got = store.ask("GET", path)[1]
+    expected = {
+        "content-type": "text/css",
+        "content-encoding": "gzip",
+        "x-ambry-service-id": "s",
+        "x-ambry-owner-id": "o",
+        "x-ambry-filename": "f",
+        "x-ambry-um-a": "b",
+        "x-ambry-enc-um-c": "%C3%A9",
+    }
+    assert {name: got.get(name) for name in expected} == expected
+    assert 3500 <= int(got["x-ambry-ttl"]) <= 3600
+    assert store.ask("GET", path, {"x-ambry-target-account-name": "n3", "x-ambry-target-container-name": "x"})[0] == 412
+    account = json.loads(store.ask("GET", "/accounts", {"x-ambry-target-account-name": "n3"})[2])["accounts"][0]
+    by_number = {"x-ambry-target-account-id": str(account["accountId"]), "x-ambry-ignore-containers": "true"}
+    found = json.loads(store.ask("GET", "/accounts", by_number)[2])["accounts"][0]
+    assert found["accountName"] == "n3" and not found.get("containers")
+    assert store.ask("DELETE", path, {**named("n3"), "x-ambry-service-id": "s"})[0] == 202
+    assert store.ask("GET", path, {"x-ambry-get-option": "Include_Deleted_Blobs"})[0] == 200
+    upsert = {"x-ambry-named-upsert": "true"}
+    name = "/named/n3/c/name"
+    assert [store.ask("PUT", name, sent, BODY)[0] for sent in ({}, {}, upsert)] == [201, 409, 201]
+    assert store.ask("GET", "/statsReport", {"x-ambry-stats-type": "ACCOUNT_REPORT"})[0] == 200
+
+
+@pytest.mark.parametrize("size", [0, 100, 3 * 4 * MIB + 5])
+def test_n4_one_range_of_a_blob(store: Store, size: int) -> None:
+    body = some_bytes(size)
+    path = store.ask("POST", "/", None, body)[1]["location"]
+    chunk = CHUNK_BYTES_MAX
+    for first, last in (
+        (0, 0),
+        (1, 49),
+        (chunk - 1, chunk),
+        (chunk + 5, 3 * chunk + 1),
+        (50, 10 * size + 50),
+    ):
+        status, got, part = store.ask("GET", path, {"Range": f"bytes={first}-{last}"})
+        if first < size:
+            assert (status, part == body[first : last + 1]) == (206, True)
+            assert got["content-range"] == f"bytes {first}-{min(last, size - 1)}/{size}"
+            head = store.ask("HEAD", path, {"Range": f"bytes={first}-{last}"})
+            assert (head[0], head[1]["content-range"]) == (206, got["content-range"])
+        else:
+            assert (status, got["content-range"]) == (416, f"bytes */{size}")
+    for text, expected in (("bytes=7-", body[7:]), ("bytes=-7", body[-7:])):
+        status, _, part = store.ask("GET", path, {"Range": text})
+        assert (status, part == expected) == (206, True) if size else status == 416
+
+
+def test_n5_several_ranges_and_conditions(store: Store) -> None:
+    body = some_bytes(1000)
+    path = store.ask("POST", "/", None, body)[1]["location"]
+    status, got, parts = store.ask("GET", path, {"Range": "bytes=0-9,500-509,-10"})
+    assert status == 206 and got["content-type"].startswith("multipart/byteranges; boundary=")
+    assert all(part in parts for part in (body[:10], body[500:510], body[-10:]))
+    etag, modified = got["etag"], got["last-modified"]
+    past, future = "Mon, 01 Jan 2001 00:00:00 GMT", "Fri, 01 Jan 2094 00:00:00 GMT"
+    cases = [
+        ({"If-None-Match": etag}, 304),
+        ({"If-None-Match": '"other"'}, 200),
+        ({"If-None-Match": "*"}, 304),
+        ({"If-Match": etag}, 200),
+        ({"If-Match": '"other"'}, 412),
+        ({"If-Modified-Since": modified}, 304),
+        ({"If-Modified-Since": past}, 200),
+        ({"If-Unmodified-Since": past}, 412),
+        ({"If-Unmodified-Since": future}, 200),
+        ({"If-Range": etag, "Range": "bytes=0-1"}, 206),
+        ({"If-Range": '"other"', "Range": "bytes=0-1"}, 200),
+    ]
+    for headers, expected in cases:
+        assert store.ask("GET", path, headers)[0] == expected, headers
+    bomb = "bytes=" + ",".join(f"{number}-" for number in range(150))
+    status, _, parts = store.ask("GET", path, {"Range": bomb})
+    assert status in {200, 206, 400, 416} and len(parts) < 3000
+
+
+def test_n6_a_blob_lives_as_long_as_it_was_told_and_longer_if_asked(store: Store) -> None:
+    short = store.ask("POST", "/", {"x-ambry-ttl": "1"}, BODY)[1]["location"]
+    longer = store.ask("POST", "/", {"x-ambry-ttl": "3600"}, BODY)[1]["location"]
+    for _ in range(2):
+        assert store.ask("PUT", longer + "/ttl", {"x-ambry-ttl": "-1"})[0] == 200
+    assert store.ask("GET", longer)[1].get("x-ambry-ttl", "-1") == "-1"
+    assert store.ask("PUT", longer + "/ttl", {"x-ambry-ttl": "10"})[0] == 409
+    within(lambda: store.ask("GET", short)[0] == 410)
+    for option, status in (("None", 410), ("Include_Expired_Blobs", 200), ("Include_Deleted_Blobs", 410)):
+        assert store.ask("GET", short, {"x-ambry-get-option": option})[0] == status
+    assert store.ask("GET", short, {"x-ambry-get-option": "Include_All"})[2] == BODY
+    assert json.loads(store.ask("GET", short)[2])["code"] == "blob_expired"
+
+
+def test_n8_a_delete_can_be_repeated_and_taken_back(store: Store) -> None:
+    path = store.ask("POST", "/", None, BODY)[1]["location"]
+    assert store.ask("PUT", path + "/undelete")[0] == 409
+    assert [store.ask("DELETE", path)[0] for _ in range(2)] == [202, 202]
+    assert store.ask("GET", path)[0] == 410
+    status, got, body = store.ask("GET", path, {"x-ambry-get-option": "Include_Deleted_Blobs"})
+    life = int(got["x-ambry-life-version"])
+    assert (status, body) == (200, BODY)
+    assert store.ask("PUT", path + "/undelete")[0] == 200
+    status, got, body = store.ask("GET", path)
+    assert (status, body) == (200, BODY) and int(got["x-ambry-life-version"]) > life
+    never = store.ask("POST", "/", None, BODY)[1]["location"]
+    # The same place, and another unique part: an id that nothing was stored under.
+    missing = never[:-1] + ("A" if never[-1] != "A" else "E")
+    assert store.ask("DELETE", missing)[0] in {400, 404}
+    assert store.ask("GET", missing)[0] in {400, 404}
+
+
+def test_n9_ownership_ttl_and_headers_of_a_container(store: Store) -> None:
+    store.account("n9", ttlRequired=True, cacheTtlInSecond=5, contentTypeWhitelistForFilenamesOnDownload=["text/plain"])
+    assert store.ask("POST", "/", named("n9"), BODY)[0] == 400
+    assert store.ask("POST", "/", named("nobody"), BODY)[0] == 400
+    headers = {**named("n9"), "x-ambry-ttl": "1000", "Content-Type": "text/plain", "x-ambry-filename": "a.txt"}
+    status, created, _ = store.ask("POST", "/", headers, BODY)
+    assert status == 201
+    status, got, body = store.ask("GET", created["location"])
+    assert (status, body, got["cache-control"]) == (200, BODY, "max-age=5")
+    assert got["content-disposition"].startswith("attachment")
+    assert store.ask("DELETE", created["location"], {**named("n9"), "x-ambry-target-account-name": "default"})[0] == 412
+    assert store.ask("DELETE", created["location"], named("n9"))[0] == 202
+
+
+def test_n10_the_life_of_signed_urls(store: Store) -> None:
+    path = store.ask("POST", "/", None, BODY)[1]["location"]
+    wish = {"x-ambry-blob-id": path[1:], "x-ambry-url-ttl-secs": "60"}
+    url = store.ask("GET", "/signedUrl", wish)[1]["x-ambry-signed-url"].partition(store.host)[2]
+    assert store.ask("GET", url)[2] == BODY
+    assert store.ask("GET", url.replace("expires=1", "expires=2"))[0] == 401
+    wish = {"x-ambry-url-type": "POST", "x-ambry-max-upload-size": "10"}
+    url = store.ask("GET", "/signedUrl", wish)[1]["x-ambry-signed-url"].partition(store.host)[2]
+    assert store.ask("POST", url, None, b"x" * 10)[0] == 201
+    assert store.ask("POST", url, None, b"x" * 11)[0] == 413
+    assert store.ask("DELETE", url)[0] in {401, 405}
+
+
+def test_n10_a_url_ends_with_the_key_that_signed_it(store: Store) -> None:
+    store.account("n10")
+    path = store.ask("POST", "/", named("n10"), BODY)[1]["location"]
+    wish = {"accountName": "n10", "grants": [{"containerName": "c", "rights": ["read"]}]}
+    keys = [json.loads(store.ask("POST", "/accounts/keys", None, json.dumps(wish).encode())[2]) for _ in range(2)]
+    urls = []
+    for key in keys:
+        sent = {"x-ambry-blob-id": path[1:], "Authorization": f"Bearer {key['token']}"}
+        within(lambda sent=sent: store.ask("GET", "/signedUrl", sent)[0] == 200)  # type: ignore[misc] # a default binds it
+        urls.append(store.ask("GET", "/signedUrl", sent)[1]["x-ambry-signed-url"].partition(store.host)[2])
+        assert store.ask("GET", urls[-1])[2] == BODY
+    assert store.ask("DELETE", "/accounts/keys", {"x-ambry-key-id": keys[0]["keyId"]})[0] == 200
+    within(lambda: store.ask("GET", urls[0])[0] == 401)
+    assert store.ask("GET", urls[1])[2] == BODY
+
+
+def test_n12_names_are_put_read_listed_and_deleted(store: Store) -> None:
+    store.account("n12")
+    base = "/named/n12/c"
+    names = ["a", "b/1", "b/2", "b/c/3", "d"]
+    for name in names:
+        assert store.ask("PUT", f"{base}/{name}", None, name.encode())[0] == 201
+        assert store.ask("GET", f"{base}/{name}")[2] == name.encode()
+    assert store.ask("HEAD", f"{base}/a")[0] == 200
+    assert store.ask("PUT", f"{base}/a", None, b"new")[0] == 409
+    assert store.ask("PUT", f"{base}/a", {"x-ambry-named-upsert": "true"}, b"new")[0] == 201
+
+    def listed(query: str) -> list[str]:
+        found, token = [], ""
+        while True:
+            page = json.loads(store.ask("GET", f"{base}?max-keys=2{query}{token}")[2])
+            found += [entry["blobName"] for entry in page["entries"]]
+            if page["nextPageToken"] is None:
+                return found
+            token = "&page=" + urllib.parse.quote(page["nextPageToken"], safe="")
+
+    assert listed("") == names
+    assert listed("&prefix=b/") == ["b/1", "b/2", "b/c/3"]
+    assert listed("&delimiter=/") == ["a", "b/", "d"]
+    assert listed("&prefix=b/&delimiter=/") == ["b/1", "b/2", "b/c/"]
+    versions = json.loads(store.ask("GET", f"{base}/a?versions")[2])["entries"]
+    assert [store.ask("GET", f"{base}/a?version={each['version']}")[2] for each in versions] == [b"new", b"a"]
+    assert store.ask("DELETE", f"{base}/a")[0] == 202
+    assert store.ask("GET", f"{base}/a")[0] == 410
+    assert listed("") == names[1:]
+
+
+def test_n12_of_many_creates_at_the_same_time_one_wins(store: Store) -> None:
+    with ThreadPoolExecutor(16) as pool:
+        answers = list(
+            pool.map(
+                lambda number: (number, store.ask("PUT", "/named/default/default/n12", None, b"%d" % number)[0]),
+                range(16),
+            )
+        )
+    winners = [number for number, status in answers if status == 201]
+    assert sorted(status for _, status in answers) == [201] + [409] * 15
+    assert store.ask("GET", "/named/default/default/n12")[2] == b"%d" % winners[0]
+
+
+def test_n14_accounts_are_made_changed_and_given_up_and_one_change_wins(store: Store) -> None:
+    account = store.account("n14")
+    change = {"accountId": account["accountId"], "snapshotVersion": account["snapshotVersion"], "status": "INACTIVE"}
+    body = json.dumps({"accounts": [change]}).encode()
+    assert [store.ask("POST", "/accounts", None, body)[0] for _ in range(2)] == [200, 409]
+    assert store.ask("POST", "/", named("n14"), BODY)[0] == 403
+    status, _, body = store.ask("DELETE", "/accounts", named("n14"))
+    assert (status, json.loads(body)["accounts"][0]["status"]) == (200, "DELETE_IN_PROGRESS")
+    assert store.ask("GET", "/accounts", {"x-ambry-target-account-name": "missing"})[0] == 404
+
+
+def test_n15_preflights_by_container_and_health(store: Store) -> None:
+    store.account("n15", accessControlAllowOrigin="https://example.org")
+    path = store.ask("POST", "/", named("n15"), BODY)[1]["location"]
+    status, headers, _ = store.ask("OPTIONS", path, {"Origin": "https://example.org"})
+    assert (status, headers["access-control-allow-origin"]) == (200, "https://example.org")
+    assert store.ask("GET", "/healthCheck")[2] == b"GOOD"
+    replicas = json.loads(store.ask("GET", path + "/Replicas")[2])["replicas"]
+    assert replicas and all(each["state"] == "serving" for each in replicas)
+    peers = json.loads(store.ask("GET", f"/peers?name={replicas[0]['name']}")[2])["peers"]
+    assert len(peers) == len(replicas) - 1
+    assert json.loads(store.ask("GET", "/getClusterMapSnapshot")[2])["fingerprint"]
+
+    def is_counted() -> bool:
+        rows = json.loads(store.ask("GET", "/statsReport")[2])["rows"]
+        return sum(row["live_count"] for row in rows) > 0
+
+    within(is_counted)
+
+
+def test_n16_beyond_its_rate_a_container_is_told_when_to_come_again(store: Store) -> None:
+    store.account("n16", quotaRequestsPerSecond=1)
+    answers = [store.ask("POST", "/", named("n16"), BODY) for _ in range(5)]
+    assert answers[0][0] == 201
+    refused = [headers for status, headers, _ in answers if status == 429]
+    assert refused and all(int(headers["retry-after"]) >= 1 for headers in refused)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "headers", "status", "code"),
+    [
+        ("GET", "/nonsense", {}, 400, "bad_blob_id"),
+        ("GET", "/a/b/c", {}, 404, "no_such_path"),
+        ("PATCH", "/", {}, 405, "method_not_allowed"),
+        ("GET", "/named/default/default/n17-missing", {}, 404, "name_not_found"),
+        ("GET", "/named/default/default/../etc", {}, 400, "bad_name"),
+        ("GET", "/named/default/default/" + "x" * 1025, {}, 400, "bad_name"),
+        ("GET", "/named/default/default/%ff", {}, 400, "bad_name"),
+        ("GET", "/named/default/default/%00", {}, 400, "bad_name"),
+        ("GET", "/named/default/default/%252e%252e", {}, 404, "name_not_found"),
+        ("GET", "/named/default/default?max-keys=0", {}, 400, "bad_request"),
+        ("GET", "/named/default/default/x'%20OR%201=1;--", {}, 404, "name_not_found"),
+        ("POST", "/", {"x-ambry-ttl": "soon"}, 400, "bad_request"),
+        ("POST", "/", {"Content-MD5": "AAAAAAAAAAAAAAAAAAAAAA=="}, 400, "bad_digest"),
+        ("POST", "/", {"x-ambry-target-account-name": "n", "x-ambry-target-container-name": "n"}, 400,
+         "unknown_container"),
+        ("GET", "/healthCheck", {"Authorization": "Bearer nonsense"}, 401, "unauthenticated"),
+        ("GET", "/accounts", {"x-ambry-target-account-name": "n17"}, 404, "no_such_account"),
+    ],
+)  # fmt: skip
+def test_n17_every_error_is_json_with_code_message_and_request_id(
+    store: Store, method: str, path: str, headers: dict[str, str], status: int, code: str
+) -> None:
+    found, got, body = store.ask(method, path, headers, BODY if method == "POST" else None)
+    document = json.loads(body)
+    assert (found, document["code"]) == (status, code)
+    assert document["message"]
+    assert document["request_id"] == got["x-ambry-request-id"]
+    assert b"Traceback" not in body and b"/work" not in body and b".py" not in body
+
+
+@pytest.mark.parametrize("size", [0, 10, 12 * MIB + 3])
+def test_n18_a_form_is_stored_as_it_streams(store: Store, size: int) -> None:
+    body = some_bytes(size)
+    boundary = b"n18-boundary"
+    parts = [
+        b'--%s\r\nContent-Disposition: form-data; name="x-ambry-ttl"\r\n\r\n3600\r\n' % boundary,
+        b'--%s\r\nContent-Disposition: form-data; name="UserMetadata"\r\n\r\n{"k": "v"}\r\n' % boundary,
+        b'--%s\r\nContent-Disposition: form-data; name="Blob"; filename="f.bin"\r\n' % boundary,
+        b"Content-Type: image/gif\r\n\r\n%s\r\n--%s--\r\n" % (body, boundary),
+    ]
+    headers = {"Content-Type": f"multipart/form-data; boundary={boundary.decode()}"}
+    status, created, answer = store.ask("POST", "/", headers, b"".join(parts))
+    assert status == 201, answer
+    status, got, received = store.ask("GET", created["location"])
+    assert (status, received == body) == (200, True)
+    assert (got["content-type"], got["x-ambry-um-k"], got["x-ambry-filename"]) == ("image/gif", "v", "f.bin")
+
+
+def test_n20_digests_are_checked_on_the_way_in_and_told_on_the_way_out(store: Store) -> None:
+    body = some_bytes(5 * MIB)
+    md5 = base64.b64encode(hashlib.md5(body, usedforsecurity=False).digest()).decode()
+    sha256 = base64.b64encode(hashlib.sha256(body).digest()).decode()
+    for headers, read in (
+        ({"Content-MD5": md5}, ("content-md5", md5)),
+        ({"Repr-Digest": f"sha-256=:{sha256}:"}, ("repr-digest", f"sha-256=:{sha256}:")),
+        ({"Want-Repr-Digest": "sha-256=1"}, ("repr-digest", f"sha-256=:{sha256}:")),
+    ):
+        status, created, _ = store.ask("POST", "/", headers, body)
+        assert status == 201
+        assert read[1] in store.ask("HEAD", created["location"])[1][read[0]]
+    for wrong in ({"Content-MD5": md5}, {"Repr-Digest": f"sha-256=:{sha256}:"}):
+        status, got, answer = store.ask("POST", "/", wrong, body[:-1])
+        assert (status, json.loads(answer)["code"]) == (400, "bad_digest")
+        assert "location" not in got
