@@ -2,7 +2,7 @@
 
     python -m bench                      everything, about a quarter of an hour
     python -m bench --quick              the same jobs in short, to see that they work; its numbers mean little
-    python -m bench --only 4KiB start    some of the jobs
+    python -m bench --only 4KiB start    some of the jobs; named, listing and batch are those of names
     python -m bench --layouts bare       the yardstick alone
 
 Ends with status 1 when an answer was wrong or a request failed, and 0 otherwise, whatever bars were met: those depend
@@ -21,9 +21,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
 
-from bench.jobs import JOBS, LAYOUT_NAMES, Plan
+from bench import jobs
+from bench.jobs import LAYOUT_NAMES, Plan
+from bench.named_jobs import NAMED_JOBS
 from bench.results import Results, bar_table, bars, summary, table
 from bench.servers import TREE
+
+JOBS: Final = jobs.JOBS | NAMED_JOBS
 
 _PACKAGES: Final = ("aiohttp", "uvloop", "rocksdict", "xxhash", "msgpack")
 

@@ -30,7 +30,7 @@ from bench.load import HOST, Load, Report, name_of
 from bench.servers import Server, fresh_folder, started
 
 _SIZE: Final = 4096
-_BASE: Final = "/named/default/default"
+BASE: Final = "/named/default/default"
 _WARM_UP_SECONDS: Final = 0.5
 _NOW_MS: Final = 1_764_000_000_000
 _GROUP: Final = 500
@@ -42,6 +42,7 @@ class Table:
 
     rows: list[tuple[str, str, str]] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
+    values: dict[str, float] = field(default_factory=dict)
 
     def add(self, what: str, value: str, bar: str = "") -> None:
         """One line, said at once."""
@@ -66,7 +67,7 @@ def main() -> int:
     table = Table()
     with fresh_folder() as folder:
         _over_http(table, folder, seconds)
-        _many_names(table, folder / "many", count)
+        many_names(table, folder / "many", count)
     for problem in table.problems:
         print(f"PROBLEM: {problem}")
     return 1 if table.problems else 0
@@ -80,30 +81,32 @@ def _over_http(table: Table, folder: Path, seconds: float) -> None:
         paths = [(bare_path(_SIZE, number), number) for number in range(distinct_bodies(_SIZE))]
         yardstick = {}
         for connections in (32, 128):
-            report = run_load(_load(bare, connections, seconds, paths=paths))
+            report = run_load(load_of(bare, connections, seconds, paths=paths))
             yardstick[connections] = report.operations / report.seconds
             table.check("bare", report)
             table.add(f"bare aiohttp, GET, {connections} connections", f"{yardstick[connections]:,.0f}/s")
-        put = run_load(_load(store, 128, seconds, put_prefix=f"{_BASE}/"))
+        put = run_load(load_of(store, 128, seconds, put_prefix=f"{BASE}/"))
         table.check("named PUT", put)
         rate = put.operations / put.seconds
         table.add("named PUT 4 KiB, synced, 128 connections", f"{rate:,.0f}/s", _ratio(rate, yardstick[128], 0.25))
-        named = _fill(store)
+        named = fill(store)
         for what, found, bar in (("named GET 4 KiB", named, 0.7), ("GET by id 4 KiB", _ids(store, named), 0.0)):
-            report = run_load(_load(store, 32, seconds, paths=found))
+            report = run_load(load_of(store, 32, seconds, paths=found))
             table.check(what, report)
             rate = report.operations / report.seconds
             table.add(f"{what}, warm, 32 connections", f"{rate:,.0f}/s", _ratio(rate, yardstick[32], bar))
 
 
-def _load(
+def load_of(
     server: Server,
     connections: int,
     seconds: float,
     *,
     paths: list[tuple[str, int]] | None = None,
     put_prefix: str = "",
+    first_name: int = 0,
 ) -> Load:
+    """Gets of `paths`, or puts of names below a prefix."""
     return Load(
         server.port,
         connections,
@@ -113,18 +116,22 @@ def _load(
         put_percent=0 if paths else 100,
         paths=paths or (),
         put_prefix=put_prefix,
+        first_name=first_name,
         server_pids=server.pids,
     )
 
 
-def _fill(store: Server) -> list[tuple[str, int]]:
+def fill(store: Server) -> list[tuple[str, int]]:
     """Names with the bodies that the generator expects, one after the other."""
     count = 1024
-    load = Load(store.port, 1, _SIZE, 60, count=count, put_percent=100, put_prefix=f"{_BASE}/warm/")
+    load = Load(store.port, 1, _SIZE, 60, count=count, put_percent=100, put_prefix=f"{BASE}/warm/")
     report = run_load(load)
     assert not report.errors, report.error_example
     bodies = distinct_bodies(_SIZE)
-    return [(f"{_BASE}/warm/{name_of(number).decode()}", (number - 1) % bodies) for number in range(1, count + 1)]
+    found = [(f"{BASE}/warm/{name_of(number).decode()}", (number - 1) % bodies) for number in range(1, count + 1)]
+    # Each is read once: it is warm names that are measured.
+    _ids(store, found)
+    return found
 
 
 def _ids(store: Server, named: list[tuple[str, int]]) -> list[tuple[str, int]]:
@@ -148,18 +155,18 @@ def _ratio(rate: float, yardstick: float, bar: float) -> str:
 # --- many names ------------------------------------------------------------------------------------------------
 
 
-def _many_names(table: Table, folder: Path, count: int) -> None:
+def many_names(table: Table, folder: Path, count: int) -> None:
     """Fill the name store of a stopped store, then list it over HTTP."""
     with started("embedded", folder, _SIZE) as store:
         path = store.folder / "data" / "names.sqlite"
-    asyncio.run(_filled(table, path, count))
+    asyncio.run(filled(table, path, count))
     size = sum(each.stat().st_size for each in path.parent.glob("names.sqlite*"))
     table.add("bytes of the name store for one name", f"{size / count:,.0f}")
     with started("embedded", folder, _SIZE) as store:
         _lists(table, store, count)
 
 
-async def _filled(table: Table, path: Path, count: int) -> None:
+async def filled(table: Table, path: Path, count: int) -> None:
     """Put names as many frontends would, in groups that share a commit; the rate at the beginning and at the end."""
     database = open_database(f"sqlite:{path}")
     window = max(count // 20, _GROUP)
@@ -172,6 +179,7 @@ async def _filled(table: Table, path: Path, count: int) -> None:
     early = _rate(moments, 0, early_end)
     late = _rate(moments, count - window, count)
     await database.close()
+    table.values["names_growth"] = late / early
     table.add(f"names put in groups of {_GROUP}: the first {early_end:,}", f"{early:,.0f}/s")
     table.add(f"the last {window:,} of {count:,}", f"{late:,.0f}/s", f"{late / early:.2f} x (bar for 10^7: 0.70 x)")
 
@@ -193,7 +201,7 @@ def _lists(table: Table, store: Server, count: int) -> None:
     connection = http.client.HTTPConnection(HOST, store.port, timeout=60)
 
     def page(query: str) -> dict[str, Any]:
-        connection.request("GET", f"{_BASE}?{query}")
+        connection.request("GET", f"{BASE}?{query}")
         answer = connection.getresponse()
         found: dict[str, Any] = json.loads(answer.read())
         if answer.status != http.client.OK:
@@ -208,6 +216,7 @@ def _lists(table: Table, store: Server, count: int) -> None:
         if token is None:
             break
     rate = names / (time.perf_counter() - begun)
+    table.values["list_rate"] = rate
     table.add(
         "list in full pages over HTTP, JSON parsed", f"{rate:,.0f} names/s", f"(bar 100,000: {_met(rate >= 1e5)})"
     )
@@ -219,6 +228,7 @@ def _lists(table: Table, store: Server, count: int) -> None:
             page(query)
             times.append((time.perf_counter() - begun) * 1000)
         p99 = statistics.quantiles(times, n=100)[98]
+        table.values["list_p99_ms"] = max(table.values.get("list_p99_ms", 0.0), p99)
         table.add(f"first page, {what}: p99", f"{p99:,.1f} ms", f"(bar 20 ms: {_met(p99 < 20)})")
     connection.close()
 
