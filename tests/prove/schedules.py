@@ -72,11 +72,21 @@ class CrowdedWorld(World):
         self.past += [Model(dict(one.blobs), one.order) for one in models]
 
     def reconcile(self) -> None:
-        if self.turns is None:
-            super().reconcile()
-        else:
+        if self.turns is not None:
             with self.turns.quietly():
                 super().reconcile()
+            return
+        if self.report.index_rebuilt:
+            # Of what expired long ago, an index made anew knows what is left of its records: any of them, or none.
+            for model in reversed(self.models):
+                for key, blob in model.blobs.items():
+                    if self._is_expired(blob):
+                        self.reclaimed.setdefault(key, blob)
+        super().reconcile()
+
+    def _differs(self, key: bytes) -> bool:
+        is_any = self.report.index_rebuilt and self._is_expired(self.models[1].blobs[key])
+        return not is_any and super()._differs(key)
 
     def check(self) -> None:
         """As ever, with one way of reading each blob instead of four: a schedule has to be cheap."""
@@ -94,10 +104,12 @@ class CrowdedWorld(World):
 
     def is_reclaimable(self, blob: Blob) -> bool:
         """Whether compaction may take the bytes of a blob in this state."""
-        retention, now_ms = self.store.retention, self.clock.now_ms()
+        is_over = blob.time_ms + self.store.retention.deleted_ms <= self.clock.now_ms()
+        return self._is_expired(blob) or (blob.state.is_deleted and is_over)
+
+    def _is_expired(self, blob: Blob) -> bool:
         has_expiry = blob.put is not None or blob.state.expires_at_ms > 0
-        is_expired = has_expiry and blob.state.expires_at_ms + retention.expired_ms <= now_ms
-        return is_expired or (blob.state.is_deleted and blob.time_ms + retention.deleted_ms <= now_ms)
+        return has_expiry and blob.state.expires_at_ms + self.store.retention.expired_ms <= self.clock.now_ms()
 
     def needed_bytes(self) -> int:
         """What has to be left of all records when nothing more can be reclaimed."""
