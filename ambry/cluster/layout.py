@@ -16,7 +16,7 @@ import hashlib
 import json
 import re
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from sys import intern
 from typing import Any, Final
@@ -309,20 +309,27 @@ def decode_file(data: bytes, where: str) -> Layout:
     body = data[first.end() :]
     if hashlib.sha256(body).hexdigest().encode() != first[2]:
         raise DirectoryUnusable(f"{where} is damaged: its digest does not match")
-    pieces: dict[str, bytes] = {}
-    at = 0
-    while at < len(body):
-        end = body.index(b"\n", at)
-        name, size = body[at:end].split()
-        pieces[name.decode()] = body[end + 1 : end + 1 + int(size)]
-        at = end + 1 + int(size)
     try:
+        pieces = dict(_pieces_in(body))
         layout = put_together(decode_head(pieces.pop(HEAD)), pieces)
-    except (RegistryUnavailable, KeyError) as error:
+    except (RegistryUnavailable, KeyError, ValueError) as error:
+        # The digest is right, so someone meant to write this.
         raise DirectoryUnusable(f"{where} cannot be read: {error}") from error
     if layout is None:
         raise DirectoryUnusable(f"{where} has pieces of several maps")
     return layout
+
+
+def _pieces_in(body: bytes) -> Iterator[tuple[str, bytes]]:
+    """Names and pieces of a file. Raises ValueError for bytes that are none."""
+    at = 0
+    while at < len(body):
+        end = body.index(b"\n", at)
+        name, size = body[at:end].split()
+        if not size.isdigit():
+            raise ValueError(f"a piece of {size!r} bytes")
+        yield name.decode(), body[end + 1 : end + 1 + int(size)]
+        at = end + 1 + int(size)
 
 
 def with_version(layout: Layout, version: int) -> Layout:

@@ -49,7 +49,11 @@ def decode_document(data: bytes, magic: bytes, version_max: int, path: str) -> d
     payload = data[HEADER_SIZE:]
     if len(payload) != size or _checksum(magic, version, payload) != checksum:
         raise DirectoryUnusable(f"{path} is damaged: it does not have its checksum")
-    document = msgpack.unpackb(payload)
+    try:
+        document = msgpack.unpackb(payload)
+    except (ValueError, msgpack.UnpackException) as error:
+        # The checksum is right, so someone meant to write this.
+        raise DirectoryUnusable(f"{path} was not written by this store: {error!r}") from error
     if not isinstance(document, dict):
         raise DirectoryUnusable(f"{path} holds no map")
     return document

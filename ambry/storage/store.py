@@ -702,7 +702,12 @@ class DiskStore:
 
     def write_totals(self, batch: list[tuple[bytes, bytes | None]]) -> None:
         """Write a batch to the index together with the totals that its changes have changed. Under the lock."""
-        self._index.write(batch + self._late.settled(self._journal.sequence, self._accounts.batch()))
+        try:
+            self._index.write(batch + self._late.settled(self._journal.sequence, self._accounts.batch()))
+        except BaseException as error:
+            # Before the lock is free: the totals in memory are ahead of the index, and no commit may write them there.
+            self._fail(error)
+            raise
 
     def close_retired(self) -> None:
         """Close the files of segments that were retired so long ago that no read has them: then their space is free.

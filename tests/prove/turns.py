@@ -71,7 +71,7 @@ class Turns:
         """Told the actor, the number of its call, the operation and the path, right before the call is made."""
         self._waits_for: dict[int, TurnLock] = {}
         self._is_quiet = False
-        self._is_granted = False
+        self._granted: TurnLock | None = None
         self._main: greenlet = getcurrent()
 
     def run(self, actors: Sequence[Callable[[], object]], choose: Choose) -> None:
@@ -113,8 +113,8 @@ class Turns:
         """Give way until a lock is free; at once if `next_to_lock` has just waited for it."""
         if self.actor == OUTSIDE:
             return
-        if self._is_granted:
-            self._is_granted = False
+        granted, self._granted = self._granted, None
+        if granted is lock and lock.owner is None:
             return
         self._waits_for[self.actor] = lock
         self._give_way("lock", "")
@@ -124,7 +124,7 @@ class Turns:
         """Give way until the store's lock is free: nothing comes between now and this actor's taking it."""
         if self.actor != OUTSIDE:
             self.reach(self.lock)
-            self._is_granted = True
+            self._granted = self.lock
 
     @contextlib.contextmanager
     def quietly(self) -> Iterator[None]:
@@ -137,6 +137,7 @@ class Turns:
 
     def _give_way(self, operation: str, path: str) -> None:
         number = self.actor
+        self._granted = None
         self.upcoming[number] = (operation, path)
         self.ways[number] += 1
         if not number:
