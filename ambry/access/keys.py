@@ -216,7 +216,7 @@ def parse_key_request(document: object) -> KeyRequest:
         raise BadRequest("accountName is text, or null for all accounts", field="accountName")
     if expires_ms is not None and (not isinstance(expires_ms, int) or not 0 < expires_ms < 2**53):
         raise BadRequest("expirationTime is in milliseconds since 1970, or null", field="expirationTime")
-    if not isinstance(description, str) or len(description.encode()) > POLICY_TEXT_BYTES_MAX:
+    if not isinstance(description, str) or not 0 <= _size_of(description) <= POLICY_TEXT_BYTES_MAX:
         raise BadRequest(f"description has {POLICY_TEXT_BYTES_MAX} bytes at most", field="description")
     if not isinstance(grants, list) or not 0 < len(grants) <= KEY_GRANTS_MAX:
         raise BadRequest(f"grants is a list of 1 to {KEY_GRANTS_MAX}", field="grants")
@@ -224,6 +224,14 @@ def parse_key_request(document: object) -> KeyRequest:
     if name is None and any(container is not None for container, _ in found):
         raise BadRequest("a key for all accounts names no container", field="grants")
     return KeyRequest(name, found, expires_ms, description)
+
+
+def _size_of(text: str) -> int:
+    """Bytes in UTF-8; -1 for half a pair of surrogates, which JSON can say and nothing can store."""
+    try:
+        return len(text.encode())
+    except UnicodeEncodeError:
+        return -1
 
 
 def _grant_request(document: object) -> tuple[str | None, Right]:

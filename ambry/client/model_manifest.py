@@ -191,12 +191,16 @@ def _list(value: object, count_max: int) -> list[Any]:
 def _text(value: object) -> str:
     if not isinstance(value, str):
         raise TypeError("text")
+    # Raises for half a pair of surrogates, which JSON can say and UTF-8 cannot.
+    value.encode()
     return value
 
 
 def _value(value: object) -> Value:
     if not isinstance(value, str | int | float | bool):
         raise TypeError("value")
+    if isinstance(value, str):
+        _text(value)
     return value
 
 

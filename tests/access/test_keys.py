@@ -119,6 +119,7 @@ def test_grants_come_back_as_they_were_kept(rights: list[Right], container: int 
         {"grants": [{"rights": ["read"]}], "expirationTime": -1},
         {"grants": [{"rights": ["read"]}], "expirationTime": "soon"},
         {"grants": [{"rights": ["read"]}], "description": "x" * 1025},
+        {"grants": [{"rights": ["read"]}], "description": "\ud800"},
         {"grants": [{"rights": ["read"]}], "secret": "mine"},
     ],
 )

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Final, cast
+from typing import Any, Final, TypeAlias, cast
 
 from aiohttp.streams import StreamReader
 from multidict import CIMultiDict
@@ -54,7 +54,6 @@ from ambry.names.rows import parse_version
 from ambry.protocol.frame import FrameDecoder, encode_frame
 from ambry.protocol.handshake import decode_hello
 from ambry.protocol.messages import decode_answer, decode_error, decode_request
-from ambry.protocol.replication import DigestsRequest, FetchRequest, PollRequest, RangeRequest, ReplicationRequest
 from ambry.storage.checked_file import HEADER_SIZE as DOCUMENT_HEADER_SIZE
 from ambry.storage.checked_file import decode_document, encode_document
 from ambry.storage.disk import Disk
@@ -198,7 +197,7 @@ _ENTRY: Final = encode_new_put(
 _ASKED: Final = (
     GetRequest(_ID, 0, 1 << 40),
     ChangesRequest(1, 0, 10),
-    UsageRequest(0, 10),
+    UsageRequest(None, 10),
     None,
 )
 
@@ -248,8 +247,9 @@ def _messages(name: str) -> tuple[bytes, ...]:
     decoder.feed(_golden(name))
     found = []
     while frames := decoder.frames(100):
-        for frame in frames:
-            found.append(bytes([frame.type]) + len(frame.header).to_bytes(2, "big") + frame.header + bytes(frame.body))
+        found += [
+            bytes([one.type]) + len(one.header).to_bytes(2, "big") + one.header + bytes(one.body) for one in frames
+        ]
     return tuple(found)
 
 
@@ -386,15 +386,14 @@ def _sealed_line(magic: bytes, body: bytes) -> bytes:
     return b"%s 1 %s\n%s" % (magic, hashlib.sha256(body).hexdigest().encode(), body)
 
 
-def _targets() -> dict[str, Target]:
-    """All of them, by name: an input's first byte says which, in this order."""
+_Targets: TypeAlias = dict[str, tuple[tuple[bytes, ...], Callable[[bytes], object]]]
+
+
+def _of_disks() -> _Targets:
     group = encode_group(3, 1, SEED, [JournalEntry(1, 2, 64, 8, 0, b"12345678")])
     segment = encode_segment_header(partition=1, number=2, incarnation=bytes(16), created_ms=3)
     disk_meta, replica_meta = _golden("disk-meta"), _golden("replica-meta")
-    embedded = _golden("embedded-map")
-    wire = (*_messages("wire-messages"), *_messages("wire-replication"))
-    hello = _messages("wire-handshake")[0][3:]
-    targets: dict[str, tuple[tuple[bytes, ...], Callable[[bytes], object]]] = {
+    return {
         "record": ((_record(), _golden("records")), _decode_record),
         "sealed-record": ((_record(),), _sealed_record),
         "segment": ((segment,), partial(check_segment_header, partition=1, number=2, incarnation=bytes(16))),
@@ -417,6 +416,14 @@ def _targets() -> dict[str, Target]:
             (_golden("manifest"), _golden("manifest-of-manifests")),
             lambda data: list(entries_in_range(decode_manifest(data), 0, 1)),
         ),
+    }
+
+
+def _of_wires_and_maps() -> _Targets:
+    wire = (*_messages("wire-messages"), *_messages("wire-replication"))
+    hello = _messages("wire-handshake")[0][3:]
+    embedded = _golden("embedded-map")
+    return {
         "frames": ((_golden("wire-messages")[:4000], _golden("wire-handshake")), _frames),
         "message": (wire, _message),
         "hello": ((hello,), decode_hello),
@@ -432,6 +439,11 @@ def _targets() -> dict[str, Target]:
             lambda data: decode_map(_sealed_line(embedded.split(b" ", 1)[0], data), Path("map")),
         ),
         "layout-head": ((_LAYOUT_HEAD,), decode_head),
+    }
+
+
+def _of_http() -> _Targets:
+    return {
         "range": ((b"bytes=0-9", b"bytes=-5,7-,1-2"), _range),
         "conditions": ((b'if-match: "x", W/"y"\nif-modified-since: Tue, 14 Nov 2023 22:13:20 GMT',), _conditions),
         "put-headers": ((_PUT_HEADERS,), lambda data: parse_put_headers(_lines(data))),
@@ -440,7 +452,10 @@ def _targets() -> dict[str, Target]:
         "durability": ((b"synced-remote",), _of_text(parse_durability)),
         "read-choice": ((b"quorum",), _of_text(parse_read)),
         "content-md5": ((b"1B2M2Y8AsgTpgAmY7PhCfg==",), _of_text(parse_content_md5)),
-        "digest-field": ((b"md5=:1B2M2Y8AsgTpgAmY7PhCfg==:, other=1",), _of_text(lambda text: parse_digest_field(text, "Repr-Digest"))),
+        "digest-field": (
+            (b"md5=:1B2M2Y8AsgTpgAmY7PhCfg==:, other=1",),
+            _of_text(lambda text: parse_digest_field(text, "Repr-Digest")),
+        ),
         "wanted-digests": ((b"sha-256=1, md5=0",), _of_text(parse_wanted)),
         "lane-head": ((_HEAD, _HEAD[:-10], b"GET /" + _TEXT_ID.encode() + b" HTTP/1.1\r\nHost: a\r\n\r\n"), _lane_head),
         "authorization": (
@@ -457,14 +472,27 @@ def _targets() -> dict[str, Target]:
         "feed-page": ((_FEED,), decode_page),
         "batch-put": ((_BATCH,), _batch_put),
         "form": ((_FORM,), _form),
-        "account-change": ((b'{"accountId": 5, "accountName": "a", "status": "ACTIVE", "snapshotVersion": 0}',), _of_json(parse_account_change)),
-        "container-change": ((b'{"containerId": 5, "containerName": "c", "status": "ACTIVE", "snapshotVersion": 0, "ttlRequired": true}',), _of_json(parse_container_change)),
-        "key-request": ((b'{"accountName": "a", "grants": [{"containerName": "c", "rights": ["read"]}], "description": "d"}',), _of_json(parse_key_request)),
+        "account-change": (
+            (b'{"accountId": 5, "accountName": "a", "status": "ACTIVE", "snapshotVersion": 0}',),
+            _of_json(parse_account_change),
+        ),
+        "container-change": (
+            (b'{"containerId": 5, "containerName": "c", "status": "ACTIVE", "ttlRequired": true}',),
+            _of_json(parse_container_change),
+        ),
+        "key-request": (
+            (
+                b'{"accountName": "a", "grants": [{"containerName": "c", "rights": ["read"]}], "description": "\\ud800"}',
+            ),
+            _of_json(parse_key_request),
+        ),
         "model-manifest": ((_MODEL,), decode_model_manifest),
         "size": ((b"4 MiB",), _of_text(parse_size)),
         "duration": ((b"5 min",), _of_text(parse_duration_ms)),
     }
-    return {name: Target(seeds, run) for name, (seeds, run) in targets.items()}
 
 
-TARGETS: Final = _targets()
+TARGETS: Final = {
+    name: Target(seeds, run) for name, (seeds, run) in (_of_disks() | _of_wires_and_maps() | _of_http()).items()
+}
+"""All of them, by name: an input's first byte says which, in this order."""

@@ -1,13 +1,16 @@
 """A small share of every proof, so that none of them rots: the full runs are `make prove`."""
 
+import contextlib
 import random
 
 import pytest
 
+from ambry.errors import AmbryError
 from tests.prove.cluster_mutants import CLUSTER_MUTANTS
 from tests.prove.compaction import prove_compaction, prove_model
 from tests.prove.flips import prove_flips
-from tests.prove.fuzz import prove_fuzz
+from tests.prove.fuzz import fuzz_by_chance, seeds_of
+from tests.prove.fuzz_targets import TARGETS
 from tests.prove.images import prove_images
 from tests.prove.kills import prove_kills
 from tests.prove.machine import EPISODE_STEPS, RULES, prove_machine
@@ -30,10 +33,17 @@ def test_a_second_of_turned_bits_serves_nothing_wrong() -> None:
     assert figures["bits_turned"] > 50
 
 
-def test_a_second_of_noise_is_answered_by_every_decoder() -> None:
-    figures = prove_fuzz(1, 1.0)
-    assert isinstance(figures["executions"], int)
-    assert figures["executions"] >= 1000
+def test_two_seconds_of_noise_are_answered_by_every_decoder_and_every_parser() -> None:
+    figures = fuzz_by_chance(random.randrange(2**32), 2.0, 0)
+    assert isinstance(figures["executions_of_a_target_min"], int)
+    assert figures["executions_of_a_target_min"] >= 20
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_what_the_fuzzer_kept_is_answered(name: str) -> None:
+    for data in seeds_of(name):
+        with contextlib.suppress(AmbryError):
+            TARGETS[name].run(data)
 
 
 def test_two_seconds_of_schedules_of_compaction_lose_nothing_and_reclaim_what_they_may() -> None:
