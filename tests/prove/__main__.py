@@ -24,6 +24,8 @@ from tests.prove.soak import prove_soak
 from tests.prove.syscalls import prove_syscalls
 
 COUNTED: Final[dict[str, Callable[[int, float, int], dict[str, object]]]] = {
+    "compaction": prove_compaction,
+    "compaction-model": prove_model,
     "fuzz": prove_fuzz,
     "kills": prove_kills,
     "machine": prove_machine,
@@ -54,7 +56,9 @@ def _commit() -> str:
 @click.argument("name", type=click.Choice([*PROOFS, "all"]), default="all")
 @click.option("--seconds", type=float, default=60.0, help="Budget of each proof.")
 @click.option("--seed", type=int, default=None, help="Repeat a run.")
-@click.option("--count", type=int, default=0, help="Kills, steps of the machine or executions, whatever time it takes.")
+@click.option(
+    "--count", type=int, default=0, help="How much to do, whatever time it takes: kills, steps, schedules, executions."
+)
 def main(name: str, seconds: float, seed: int | None, count: int) -> None:
     """Prove, print figures, and how to repeat it."""
     for one in PROOFS if name == "all" else [name]:

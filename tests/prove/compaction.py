@@ -166,8 +166,10 @@ def model_cases() -> list[Case]:
     return cases
 
 
-def prove_model(chosen: int, seconds: float) -> dict[str, object]:
-    """Every case of the model, in an order of chance; fewer, and not exhaustive, when the time does not suffice."""
+def prove_model(chosen: int, seconds: float, count: int = 0) -> dict[str, object]:
+    """Every case of the model, in an order of chance; fewer, and not exhaustive, when the time does not suffice, or
+    when `count` of them are enough.
+    """
     end_s = time.monotonic() + seconds
     cases = model_cases()
     order = list(range(len(cases)))
@@ -177,7 +179,7 @@ def prove_model(chosen: int, seconds: float) -> dict[str, object]:
     done = 0
     reclaimed = 1.0
     for number in order:
-        if done and time.monotonic() >= end_s:
+        if done >= count if count else done and time.monotonic() >= end_s:
             break
         for schedule in cases[number].runs(chosen + number):
             try:
@@ -260,25 +262,28 @@ def schedule_of(seed: int) -> Schedule:
     return Schedule(programs, AtRandom(seed, keeps_on), trouble, ending, seed, is_large, rounds)
 
 
-def prove_compaction(chosen: int, seconds: float) -> dict[str, object]:
-    """Schedules of seeds `chosen`, `chosen` + 1 and so on until the time is over. Raises ScheduleFailed."""
+def prove_compaction(chosen: int, seconds: float, count: int = 0) -> dict[str, object]:
+    """Schedules of seeds `chosen`, `chosen` + 1 and so on until the time is over, or `count` of them.
+
+    Raises ScheduleFailed.
+    """
     end_s = time.monotonic() + seconds
-    count = 0
+    done = 0
     reclaimed = 1.0
     hits: Counter[str] = Counter()
-    while not count or time.monotonic() < end_s:
-        schedule = schedule_of(chosen + count)
+    while done < count if count else not done or time.monotonic() < end_s:
+        schedule = schedule_of(chosen + done)
         try:
             hits.update(schedule.play().hits)
         except Exception as error:
-            repeat = f"python -m tests.prove compaction --seconds 0 --seed {chosen + count}"
+            repeat = f"python -m tests.prove compaction --seconds 0 --seed {chosen + done}"
             raise ScheduleFailed(f"repeat with: {repeat}\n{schedule}") from error
         reclaimed = min(reclaimed, schedule.reclaimed)
-        count += 1
+        done += 1
     missed = sorted(WANTED - {hit for hit in hits if hits[hit]})
-    assert count < 5000 or not missed, f"never met: {missed}"
+    assert done < 5000 or not missed, f"never met: {missed}"
     return {
-        "schedules": count,
+        "schedules": done,
         "reclaimed_percent_min": round(100 * reclaimed, 1),
         "hits": dict(sorted(hits.items())),
     }

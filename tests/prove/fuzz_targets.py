@@ -8,6 +8,7 @@ guess checksums. Some targets hold two answers against each other, which asserts
 import hashlib
 import json
 import struct
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -15,6 +16,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Final, TypeAlias, cast
 
+from aiohttp.multipart import BadContentDispositionHeader, BadContentDispositionParam
 from aiohttp.streams import StreamReader
 from multidict import CIMultiDict
 from xxhash import xxh3_64_intdigest
@@ -339,7 +341,11 @@ def _form(data: bytes) -> None:
             pass
 
     try:
-        read().send(None)
+        with warnings.catch_warnings():
+            # aiohttp warns of a disposition that it cannot read, and goes on as if there were none.
+            warnings.simplefilter("ignore", BadContentDispositionHeader)
+            warnings.simplefilter("ignore", BadContentDispositionParam)
+            read().send(None)
     except StopIteration:
         return
     raise AssertionError("a body that is whole was waited for")
@@ -481,9 +487,7 @@ def _of_http() -> _Targets:
             _of_json(parse_container_change),
         ),
         "key-request": (
-            (
-                b'{"accountName": "a", "grants": [{"containerName": "c", "rights": ["read"]}], "description": "\\ud800"}',
-            ),
+            (b'{"accountName": "a", "grants": [{"containerName": "c", "rights": ["read"]}], "description": "d"}',),
             _of_json(parse_key_request),
         ),
         "model-manifest": ((_MODEL,), decode_model_manifest),

@@ -33,8 +33,8 @@ def test_a_second_of_turned_bits_serves_nothing_wrong() -> None:
     assert figures["bits_turned"] > 50
 
 
-def test_two_seconds_of_noise_are_answered_by_every_decoder_and_every_parser() -> None:
-    figures = fuzz_by_chance(random.randrange(2**32), 2.0, 0)
+def test_noise_is_answered_by_every_decoder_and_every_parser() -> None:
+    figures = fuzz_by_chance(random.randrange(2**32), 0.0, 5000)
     assert isinstance(figures["executions_of_a_target_min"], int)
     assert figures["executions_of_a_target_min"] >= 20
 
@@ -46,16 +46,12 @@ def test_what_the_fuzzer_kept_is_answered(name: str) -> None:
             TARGETS[name].run(data)
 
 
-def test_two_seconds_of_schedules_of_compaction_lose_nothing_and_reclaim_what_they_may() -> None:
-    figures = prove_compaction(random.randrange(2**32), 2.0)
-    assert isinstance(figures["schedules"], int)
-    assert figures["schedules"] > 10
+def test_schedules_of_compaction_lose_nothing_and_reclaim_what_they_may() -> None:
+    assert prove_compaction(random.randrange(2**32), 0.0, 100)["schedules"] == 100
 
 
-def test_two_seconds_of_the_model_of_compaction_are_clean() -> None:
-    figures = prove_model(random.randrange(2**32), 2.0)
-    assert isinstance(figures["schedules"], int)
-    assert figures["schedules"] > 10
+def test_cases_of_the_model_of_compaction_are_clean() -> None:
+    assert prove_model(random.randrange(2**32), 0.0, 20)["cases"] == 20
 
 
 def test_two_seconds_of_the_machine_are_clean() -> None:
