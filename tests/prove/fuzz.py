@@ -183,7 +183,7 @@ def _run_atheris(folder: Path, chosen: int, seconds: float, count: int) -> subpr
 
 
 def _keep(folder: Path, data: bytes) -> None:
-    (folder / hashlib.sha256(data).hexdigest()[:16]).write_bytes(data)
+    (folder / f"{hashlib.sha256(data).hexdigest()[:16]}.bin").write_bytes(data)
 
 
 def keep_corpus(chosen: int, seconds: float, per_target: int) -> int:
