@@ -55,9 +55,7 @@ from ambry.storage.compactor import Compaction, CompactionReport, OnDamage
 from ambry.storage.disk import Buffer, Disk
 from ambry.storage.hot_records import HotRecords
 from ambry.storage.index import Index, pages
-from ambry.storage.index_entry import (
-    ENTRY_SIZE as INDEX_ENTRY_SIZE,
-)
+from ambry.storage.index_entry import ENTRY_SIZE as INDEX_ENTRY_SIZE
 from ambry.storage.index_entry import (
     HAS_BODY,
     ID_HEAD_SIZE,
@@ -705,8 +703,7 @@ class DiskStore:
         try:
             self._index.write(batch + self._late.settled(self._journal.sequence, self._accounts.batch()))
         except BaseException as error:
-            # Before the lock is free: the totals in memory are ahead of the index, and no commit may write them there.
-            self._fail(error)
+            self._fail(error)  # before the lock is free: no commit may write totals that are ahead of the index
             raise
 
     def close_retired(self) -> None:
