@@ -37,10 +37,18 @@ OnMap: TypeAlias = Callable[[ClusterMap], Awaitable[None]]
 class Membership:
     """The map, kept up to date. Make it, `open` it and `close` it inside one running event loop."""
 
-    def __init__(self, hosts: str, folder: Path, *, session_s: float = 0, start_s: float = REGISTRY_START_S) -> None:
+    def __init__(
+        self,
+        hosts: str,
+        folder: Path,
+        *,
+        session_s: float = 0,
+        start_s: float = REGISTRY_START_S,
+        connect: Callable[[str, Callable[[], None], float], Registry] = Registry,
+    ) -> None:
         self._loop = asyncio.get_running_loop()
         self._wake = asyncio.Event()
-        self._registry = Registry(hosts, self._event, session_s)
+        self._registry = connect(hosts, self._event, session_s)
         self._path = folder / MAP_FILE
         self._start_s = start_s
         self._layout: Layout | None = None

@@ -1,14 +1,21 @@
 """What the answers of replicas amount to: pure, and small enough that tests go through every case.
 
-With N replicas that count and W = N // 2 + 1: a write is done when W have it durably; "not found" is certain when
-N - W + 1 witnesses say so, since any N - W + 1 replicas meet every acknowledged write (guarantee G3). Replicas that
-are joining get every write and count for nothing. Whatever is not certain is Unavailable, never a guess.
+With N replicas listed in a datacentre and W = N // 2 + 1: a write is done when W of those that take writes have it
+durably; "not found" is certain when N - W + 1 witnesses say so, since any N - W + 1 replicas meet every acknowledged
+write (guarantee G3). Whatever is not certain is Unavailable, never a guess.
 
-Replicas count in groups, one for each datacentre: `groups[i]` is the one that replica i counts for, or UNCOUNTED.
+A replica that joins takes writes and its durable answer counts: so what is acknowledged while it joins still meets
+every quorum when it serves. What it does not know proves nothing, and neither does what it knows of the past: no
+witness, and a change of state must reach N - W + 1 that serve as well. It stays in N, and so does one that leaves: a
+write may have been acknowledged by a replica that lost its disk since and by one other.
+
+Replicas are witnesses in groups, one for each datacentre: `groups[i]` is that of replica i, or UNCOUNTED. `listed` has
+N for each group; a group that is not there lists exactly its witnesses.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from enum import Enum, auto
+from types import MappingProxyType
 from typing import Final
 
 from ambry.blob.state import BlobState, join
@@ -26,6 +33,10 @@ from ambry.errors import (
 
 UNCOUNTED: Final = -1
 """The group of replicas whose word is welcome and proves nothing."""
+
+
+ALL_SERVE: Final[Mapping[int, int]] = MappingProxyType({})
+"""No replica joins or leaves."""
 
 
 class Reply(Enum):
@@ -112,7 +123,7 @@ def witness_quorum(counted: int) -> int:
 
 
 def put_verdict(replies: Sequence[Reply]) -> Verdict:
-    """Of the replicas that count, in any order: is the record durable, can it still be?"""
+    """Of the replicas that take writes, in any order: is the record durable, can it still be?"""
     required = write_quorum(len(replies))
     if not replies:
         return Verdict.UNAVAILABLE
@@ -131,7 +142,12 @@ def put_verdict(replies: Sequence[Reply]) -> Verdict:
 
 
 def read_verdict(
-    replies: Sequence[Reply], *, groups: Sequence[int], witnesses: Collection[int], wants_deleted: bool = False
+    replies: Sequence[Reply],
+    *,
+    groups: Sequence[int],
+    witnesses: Collection[int],
+    listed: Mapping[int, int] = ALL_SERVE,
+    wants_deleted: bool = False,
 ) -> Verdict:
     """Of every replica that may be asked, in the order of asking: which answer is certain?
 
@@ -144,18 +160,20 @@ def read_verdict(
     if Reply.DELETED in replies:
         return Verdict.WAIT if wants_deleted and Reply.PENDING in replies else Verdict.DELETED
     # A replica that knows of the blob and lacks its bytes outweighs any number that do not know it.
-    if Reply.NOT_HERE not in replies and _all_deny(replies, groups, witnesses):
+    if Reply.NOT_HERE not in replies and _all_deny(replies, groups, witnesses, listed):
         return Verdict.NOT_FOUND
     if Reply.PENDING in replies:
         return Verdict.WAIT
     return Verdict.BUSY if Reply.BUSY in replies else Verdict.UNAVAILABLE
 
 
-def _all_deny(replies: Sequence[Reply], groups: Sequence[int], witnesses: Collection[int]) -> bool:
+def _all_deny(
+    replies: Sequence[Reply], groups: Sequence[int], witnesses: Collection[int], listed: Mapping[int, int]
+) -> bool:
     """Whether in each of the groups a witness quorum says "not found"; a group without replicas proves nothing."""
     for group in witnesses:
         members = [reply for reply, one in zip(replies, groups, strict=True) if one == group]
-        if not members or members.count(Reply.NOT_FOUND) < witness_quorum(len(members)):
+        if not members or members.count(Reply.NOT_FOUND) < witness_quorum(listed.get(group, len(members))):
             return False
     return bool(witnesses)
 
@@ -168,10 +186,17 @@ class StateSurvey:
     the required groups first, everybody else only if these know nothing.
     """
 
-    __slots__ = ("_asked", "_groups", "_replies", "_required", "_witnesses", "has_body", "joined")
+    __slots__ = ("_asked", "_groups", "_listed", "_replies", "_required", "_witnesses", "has_body", "joined")
 
-    def __init__(self, groups: Sequence[int], required: Collection[int], witnesses: Collection[int]) -> None:
+    def __init__(
+        self,
+        groups: Sequence[int],
+        required: Collection[int],
+        witnesses: Collection[int],
+        listed: Mapping[int, int] = ALL_SERVE,
+    ) -> None:
         self._groups = tuple(groups)
+        self._listed = listed
         self._required = frozenset(required) & frozenset(groups)
         self._witnesses = frozenset(witnesses)
         self._replies = [Reply.PENDING] * len(groups)
@@ -215,7 +240,7 @@ class StateSurvey:
             self.joined is None
             and Reply.NOT_HERE not in self._replies
             and all(self._is_known(group) for group in self._required)
-            and _all_deny(self._replies, self._groups, self._witnesses)
+            and _all_deny(self._replies, self._groups, self._witnesses, self._listed)
         ):
             return Verdict.NOT_FOUND
         is_open = Reply.PENDING in self._replies and all(self._is_known(one, or_pending=True) for one in self._required)
@@ -226,29 +251,38 @@ class StateSurvey:
         known = members.count(Reply.DONE) + members.count(Reply.NOT_FOUND)
         if or_pending:
             known += members.count(Reply.PENDING)
-        return known >= witness_quorum(len(members))
+        return known >= witness_quorum(self._listed.get(group, len(members)))
 
 
 class Convergence:
     """Brings replicas to one state: joins what they answer, and says who is to be told the join.
 
-    Done when W replicas that count are known to have reached it durably. An id that some replicas have never seen and
-    another one has is not lost: they are told the state, and the tombstone waits for the put.
+    Done when W replicas are known to have reached it durably, and among them as many that serve as meet every change
+    before. An id that some replicas have never seen and another one has is not lost: they are told the state, and the
+    tombstone waits for the put.
     """
 
-    __slots__ = ("_counted", "_has_body", "_is_asked", "_replies", "_states", "_was_told", "joined")
+    __slots__ = ("_has_body", "_is_asked", "_listed", "_replies", "_serve", "_states", "_was_told", "joined")
 
     def __init__(
-        self, counted: Sequence[bool], target: BlobState | None = None, floor: BlobState | None = None
+        self,
+        serve: Sequence[bool],
+        target: BlobState | None = None,
+        floor: BlobState | None = None,
+        *,
+        listed: int = 0,
     ) -> None:
-        """`target`: what everybody is told first. `floor`: what is known already, and nobody here may know."""
-        self._counted = tuple(counted)
-        self._replies = [Reply.PENDING] * len(counted)
-        self._states: list[BlobState | None] = [None] * len(counted)
-        self._has_body = [False] * len(counted)
-        self._is_asked = [True] * len(counted)
+        """`serve`: which of those that are told serve; `listed` is N, where there are others. `target`: what everybody
+        is told first. `floor`: what is known already, and nobody here may know.
+        """
+        self._serve = tuple(serve)
+        self._listed = max(listed, len(serve))
+        self._replies = [Reply.PENDING] * len(serve)
+        self._states: list[BlobState | None] = [None] * len(serve)
+        self._has_body = [False] * len(serve)
+        self._is_asked = [True] * len(serve)
         # Being told a state needs no put, so whoever was told and still does not know the blob has failed.
-        self._was_told = [target is not None] * len(counted)
+        self._was_told = [target is not None] * len(serve)
         self.joined = target or floor
 
     def answered(self, replica: int, state: BlobState, *, has_body: bool = True) -> None:
@@ -285,36 +319,37 @@ class Convergence:
         return found
 
     def without_body(self) -> list[int]:
-        """Replicas that have to get the bytes before W of those that count hold them; none when W do, or it is dead."""
+        """Replicas that have to get the bytes before W hold them; none when W do, or it is dead."""
         if self.joined is None or self.joined.is_deleted:
             return []
         reached = [replica for replica, reply in enumerate(self._replies) if reply is Reply.DONE]
-        with_body = sum(self._has_body[replica] and self._counted[replica] for replica in reached)
-        if with_body >= write_quorum(sum(self._counted)):
+        with_body = sum(self._has_body[replica] for replica in reached)
+        if with_body >= write_quorum(len(self._serve)):
             return []
         return [replica for replica in reached if not self._has_body[replica]]
 
     def verdict(self) -> Verdict:
-        """DONE: W replicas that count have reached `joined`. Ask `behind` first."""
-        counts = [replica for replica, one in enumerate(self._counted) if one]
-        if not counts:
+        """DONE: W replicas have reached `joined`, with enough that serve. Ask `behind` first."""
+        if not any(self._serve):
             return Verdict.UNAVAILABLE
-        required = write_quorum(len(counts))
-        replies = [self._replies[replica] for replica in counts]
-        reached = sum(
-            self._replies[replica] is Reply.DONE and self._states[replica] == self.joined for replica in counts
-        )
-        if reached >= required:
+        required, serving_required = write_quorum(len(self._serve)), witness_quorum(self._listed)
+        replies = self._replies
+        reached = [
+            reply is Reply.DONE and state == self.joined for reply, state in zip(replies, self._states, strict=True)
+        ]
+        serving = [replica for replica, serves in enumerate(self._serve) if serves]
+        serving_reached = sum(reached[replica] for replica in serving)
+        if sum(reached) >= required and serving_reached >= serving_required:
             return Verdict.DONE
-        if (
-            self.joined is None
-            and replies.count(Reply.NOT_FOUND) >= witness_quorum(len(counts))
-            and Reply.NOT_HERE not in self._replies
-        ):
+        denials = sum(replies[replica] is Reply.NOT_FOUND for replica in serving)
+        if self.joined is None and denials >= serving_required and Reply.NOT_HERE not in replies:
             return Verdict.NOT_FOUND
-        if reached + replies.count(Reply.PENDING) >= required or (
-            self.joined is None and Reply.PENDING in self._replies
-        ):
+        serving_open = sum(replies[replica] is Reply.PENDING for replica in serving)
+        can_be = (
+            sum(reached) + replies.count(Reply.PENDING) >= required
+            and serving_reached + serving_open >= serving_required
+        )
+        if can_be or (self.joined is None and Reply.PENDING in replies):
             return Verdict.WAIT
         refused = {reply for reply in replies if reply not in {Reply.DONE, Reply.PENDING}}
         return Verdict.BUSY if refused == {Reply.BUSY} else Verdict.UNAVAILABLE

@@ -76,6 +76,8 @@ class _Subscription:
     told: dict[int, tuple[PeerToken, ...]] = field(default_factory=dict)
     missing: set[int] = field(default_factory=set)
     sequence: int = 0
+    turn: int = 0
+    """Number of the poll that may move it: the newest one."""
     answered_at_s: float = 0.0
     heard_at_s: float = 0.0
     woken: asyncio.Event = field(default_factory=asyncio.Event)
@@ -89,6 +91,9 @@ class _Wanted:
     partition: int
     token: Token
     tokens: tuple[PeerToken, ...]
+
+
+_UNKNOWN: Final = PollAnswer(0, is_known=False, pages=(), missing=(), out_of_reach=())
 
 
 class Feed:
@@ -105,8 +110,8 @@ class Feed:
         self._look_timer: asyncio.TimerHandle | None = None
         self._looked_at_s = 0.0
         self._is_released = False
-        for service in set(services().values()):
-            service.on_commit(self.changed)
+        self._heard: set[DiskService] = set()
+        self._listen()
 
     # --- Peer --------------------------------------------------------------------------------------------------
 
@@ -117,7 +122,8 @@ class Feed:
             subscription = self._accepted(request)
         except Overloaded as error:
             return self._failed(error)
-        return self._loop.create_task(self._poll(subscription, request, deadline), name="poll of a peer")
+        turn = subscription.turn if subscription is not None else 0
+        return self._loop.create_task(self._poll(subscription, turn, request, deadline), name="poll of a peer")
 
     def fetch(self, request: FetchRequest, deadline: float) -> "asyncio.Future[FetchAnswer]":
         """Whole records, verified."""
@@ -184,7 +190,14 @@ class Feed:
             due_s = self._looked_at_s + limits.POLL_PACE_MS / 1000
             self._look_timer = self._loop.call_at(max(due_s, self._loop.time()), self._look)
 
+    def _listen(self) -> None:
+        """Hear of commits on every disk that has a replica by now: a new datanode begins without any."""
+        for service in set(self._services().values()) - self._heard:
+            self._heard.add(service)
+            service.on_commit(self.changed)
+
     def _look(self) -> None:
+        self._listen()
         self._look_timer = None
         self._looked_at_s = self._loop.time()
         changed: list[int] = []
@@ -202,9 +215,11 @@ class Feed:
 
     # --- polls -------------------------------------------------------------------------------------------------
 
-    async def _poll(self, subscription: _Subscription | None, request: PollRequest, deadline: float) -> PollAnswer:
+    async def _poll(
+        self, subscription: _Subscription | None, turn: int, request: PollRequest, deadline: float
+    ) -> PollAnswer:
         if subscription is None:
-            return PollAnswer(0, is_known=False, pages=(), missing=(), out_of_reach=())
+            return _UNKNOWN
         until = min(self._loop.time() + min(request.hold_ms, limits.POLL_HOLD_MS_MAX) / 1000, deadline - _MARGIN_S)
         pause_s = max(request.pace_ms, limits.POLL_PACE_MS) / 1000
         pages: list[Page] = []
@@ -216,6 +231,11 @@ class Feed:
             if wait_s > 0:
                 await asyncio.sleep(wait_s)
             pages = await self._pages(subscription, request, deadline)
+        if subscription.turn != turn:
+            # The client gave this poll up and sent another one: what this one read is for that one to tell.
+            subscription.dirty.update(dict.fromkeys(page.partition for page in pages))
+            subscription.woken.set()
+            return _UNKNOWN
         # From here on nothing waits: what the subscription says and what the client gets stay in step.
         for page in pages:
             subscription.positions[page.partition] = Token(page.incarnation, page.through_lsn)
@@ -255,6 +275,9 @@ class Feed:
         elif subscription is None or subscription.sequence != request.sequence:
             return None
         subscription.heard_at_s = now
+        # Whoever still waits for the poll before this one ends at once.
+        subscription.turn += 1
+        subscription.woken.set()
         for partition in request.dropped:
             for table in (subscription.positions, subscription.dirty, subscription.told):
                 table.pop(partition, None)

@@ -245,8 +245,8 @@ class Sweeper:
 
     async def _hear(self, manifest_id: bytes, now_ms: int) -> Heard:
         """The state of a reserved id, by as many witnesses of its datacentre as a "not found" needs."""
-        replicas = self._serving(manifest_id)
-        survey = StateSurvey([1] * len(replicas), [1], [1])
+        replicas, listed = self._serving(manifest_id)
+        survey = StateSurvey([1] * len(replicas), [1], [1], {1: listed})
         survey.to_ask()
         died_ms = 0
         request = GetRequest(manifest_id, 0, 0)
@@ -279,11 +279,11 @@ class Sweeper:
             return Heard(Word.DEAD, survey.joined.expires_at_ms)
         return Heard(Word.LIVES)
 
-    def _serving(self, blob_id: bytes) -> list[Replica]:
-        """The replicas of the originating datacentre that count."""
+    def _serving(self, blob_id: bytes) -> tuple[list[Replica], int]:
+        """The replicas of the originating datacentre that are witnesses, and how many it lists."""
         partition, origin = int.from_bytes(blob_id[12:16], "big"), int.from_bytes(blob_id[2:4], "big")
         found = self._map().replicas_in(partition, origin)
-        return [replica for replica in found if replica.state is ReplicaState.SERVING]
+        return [replica for replica in found if replica.state is ReplicaState.SERVING], len(found)
 
     async def _listed(self, manifest_id: bytes) -> list[bytes]:
         """Every chunk and leaf that a manifest lists. Raises when it cannot be read."""
@@ -296,7 +296,7 @@ class Sweeper:
 
     async def _manifest(self, blob_id: bytes) -> Manifest:
         last: AmbryError = Unavailable("no replica of a manifest can be asked")
-        for replica in self._serving(blob_id):
+        for replica in self._serving(blob_id)[0]:
             datanode = self._datanodes.get(replica.node)
             if datanode is None:
                 continue

@@ -40,7 +40,11 @@ def read_now(route: Route, request: GetRequest) -> GetAnswer | None:
         reply = reply_of(error, route.incarnations[0])
         replies = [reply, *[Reply.PENDING] * (len(route.readers) - 1)]
         verdict = read_verdict(
-            replies, groups=route.groups, witnesses=route.witnesses, wants_deleted=request.include_deleted
+            replies,
+            groups=route.groups,
+            witnesses=route.witnesses,
+            listed=route.listed,
+            wants_deleted=request.include_deleted,
         )
         if verdict in {Verdict.DELETED, Verdict.NOT_FOUND}:
             raise error_of(verdict, "get") from error
@@ -102,6 +106,7 @@ class HedgedRead:
             self._replies,
             groups=route.groups,
             witnesses=route.witnesses,
+            listed=route.listed,
             wants_deleted=self._request.include_deleted,
         )
         if verdict is not Verdict.WAIT:

@@ -1,9 +1,9 @@
 """Where blobs go and where they are: routes to the replicas of each partition, made once for each cluster map.
 
-A put goes to the replicas of this datacentre; JOINING ones take puts and count for nothing, LEAVING ones take none.
-A read asks this datacentre first, then the one in the id, then the others; only serving replicas of the originating
-datacentre are witnesses of "not found". A node that the process has no connection to keeps its place and counts as
-out of reach. Pure: no waiting, time and chance come as arguments.
+A put goes to the replicas of this datacentre; JOINING ones take puts, LEAVING ones take none. A read asks this
+datacentre first, then the one in the id, then the others; only serving replicas of the originating datacentre are
+witnesses of "not found", and all that it lists count in how many of them it takes. A node that the process has no
+connection to keeps its place and counts as out of reach. Pure: no waiting, time and chance come as arguments.
 """
 
 from collections.abc import Collection, Mapping
@@ -40,18 +40,20 @@ DEFAULT_OWNER: Final = bytes(8)
 class Route:
     """The replicas of one partition, for blobs of one originating datacentre.
 
-    `writers` of this datacentre, `counted` says which of them count. `readers` in the order of asking: the first
-    `serving` of them are here and complete, `groups` says for which datacentre each counts, and `incarnations` whose
-    word that is. `witnesses` are the datacentres that must prove "not found", `here` is this one. `remote` are readers
+    `writers` of this datacentre; `serve` says which of them have everything that was acknowledged before. `readers` in
+    the order of asking: the first `serving` of them are here and complete, `groups` says for which datacentre each is a
+    witness, and `incarnations` whose word that is. `listed` has the number of replicas in each datacentre, whatever
+    their state. `witnesses` are the datacentres that must prove "not found", `here` is this one. `remote` are readers
     to put to, for blobs that are to be in two datacentres before they are acknowledged.
     """
 
     partition: int
     writers: tuple[Peer, ...]
-    counted: tuple[bool, ...]
+    serve: tuple[bool, ...]
     readers: tuple[Peer, ...]
     groups: tuple[int, ...]
     incarnations: tuple[bytes | None, ...]
+    listed: Mapping[int, int]
     serving: int
     here: int
     witnesses: tuple[int, ...]
@@ -232,11 +234,8 @@ class Placement:
         route = self._routes.get((partition, self._datacentre)) or self.route(partition, self._datacentre)
         if route.only_writer is not None:
             return True
-        ready = sum(
-            counts and peer.datanode is not None and not peer.is_suspect(now)
-            for peer, counts in zip(route.writers, route.counted, strict=True)
-        )
-        return ready >= write_quorum(sum(route.counted))
+        ready = sum(peer.datanode is not None and not peer.is_suspect(now) for peer in route.writers)
+        return ready >= write_quorum(len(route.writers))
 
     def mint(self, kind: Kind, partition: int, now_ms: int, owner: bytes = DEFAULT_OWNER) -> bytes:
         """A new binary blob id of this datacentre, in the container of these eight bytes."""
@@ -269,22 +268,25 @@ class Placement:
         # Where this datacentre holds no replica, changes go to the origin's; puts never come here.
         at_home = self._datacentre if self._datacentre in placed else origin
         writers = [one for one in placed.get(at_home, []) if one[0].state is not ReplicaState.LEAVING]
-        counted = tuple(replica.state is ReplicaState.SERVING for replica, _ in writers)
+        serve = tuple(replica.state is ReplicaState.SERVING for replica, _ in writers)
+        if not any(serve):
+            writers, serve = [], ()
         groups = tuple(group for _, _, group, _ in readers)
         is_alone = len(readers) == 1 and groups[0] in witnesses
         return Route(
             partition=listed.number,
             writers=tuple(peer for _, peer in writers),
-            counted=counted,
+            serve=serve,
             readers=tuple(peer for _, peer, _, _ in readers),
             groups=groups,
             incarnations=tuple(incarnation for _, _, _, incarnation in readers),
+            listed={where: len(members) for where, members in placed.items()},
             serving=sum(peer.is_near and group != UNCOUNTED for _, peer, group, _ in readers),
             here=at_home,
             witnesses=witnesses,
             remote=tuple(peer for _, peer, group, _ in readers if group not in {at_home, UNCOUNTED}),
             hedges=self._peers.hedges,
-            only_writer=writers[0][1].datanode if counted == (True,) else None,
+            only_writer=writers[0][1].datanode if serve == (True,) else None,
             only_reader=readers[0][1].datanode if is_alone else None,
         )
 

@@ -137,7 +137,7 @@ class _PutToAll:
             self._watch()
 
     def _to_hold_back(self, now: float) -> list[int]:
-        """Suspect writers, unless the rest of those that count cannot make a quorum."""
+        """Suspect writers, unless the rest cannot make a quorum."""
         route = self._route
         suspects = [
             replica
@@ -146,11 +146,8 @@ class _PutToAll:
         ]
         if not suspects:
             return []
-        ready = sum(
-            counts and self._replies[replica] is Reply.PENDING and replica not in suspects
-            for replica, counts in enumerate(route.counted)
-        )
-        return suspects if ready >= write_quorum(sum(route.counted)) else []
+        ready = sum(reply is Reply.PENDING and replica not in suspects for replica, reply in enumerate(self._replies))
+        return suspects if ready >= write_quorum(len(route.writers)) else []
 
     def _ask(self, replica: int) -> None:
         peer = self._route.writers[replica]
@@ -214,9 +211,7 @@ class _PutToAll:
     def _judge(self) -> None:
         """Answer, wait, or ask those that were held back."""
         while not self.outcome.done():
-            verdict = put_verdict(
-                [reply for reply, counts in zip(self._replies, self._route.counted, strict=True) if counts]
-            )
+            verdict = put_verdict(self._replies)
             if verdict is Verdict.DONE and self._remote is Reply.FAILED:
                 verdict = Verdict.UNAVAILABLE
             if verdict is Verdict.DONE and self._remote is Reply.DONE:
@@ -226,7 +221,7 @@ class _PutToAll:
             elif verdict in {Verdict.DONE, Verdict.WAIT}:
                 done = self._replies.count(Reply.DONE)
                 waiting = self._replies.count(Reply.PENDING) - len(self._held_back)
-                if self._held_back and done + waiting < write_quorum(sum(self._route.counted)):
+                if self._held_back and done + waiting < write_quorum(len(self._route.writers)):
                     held_back, self._held_back = self._held_back, []
                     for replica in held_back:
                         self._ask(replica)
@@ -255,7 +250,7 @@ async def survey(route: Route, blob_id: bytes, deadline: float, *, with_origin: 
     (certain) or Unavailable; otherwise `joined` of what is returned holds the state.
     """
     required = {route.here, *route.witnesses} if with_origin else {route.here}
-    core = StateSurvey(route.groups, required, route.witnesses)
+    core = StateSurvey(route.groups, required, route.witnesses, route.listed)
     answers = _Answers[GetAnswer]()
     request = GetRequest(blob_id, 0, 0, include_deleted=True)
     try:
@@ -308,7 +303,7 @@ async def converge(
     fetched from whoever does. Raises BlobNotFound (certain), Overloaded or Unavailable.
     """
     assert (change is Change.JOIN) == (target is not None)
-    core = Convergence(route.counted, target, floor)
+    core = Convergence(route.serve, target, floor, listed=route.listed.get(route.here, 0))
     answers = _Answers[StateAnswer]()
     first = UpdateRequest(blob_id, change, target or BlobState(0, 0), time_ms)
     for replica, peer in enumerate(route.writers):

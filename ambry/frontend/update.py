@@ -11,12 +11,12 @@ from collections.abc import AsyncIterator
 
 from ambry.blob.blob_id import Kind
 from ambry.blob.manifest import Entry, Manifest
-from ambry.blob.requests import Change
+from ambry.blob.requests import Change, GetRequest
 from ambry.blob.state import BlobState, deleted, extended, undeleted
 from ambry.clock import Clock
 from ambry.errors import BlobDeleted, BlobExpired, BlobNotFound, NotAllowed, Unavailable
 from ambry.frontend import replicas
-from ambry.frontend.get import open_blob, read_leaf
+from ambry.frontend.get import open_blob, read_leaf, read_record
 from ambry.frontend.headers import GetOption
 from ambry.frontend.placement import Placement, kind_of
 from ambry.limits import REQUEST_DEADLINE_MS, UPDATE_CHUNKS_IN_FLIGHT_MAX
@@ -64,6 +64,8 @@ async def undelete(placement: Placement, clock: Clock, blob_id: bytes) -> BlobSt
         raise BlobExpired("the blob has expired")
     if not state.is_deleted:
         raise NotAllowed("the blob is not deleted")
+    if bytes_are_here is None:
+        await _find_bytes(placement, blob_id)
     try:
         return await _converge(placement, clock, blob_id, Change.JOIN, undeleted(state))
     except Unavailable as error:
@@ -73,6 +75,14 @@ async def undelete(placement: Placement, clock: Clock, blob_id: bytes) -> BlobSt
         # Compaction took the bytes after the look: alive without them, the blob would be 503 for ever, and not 410.
         await _converge(placement, clock, blob_id, Change.DELETE, None)
         raise BlobNotFound("the blob was deleted for good") from error
+
+
+async def _find_bytes(placement: Placement, blob_id: bytes) -> None:
+    """Raises Unavailable when no replica within reach has the bytes: a blob that lives and has none never heals."""
+    try:
+        await read_record(placement, GetRequest(blob_id, 0, 0, include_deleted=True))
+    except (BlobNotFound, BlobDeleted, BlobExpired) as error:
+        raise Unavailable("whether the bytes of the deleted blob are still there is not known") from error
 
 
 async def _extend_chunks(placement: Placement, clock: Clock, blob_id: bytes, expires_at_ms: int) -> None:

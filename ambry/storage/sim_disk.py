@@ -391,6 +391,12 @@ class SimDisk:
             if fault is not None:
                 raise fault.error(f"sync of folder {folder}: as told")
 
+    def lose_folder(self, folder: str) -> None:
+        """A folder and everything in it is gone, durably: somebody removed it, or moved it away."""
+        with self.lock:
+            for path in [path for path in self._folders if path == folder or path.startswith(f"{folder}/")]:
+                del self._folders[path]
+
     def run_all(self, tasks: Sequence[Callable[[], None]]) -> None:
         """One after the other, forwards or backwards: some may have ended and others not begun when the power goes."""
         failures: list[AmbryError] = []

@@ -317,7 +317,7 @@ def test_a_replica_that_was_told_and_still_does_not_know_is_not_asked_for_ever()
     assert core.verdict() is Verdict.UNAVAILABLE
 
 
-def test_joining_replicas_are_told_and_do_not_count() -> None:
+def test_a_change_takes_a_replica_that_serves_and_a_quorum_that_counts_joining_ones() -> None:
     core = Convergence([True, False])
     core.answered(1, BlobState(1, 10))
     assert core.verdict() is Verdict.WAIT
@@ -327,7 +327,56 @@ def test_joining_replicas_are_told_and_do_not_count() -> None:
     core.answered(0, BlobState(1, 10))
     core.failed(1, Reply.NOT_FOUND)
     assert core.behind() == [1]
+    assert core.verdict() is Verdict.WAIT
+    core.answered(1, BlobState(1, 10))
     assert core.verdict() is Verdict.DONE
+
+
+def test_a_change_meets_what_was_acknowledged_by_a_replica_that_was_lost_since() -> None:
+    """Of three the third lost its disk and joins. It and the second had acknowledged an undelete: the first alone, or
+    the first and the one that joins, do not know of it.
+    """
+    for told in ((0,), (0, 2)):
+        core = Convergence([True, True, False], listed=3)
+        for replica in told:
+            core.answered(replica, BlobState(1, 10))
+        assert core.verdict() is Verdict.WAIT
+        core.failed(1, Reply.FAILED)
+        assert core.verdict() is not Verdict.DONE
+    core = Convergence([True, True], listed=3)
+    core.failed(0, Reply.NOT_FOUND)
+    core.failed(1, Reply.FAILED)
+    assert core.verdict() is Verdict.UNAVAILABLE
+
+
+def test_a_replica_that_joins_or_leaves_does_not_make_one_denial_a_proof() -> None:
+    """A write was acknowledged by the first and the third; then the third lost its disk and joins, or it leaves."""
+    for replies in ((Reply.FAILED, Reply.NOT_FOUND, Reply.FAILED), (Reply.PENDING, Reply.NOT_FOUND, Reply.NOT_FOUND)):
+        verdict = read_verdict(replies, groups=[1, 1, UNCOUNTED], witnesses=[1], listed={1: 3})
+        assert verdict is not Verdict.NOT_FOUND
+    both = (Reply.NOT_FOUND, Reply.NOT_FOUND, Reply.FAILED)
+    assert read_verdict(both, groups=[1, 1, UNCOUNTED], witnesses=[1], listed={1: 3}) is Verdict.NOT_FOUND
+    survey = StateSurvey([1, 1, UNCOUNTED], [1], [1], {1: 3})
+    survey.to_ask()
+    survey.answered(0, BlobState(0, 10))
+    assert survey.verdict() is Verdict.WAIT
+    survey.failed(1, Reply.FAILED)
+    assert survey.verdict() is Verdict.UNAVAILABLE
+
+
+@pytest.mark.parametrize("serving", range(1, 5))
+def test_what_is_acknowledged_while_a_replica_joins_meets_every_witness_quorum_before_and_after(serving: int) -> None:
+    listed = serving + 1
+    for holders in product((True, False), repeat=listed):
+        if put_verdict([Reply.DONE if has_it else Reply.FAILED for has_it in holders]) is not Verdict.DONE:
+            continue
+        replies = [Reply.FAILED if has_it else Reply.NOT_FOUND for has_it in holders]
+        joining = [*[1] * serving, UNCOUNTED]
+        assert read_verdict(replies, groups=joining, witnesses=[1], listed={1: listed}) is not Verdict.NOT_FOUND
+        assert read_verdict(replies, groups=[1] * listed, witnesses=[1], listed={1: listed}) is not Verdict.NOT_FOUND
+        # The first one leaves, now that the new one serves: and when it has gone.
+        leaving = [UNCOUNTED, *[1] * serving]
+        assert read_verdict(replies, groups=leaving, witnesses=[1], listed={1: listed}) is not Verdict.NOT_FOUND
 
 
 @pytest.mark.parametrize(

@@ -45,11 +45,12 @@ def names(peers: tuple[Peer, ...]) -> list[str | None]:
     return [peer.name if peer.datanode is not None else None for peer in peers]
 
 
-def test_a_put_goes_to_local_replicas_and_joining_ones_do_not_count() -> None:
+def test_a_put_goes_to_local_replicas_and_only_the_serving_ones_know_what_was_before() -> None:
     placement, _ = placement_of(two_datacentres(b1=SERVING, a1=SERVING, a2=JOINING, a3=LEAVING))
     route = placement.route(1, DATACENTRE)
     assert names(route.writers) == ["a1", "a2"]
-    assert route.counted == (True, False)
+    assert route.serve == (True, False)
+    assert route.listed == {DATACENTRE: 3, OTHER_DATACENTRE: 1}
     assert route.only_writer is None and route.only_reader is None
 
 
@@ -76,7 +77,7 @@ def test_a_node_out_of_reach_keeps_its_place() -> None:
     placement, _ = placement_of(two_datacentres(a1=SERVING, a2=SERVING, a3=SERVING), missing="a2")
     route = placement.route(1, DATACENTRE)
     assert names(route.writers) == ["a1", None, "a3"]
-    assert route.counted == (True, True, True)
+    assert route.serve == (True, True, True)
     assert route.groups == (DATACENTRE,) * 3
 
 

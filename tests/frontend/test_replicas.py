@@ -232,6 +232,36 @@ def test_undelete_reads_a_quorum_and_wins_over_replicas_that_missed_the_delete()
     run(test)
 
 
+def test_a_deleted_blob_whose_bytes_may_be_gone_stays_deleted() -> None:
+    """A state that lives and has no bytes anywhere would never heal."""
+
+    async def test(operations: Operations, nodes: list[MemoryDatanode]) -> None:
+        blob_id = await put(operations)
+        await operations.delete(blob_id)
+        await settle()
+        for node in nodes:
+            node.lose_body(blob_id)
+        nodes[2].fail("get", ConnectionLost("x"), times=None)
+        with pytest.raises(Unavailable):
+            await operations.undelete(blob_id)
+        assert all(node.blobs[blob_id].state == BlobState(1, NEVER) for node in nodes)
+
+    run(test)
+
+
+def test_a_deleted_blob_comes_back_when_a_replica_within_reach_has_its_bytes() -> None:
+    async def test(operations: Operations, nodes: list[MemoryDatanode]) -> None:
+        blob_id = await put(operations)
+        await operations.delete(blob_id)
+        await settle()
+        for node in nodes[:2]:
+            node.lose_body(blob_id)
+        assert await operations.undelete(blob_id) == BlobState(2, NEVER)
+        assert await get(operations, blob_id) == b"hello"
+
+    run(test)
+
+
 @pytest.mark.parametrize("count", [1, 3])
 def test_small_paths_answer_as_the_long_ones(count: int) -> None:
     async def test(operations: Operations, nodes: list[MemoryDatanode]) -> None:

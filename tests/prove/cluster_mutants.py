@@ -10,6 +10,8 @@ _REPLICAS: Final = ("tests/frontend/test_replicas.py", "tests/frontend/test_hedg
 _HEALTH: Final = ("tests/frontend/test_health.py",)
 _STATE: Final = ("tests/blob/test_state.py",)
 _TOKENS: Final = ("tests/replication/test_convergence.py",)
+_JOINING: Final = ("tests/datanode/test_joining.py",)
+_SESSION: Final = ("tests/replication/test_session.py",)
 _SWEEP: Final = ("tests/datanode/test_sweep_plan.py", "tests/datanode/test_sweeper.py")
 
 CLUSTER_MUTANTS: Final = (
@@ -61,7 +63,8 @@ CLUSTER_MUTANTS: Final = (
     Mutant(
         "a survey is content with one voice",
         "ambry/cluster/quorum.py",
-        "            known += members.count(Reply.PENDING)\n        return known >= witness_quorum(len(members))\n",
+        "            known += members.count(Reply.PENDING)\n"
+        "        return known >= witness_quorum(self._listed.get(group, len(members)))\n",
         "            known += members.count(Reply.PENDING)\n        return known >= 1\n",
         _QUORUM,
     ),
@@ -76,8 +79,8 @@ CLUSTER_MUTANTS: Final = (
     Mutant(
         "a change is done although replicas differ",
         "ambry/cluster/quorum.py",
-        "is Reply.DONE and self._states[replica] == self.joined for replica in counts\n",
-        "is Reply.DONE for replica in counts\n",
+        "            reply is Reply.DONE and state == self.joined for reply, state in zip",
+        "            reply is Reply.DONE or state is self for reply, state in zip",
         _QUORUM,
     ),
     Mutant(
@@ -90,15 +93,15 @@ CLUSTER_MUTANTS: Final = (
     Mutant(
         "bytes on one replica are enough for a blob that came back",
         "ambry/cluster/quorum.py",
-        "        if with_body >= write_quorum(sum(self._counted)):\n            return []\n",
+        "        if with_body >= write_quorum(len(self._serve)):\n            return []\n",
         "        if with_body >= 1:\n            return []\n",
         _QUORUM,
     ),
     Mutant(
-        "joining replicas count for a write",
+        "joining replicas are taken for ones that know what was before",
         "ambry/frontend/placement.py",
-        "        counted = tuple(replica.state is ReplicaState.SERVING for replica, _ in writers)\n",
-        "        counted = tuple(replica.state is not ReplicaState.LEAVING for replica, _ in writers)\n",
+        "        serve = tuple(replica.state is ReplicaState.SERVING for replica, _ in writers)\n",
+        "        serve = tuple(replica.state is not ReplicaState.LEAVING for replica, _ in writers)\n",
         _PLACEMENT,
     ),
     Mutant(
@@ -255,5 +258,106 @@ CLUSTER_MUTANTS: Final = (
         "            going.absent.clear()\n",
         "            pass\n",
         _SWEEP,
+    ),
+    Mutant(
+        "one denial is a proof when a replica has lost its disk and joins",
+        "ambry/cluster/quorum.py",
+        "members.count(Reply.NOT_FOUND) < witness_quorum(listed.get(group, len(members))):",
+        "members.count(Reply.NOT_FOUND) < witness_quorum(len(members) if listed else 9):",
+        _QUORUM,
+    ),
+    Mutant(
+        "a change is done without those who know what was before",
+        "ambry/cluster/quorum.py",
+        "        if sum(reached) >= required and serving_reached >= serving_required:\n",
+        "        if sum(reached) >= required:\n",
+        _QUORUM,
+    ),
+    Mutant(
+        "a change is done without a quorum that counts joining replicas",
+        "ambry/cluster/quorum.py",
+        "        if sum(reached) >= required and serving_reached >= serving_required:\n",
+        "        if serving_reached >= serving_required:\n",
+        _QUORUM,
+    ),
+    Mutant(
+        "the map's count of replicas leaves out those that join and leave",
+        "ambry/frontend/placement.py",
+        "            listed={where: len(members) for where, members in placed.items()},\n",
+        "            listed={},\n",
+        _PLACEMENT,
+    ),
+    Mutant(
+        "a blob whose bytes nobody may have is brought back",
+        "ambry/frontend/update.py",
+        "    if bytes_are_here is None:\n        await _find_bytes(placement, blob_id)\n",
+        "",
+        _REPLICAS,
+    ),
+    Mutant(
+        "a datanode takes changes under an old map",
+        "ambry/datanode/fence.py",
+        "        if sent is not None and sent < membership:\n",
+        "        if sent is not None and sent < 0:\n",
+        _JOINING,
+    ),
+    Mutant(
+        "the fence lets everything of a newer map's sender pass by one version",
+        "ambry/datanode/fence.py",
+        "        if sent is not None and sent < membership:\n",
+        "        if sent is not None and sent < membership - 1:\n",
+        _JOINING,
+    ),
+    Mutant(
+        "a datanode answers for a partition that the map does not list there",
+        "ambry/datanode/fence.py",
+        '            return NoSuchReplica("the map lists no replica of this partition here", partition=partition)\n',
+        "            return None\n",
+        _JOINING,
+    ),
+    Mutant(
+        "changes in a batch pass the fence",
+        "ambry/datanode/fence.py",
+        "                if isinstance(found, StaleMap):\n                    return found\n",
+        "                if isinstance(found, StaleMap):\n                    continue\n",
+        _JOINING,
+    ),
+    Mutant(
+        "a sender with a newer map is not a reason to look for it",
+        "ambry/datanode/fence.py",
+        "        if sent > self.version:\n",
+        "        if sent > self.version + 1_000_000:\n",
+        _JOINING,
+    ),
+    Mutant(
+        "LSNs are read before every peer uses the map with the replica that joins",
+        "ambry/datanode/joining.py",
+        "        if self._is_local(cluster_map, node) and not all("
+        "confirmed.get(peer, 0) >= membership for peer in flat):\n"
+        "            return []\n",
+        "",
+        _JOINING,
+    ),
+    Mutant(
+        "what is to be caught up with outlives a change of the replicas",
+        "ambry/datanode/joining.py",
+        "            self._membership = membership\n            self._marks = {}\n",
+        "            self._membership = membership\n",
+        _JOINING,
+    ),
+    Mutant(
+        "a replica serves when it has caught up with one peer",
+        "ambry/datanode/joining.py",
+        "        if any(peer not in self._marks for peer in wanted):\n            return None\n"
+        "        return {peer: self._marks[peer] for peer in wanted}\n",
+        "        return {peer: self._marks[peer] for peer in wanted if peer in self._marks} or None\n",
+        _JOINING,
+    ),
+    Mutant(
+        "the other datacentre is not asked when nobody serves here",
+        "ambry/datanode/joining.py",
+        "        return [group for group in others if group]\n",
+        "        return []\n",
+        _JOINING,
     ),
 )

@@ -10,7 +10,7 @@ from ambry.blob.blob_id import BlobId, Kind
 from ambry.blob.requests import ChangeEntry, StateAnswer
 from ambry.blob.state import NEVER, BlobState, join
 from ambry.protocol.replication import NOTHING_READ, Page, PeerToken, Token
-from ambry.replication.session import EXPIRED_KEPT_MS, FeedSession, Need, need_of
+from ambry.replication.session import EXPIRED_KEPT_MS, FeedSession, Need, Work, need_of
 
 NOW_MS = 1_764_000_000_000
 IDS = [
@@ -238,3 +238,32 @@ def test_tokens_of_a_peer_are_inherited_when_the_feed_is_read_as_far() -> None:
     session.settled(entry)
     assert session.inherited(session.token) == told
     assert session.inherited(session.token) == ()
+
+
+def test_a_page_behind_one_that_was_lost_is_not_taken() -> None:
+    feed = Feed()
+    for one in IDS[:3]:
+        feed.change(one, LIVE, has_body=True)
+    session = FeedSession(7, "peer", own_datacentre=1, delay_ms=0)
+    first = feed.page(NOTHING_READ, 1)
+    session.take(first, [None], NOW_MS)
+    for entry in first.entries:
+        session.settled(entry)
+    read = Token(feed.incarnation, first.through_lsn)
+    later = feed.page(Token(feed.incarnation, first.through_lsn + 1), 10)
+    assert session.take(later, [None] * len(later.entries), NOW_MS) == Work()
+    assert session.token == session.position == read
+    whole = feed.page(read, 10)
+    assert session.take(whole, [None] * len(whole.entries), NOW_MS).bodies == whole.entries
+    assert session.position == Token(feed.incarnation, 3)
+
+
+def test_a_page_from_the_middle_of_another_life_is_not_taken() -> None:
+    feed = Feed()
+    for one in IDS[:3]:
+        feed.change(one, LIVE, has_body=True)
+    known = Token(b"\x09" * 16, 1)
+    session = FeedSession(7, "peer", known, own_datacentre=1, delay_ms=0)
+    middle = feed.page(Token(feed.incarnation, 1), 10)
+    assert session.take(middle, [None] * len(middle.entries), NOW_MS) == Work()
+    assert session.token == known

@@ -8,19 +8,21 @@ import asyncio
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol
 
-from ambry.errors import AmbryError, ConnectionLost, DeadlineExceeded
+from ambry.datanode.fence import Fence
+from ambry.errors import AmbryError, ConnectionLost, DeadlineExceeded, StaleMap
 from ambry.protocol.datanode import (
     BatchAnswer,
     BatchItem,
     ChangesAnswer,
     ChangesRequest,
-    Datanode,
     DatanodeStatus,
     GetAnswer,
     GetRequest,
     PutRequest,
+    Stamping,
     StateAnswer,
     UpdateRequest,
     UsageAnswer,
@@ -61,6 +63,7 @@ class Server(Protocol):
     is_stopped: bool
     life: int
     backlog: list[Callable[[], None]]
+    fence: Fence
 
     @property
     def service(self) -> Any:
@@ -81,6 +84,7 @@ class Network:
     sent: int = 0
     lost: int = 0
     doubled: int = 0
+    refused: int = 0
 
     def heal(self) -> None:
         """Everything passes again, soon and once."""
@@ -125,14 +129,31 @@ class Network:
             deliver()
 
 
+_WRITES = frozenset({"put", "update", "batch"})
+
+
 class Link:
     """A datanode as a process sees it over the network. Has every method of the interfaces that it serves."""
 
-    def __init__(self, network: Network, own: str, server: Server) -> None:
+    def __init__(
+        self,
+        network: Network,
+        own: str,
+        server: Server,
+        version: Callable[[], int],
+        on_stale: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`version` is that of the map which the asking process uses at the moment."""
         self._network = network
         self._own = own
         self._server = server
+        self._version = version
+        self._on_stale = on_stale
         self._open: set[asyncio.Future[Any]] = set()
+
+    def under(self, map_version: int) -> "Link":
+        """The same datanode for requests that were routed by one version of the map."""
+        return Link(self._network, self._own, self._server, lambda: map_version, self._on_stale)
 
     # --- the Datanode interface --------------------------------------------------------------------------------
 
@@ -155,7 +176,7 @@ class Link:
 
     def batch(self, items: Sequence[BatchItem], deadline: float) -> "asyncio.Future[list[BatchAnswer]]":
         """As the interface says."""
-        return self.ask("batch", items, deadline)
+        return self.ask("batch", tuple(items), deadline)
 
     def changes(self, request: ChangesRequest, deadline: float) -> "asyncio.Future[ChangesAnswer]":
         """As the interface says."""
@@ -210,14 +231,26 @@ class Link:
             loop.call_later(0.001, _fail, future, ConnectionLost(f"{server.name} is down"))
             return future
         life = server.life
+        stamp = self._version()
+
+        def give_up(handled: "asyncio.Future[Any]", _: object) -> None:
+            # As the wire protocol's Cancel: another message, which may be lost like any other.
+            if future.cancelled() and not handled.done():
+                network.carry(own, server.name, lambda: _cancel(handled))
 
         def arrive() -> None:
             if not server.is_up or server.life != life:
                 loop.call_later(0.05, _fail, future, ConnectionLost(f"{server.name} died"))
-            else:
-                answer = getattr(server.service, method)
-                handled = answer(deadline) if request is None else answer(request, deadline)
-                handled.add_done_callback(handled_done)
+                return
+            refusal = server.fence.refusal(request, stamp)
+            if refusal is not None:
+                network.carry(server.name, own, lambda: self._refused(future, refusal))
+                return
+            answer = getattr(server.service, method)
+            handled = answer(deadline) if request is None else answer(request, deadline)
+            handled.add_done_callback(handled_done)
+            if method not in _WRITES:
+                future.add_done_callback(partial(give_up, handled))
 
         def handled_done(handled: "asyncio.Future[Any]") -> None:
             if not server.is_up or server.life != life:
@@ -228,6 +261,12 @@ class Link:
         network.carry(own, server.name, arrive)
         return future
 
+    def _refused(self, future: "asyncio.Future[Any]", refusal: AmbryError) -> None:
+        if isinstance(refusal, StaleMap):
+            self._network.refused += 1
+            self._on_stale()
+        _fail(future, refusal)
+
 
 def _expire(future: "asyncio.Future[Any]") -> None:
     _fail(future, DeadlineExceeded("no answer before the deadline"))
@@ -237,6 +276,10 @@ def _fail(future: "asyncio.Future[Any]", error: AmbryError) -> None:
     if not future.done():
         future.set_exception(error)
         future.exception()
+
+
+def _cancel(handled: "asyncio.Future[Any]") -> None:
+    handled.cancel()
 
 
 def _settle(future: "asyncio.Future[Any]", handled: "asyncio.Future[Any]") -> None:
@@ -253,6 +296,6 @@ def _settle(future: "asyncio.Future[Any]", handled: "asyncio.Future[Any]") -> No
         future.set_result(handled.result())
 
 
-def is_datanode(link: Link) -> Datanode:
+def is_datanode(link: Link) -> Stamping:
     """The type checker's proof that a Link is one."""
     return link

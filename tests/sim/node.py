@@ -6,12 +6,13 @@ not synced, in whole or in part; a kill takes what the index had in memory. Eith
 
 import asyncio
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, cast
 
 from ambry.blob.requests import ChangesAnswer, ChangesRequest, GetAnswer, GetRequest, PutRequest, StateAnswer
 from ambry.config import StorageSettings
+from ambry.datanode.fence import Fence
 from ambry.datanode.upkeep import RepairSource, Upkeep
 from ambry.errors import AmbryError, ConnectionLost, CorruptRecord, DeadlineExceeded, DiskUnavailable
 from ambry.limits import KIB
@@ -30,6 +31,7 @@ from ambry.protocol.replication import (
 from ambry.storage.commit import Mutation
 from ambry.storage.journal import RING_AT
 from ambry.storage.recovery import open_store
+from ambry.storage.replica import no_replica
 from ambry.storage.sim_disk import PowerCut, SimDisk
 from ambry.storage.sim_index import SimIndexSource
 from ambry.storage.store import DiskStore
@@ -73,34 +75,44 @@ class Era:
         self.begin_ms = 1_700_000_000_000
 
 
+class Service:
+    """The disk of a node as its feed sees it."""
+
+    name = "disk0"
+
+    def __init__(self, store: DiskStore, listeners: list[Callable[[], None]]) -> None:
+        self.store = store
+        self._listeners = listeners
+
+    def on_commit(self, listener: Callable[[], None]) -> None:
+        """Tell it after every commit group."""
+        self._listeners.append(listener)
+
+
 class SimNode:
     """A datanode process and its disk."""
 
     def __init__(
-        self,
-        name: str,
-        datacentre: int,
-        partitions: dict[int, int],
-        clock: SkewedClock,
-        loop: asyncio.AbstractEventLoop,
-        chance: random.Random,
+        self, name: str, datacentre: int, clock: SkewedClock, loop: asyncio.AbstractEventLoop, chance: random.Random
     ) -> None:
         self.name = name
         self.datacentre = datacentre
         self.clock = clock
         self.is_up = False
+        self.is_starting = False
         self.is_stopped = False
         self.life = 0
         self.backlog: list[Callable[[], None]] = []
         self.disk = SimDisk()
         self.store: DiskStore
         self.upkeep: Upkeep
+        self.fence = Fence(name)
         self.repair_source: RepairSource | None = None
         self.on_start: Callable[[], None] = lambda: None
         self.on_end: Callable[[], None] = lambda: None
         self.listeners: list[Callable[[], None]] = []
+        self.services: dict[int, Service] = {}
         self.peer: Peer | None = None
-        self._partitions = partitions
         self._loop = loop
         self._chance = chance
         self._source = SimIndexSource()
@@ -115,25 +127,80 @@ class SimNode:
     # --- its life ----------------------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Open the store, with all that recovery does; a cut in the middle is one more crash."""
+        """Begin a life: whoever watches opens the disk, and says when requests are served."""
+        assert not self.is_up
+        assert not self.is_starting
+        self.is_starting = True
+        self.life += 1
+        self.on_start()
+
+    def open_disk(self, listed: Mapping[int, int]) -> None:
+        """Open the store, with all that recovery does; a cut in the middle is one more crash.
+
+        Replicas that the map does not list are set aside first, as `datanode.set_aside` does it.
+        """
         while True:
             try:
-                self.store, _ = open_store(
-                    self.disk,
-                    self._source,
-                    settings=SETTINGS,
-                    clock=self.clock,
-                    random_bytes=self._chance.randbytes,
-                    partitions=self._partitions,
-                )
+                there = {int(one) for one in self.disk.names("partitions") if one.isdecimal()}
+                if there - listed.keys():
+                    self._recover({}).close()
+                    for partition in sorted(there - listed.keys()):
+                        self.disk.lose_folder(f"partitions/{partition}")
+                    self._source = SimIndexSource()
+                self.store = self._recover(listed)
                 break
             except PowerCut:
                 self._lose()
+        self.services = {}
         self.upkeep = Upkeep(self.store, self.name, SETTINGS, self.clock, repair_source=self.repair_source)
-        self.life += 1
+
+    def _recover(self, partitions: Mapping[int, int]) -> DiskStore:
+        return open_store(
+            self.disk,
+            self._source,
+            settings=SETTINGS,
+            clock=self.clock,
+            random_bytes=self._chance.randbytes,
+            partitions=partitions,
+        )[0]
+
+    def serve(self) -> None:
+        """Requests are answered from here on."""
+        self.is_starting = False
         self.is_up = True
         self.is_stopped = False
-        self.on_start()
+
+    def lose_disk(self) -> None:
+        """The disk is gone and an empty one is in its place. The process has crashed before."""
+        assert not self.is_up
+        self.disk = SimDisk()
+        self._source = SimIndexSource()
+
+    def lose_replica(self, partition: int) -> None:
+        """Somebody has removed the folder of a replica. The process has crashed before."""
+        assert not self.is_up
+        self.disk.lose_folder(f"partitions/{partition}")
+
+    # --- what a Member wants of it -----------------------------------------------------------------------------
+
+    @property
+    def incarnations(self) -> dict[int, bytes]:
+        """The replicas on the disk."""
+        return {replica.partition: replica.incarnation for replica in self.store.replicas}
+
+    async def hold(self, wanted: Mapping[int, tuple[str, int]], withheld: Collection[int]) -> None:
+        """Answer for these partitions and no others."""
+        there = self.incarnations
+        service = next(iter(self.services.values()), None) or Service(self.store, self.listeners)
+        try:
+            for partition, (_, capacity) in wanted.items():
+                if partition not in there:
+                    self.store.add_replica(partition, capacity)
+        except PowerCut:
+            self.crash(is_power_cut=True)
+            await asyncio.sleep(0)
+            raise
+        self.services = {partition: service for partition in wanted if partition not in withheld}
 
     def cut_power_soon(self, steps: int) -> None:
         """The power goes in the middle of one of the next writes."""
@@ -141,9 +208,10 @@ class SimNode:
 
     def crash(self, *, is_power_cut: bool) -> None:
         """It is gone."""
-        if not self.is_up:
+        if not self.is_up and not self.is_starting:
             return
-        self.is_up = False
+        self.is_up = self.is_starting = False
+        self.services = {}
         self.backlog.clear()
         self._gathered.clear()
         if is_power_cut:
@@ -228,6 +296,7 @@ class SimNode:
         replicas = tuple(
             ReplicaStatus(one.partition, one.incarnation, one.capacity, one.log_size, one.end_lsn, True)
             for one in self.store.replicas
+            if one.partition in self.services
         )
         return self._at_once(lambda: DatanodeStatus(self.name, 1 << 40, 0, replicas))
 
@@ -235,6 +304,8 @@ class SimNode:
         """Whoever owns it ends it."""
 
     def _read(self, request: GetRequest) -> GetAnswer:
+        if int.from_bytes(request.blob_id[12:16], "big") not in self.services:
+            raise no_replica(request.blob_id)
         try:
             return self.store.get(request)
         except CorruptRecord:
@@ -254,6 +325,9 @@ class SimNode:
 
     def _write(self, request: Mutation, deadline: float) -> "asyncio.Future[StateAnswer]":
         future: asyncio.Future[StateAnswer] = self._loop.create_future()
+        if int.from_bytes(request.blob_id[12:16], "big") not in self.services:
+            future.set_exception(no_replica(request.blob_id))
+            return future
         if not self._gathered:
             self._loop.call_later(_GATHER_S, self._commit, self.life)
         self._open.add(future)

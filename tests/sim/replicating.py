@@ -1,79 +1,142 @@
-"""The real replication of a node of the simulation: its feed, its replicator and its view of the local replicas.
+"""One life of a node of the simulation: its membership, its place in the map, its feed and its replicator, all real.
 
-Everything here is made anew at each start of the node and thrown away at its end; what has to last is on its disk.
+Everything here is made anew at each start of the node and thrown away at its end; what has to last is on its disk and
+in its state folder, where the last map is.
 """
 
 import asyncio
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, cast
 
 from ambry.cluster.map import ClusterMap
+from ambry.cluster.membership import Membership
+from ambry.cluster.zookeeper import Registry
 from ambry.config import ReplicationSettings
 from ambry.datanode.disk_service import DiskService
 from ambry.datanode.feed import Feed
+from ambry.datanode.fence import Fence
 from ambry.datanode.local import LocalDatanode
 from ambry.datanode.local_replicas import LocalReplicas
+from ambry.datanode.member import Member
+from ambry.errors import AmbryError
 from ambry.metrics import Metrics
 from ambry.protocol.datanode import BatchAnswer, BatchItem
 from ambry.replication.replicator import ClosingPeer, Replicator
-from ambry.storage.store import DiskStore
 from tests.sim.network import Link
-from tests.sim.node import SimNode
+from tests.sim.node import Service, SimNode
+from tests.sim.registry import NAME, Ensemble, Session
 
 SETTINGS = replace(
-    ReplicationSettings(), near_pace_ms=200, far_pace_ms=100, near_delay_ms=500, anti_entropy_interval_ms=20_000
+    ReplicationSettings(), near_pace_ms=400, far_pace_ms=200, near_delay_ms=500, anti_entropy_interval_ms=20_000
 )
 """Slower polls than in life, so that a run has fewer of them, and a comparison within its healing."""
 
-
-class Service:
-    """The disk of a node as its feed sees it."""
-
-    name = "disk0"
-
-    def __init__(self, store: DiskStore, listeners: list[Callable[[], None]]) -> None:
-        self.store = store
-        self._listeners = listeners
-
-    def on_commit(self, listener: Callable[[], None]) -> None:
-        """Tell it after every commit group."""
-        self._listeners.append(listener)
+_AGAIN_S = 1.0
 
 
 class Replicas:
     """The replicas of a node as LocalReplicas sees them."""
 
-    def __init__(self, node: SimNode, services: Mapping[int, Service]) -> None:
-        self.services = services
+    def __init__(self, node: SimNode) -> None:
         self._node = node
+
+    @property
+    def services(self) -> Mapping[int, Service]:
+        """Those that are answered from now."""
+        return self._node.services
 
     def batch(self, items: Sequence[BatchItem], deadline: float) -> "asyncio.Future[list[BatchAnswer]]":
         """Puts and updates, each by itself."""
         return self._node.batch(items, deadline)
 
 
-class Replication:
-    """Replication of one node while it runs."""
+def follow(ensemble: Ensemble, process: str, folder: Path) -> Membership:
+    """The membership of one process."""
+
+    def connect(_hosts: str, on_event: Callable[[], None], _session_s: float) -> Registry:
+        return cast("Registry", Session(ensemble, process, on_event))
+
+    return Membership(NAME, folder, connect=connect)
+
+
+class Life:
+    """A node as a member of the cluster, from its start to its end, again and again."""
 
     def __init__(
-        self, node: SimNode, peers: Mapping[str, Link], cluster_map: ClusterMap, chance: random.Random
+        self,
+        node: SimNode,
+        ensemble: Ensemble,
+        folder: Path,
+        peers: Mapping[str, Link],
+        chance: random.Random,
     ) -> None:
         self._node = node
+        self._ensemble = ensemble
+        self._folder = folder
         self._peers = peers
-        self._map = cluster_map
         self._chance = chance
-        self._task: asyncio.Task[None] | None = None
-        self._feed: Feed | None = None
+        self._tasks: list[asyncio.Task[Any]] = []
+        self._member: Member | None = None
+        self.membership: Membership | None = None
+        self.replicator: Replicator | None = None
+
+    @property
+    def version(self) -> int:
+        """Of the map that is in use, 0 before there is one."""
+        return self._node.fence.version
+
+    def look_soon(self) -> None:
+        """A peer knows a newer map."""
+        if self.membership is not None:
+            self.membership.look_soon()
 
     def start(self) -> None:
-        """The node has just been opened."""
+        """The node begins."""
+        self._keep(self._begin(), "start")
+
+    def stop(self) -> None:
+        """The node is gone."""
+        loop = asyncio.get_running_loop()
+        for task in self._tasks:
+            task.cancel()
+        self._tasks.clear()
+        endings = [self._member.stop()] if self._member is not None else []
+        endings += [self.membership.close()] if self.membership is not None else []
+        for ending in endings:
+            loop.create_task(ending, name=f"end of {self._node.name}").add_done_callback(_seen)
+        self._member = self.membership = self.replicator = None
+        self._node.listeners.clear()
+        self._node.peer = None
+
+    def _keep(self, work: Any, name: str) -> None:
+        task = asyncio.get_running_loop().create_task(work, name=f"{name} of {self._node.name}")
+        task.add_done_callback(_seen)
+        self._tasks.append(task)
+
+    async def _begin(self) -> None:
+        while True:
+            self.membership = follow(self._ensemble, self._node.name, self._folder)
+            try:
+                await self._open(self.membership)
+            except AmbryError:
+                # As whoever supervises a process: it is started again.
+                await self.membership.close()
+                await asyncio.sleep(_AGAIN_S)
+            else:
+                return
+
+    async def _open(self, membership: Membership) -> None:
         node = self._node
-        service = Service(node.store, node.listeners)
-        services = {replica.partition: service for replica in node.store.replicas}
-        local = LocalReplicas(cast("LocalDatanode", Replicas(node, services)), node.clock)
-        replicator = Replicator(
+        await membership.open()
+        membership.announce(node.name, {})
+        membership.run()
+        node.open_disk(listed_for(membership.cluster_map, node.name))
+        node.fence = fence = Fence(node.name, membership.look_soon)
+        local = LocalReplicas(cast("LocalDatanode", Replicas(node)), node.clock)
+        self.replicator = replicator = Replicator(
             node.name,
             local,
             lambda peer: cast("ClosingPeer", self._peers[peer.name]),
@@ -82,17 +145,28 @@ class Replication:
             chance=self._chance,
             metrics=Metrics(operations=()),
         )
-        replicator.adopt(self._map)
-        node.peer = self._feed = Feed(lambda: cast("Mapping[int, DiskService]", services), replicator)
-        self._task = asyncio.get_running_loop().create_task(replicator.run(), name=f"replication of {node.name}")
-        self._task.add_done_callback(_seen)
+        self._member = member = Member(
+            node.name, cast("LocalDatanode", node), membership, fence, self._peers, replicator.has_caught_up
+        )
+        await member.start()
 
-    def stop(self) -> None:
-        """The node is gone."""
-        if self._task is not None:
-            self._task.cancel()
-        self._node.listeners.clear()
-        self._node.peer = None
+        async def replicate(cluster_map: ClusterMap) -> None:
+            replicator.adopt(cluster_map)
+
+        membership.on_map(replicate)
+        node.peer = Feed(lambda: cast("Mapping[int, DiskService]", node.services), replicator)
+        replicator.adopt(membership.cluster_map)
+        node.serve()
+        self._keep(replicator.run(), "replication")
+
+
+def listed_for(cluster_map: ClusterMap, node: str) -> dict[int, int]:
+    """Partitions that the map lists for a node, with their capacities."""
+    return {
+        number: partition.capacity
+        for number, partition in cluster_map.partitions.items()
+        if any(replica.node == node for replica in partition.replicas)
+    }
 
 
 def _seen(task: "asyncio.Task[Any]") -> None:

@@ -4,15 +4,19 @@ import asyncio
 import hashlib
 import os
 import random
+import tempfile
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from ambry.access.accounts import Durability
 from ambry.blob.blob_id import binary_from_text
 from ambry.blob.properties import Properties
 from ambry.blob.requests import ChangesRequest
 from ambry.blob.state import NEVER, BlobState
+from ambry.cluster import changes
 from ambry.cluster.map import ClusterMap, Datacentre, Disk, Node, Partition, Replica, ReplicaState
+from ambry.cluster.membership import Membership
 from ambry.errors import AmbryError, BlobDeleted, BlobExpired, BlobNotFound, NotAllowed
 from ambry.frontend.budget import TransferBudget
 from ambry.frontend.chance import Chance
@@ -20,17 +24,22 @@ from ambry.frontend.get import OpenBlob
 from ambry.frontend.headers import GetOption
 from ambry.frontend.operations import Operations
 from ambry.frontend.put import Cut, PutPlan
-from ambry.limits import GIB, KIB, MIB
+from ambry.limits import GIB, KIB, MAP_WAIT_S, MIB
+from ambry.protocol.replication import Token
 from tests.sim.history import Attempt, Blob, History, Violation
 from tests.sim.loop import VirtualLoop, run_virtually
 from tests.sim.network import Link, Network, Weather
 from tests.sim.node import Era, SimNode, SkewedClock
-from tests.sim.replicating import Replication
+from tests.sim.registry import NAME, SESSION_S, Ensemble, cut_off
+from tests.sim.replicating import Life, follow
 
 DATACENTRES = (1, 2)
 NODES_EACH = 3
 FRONTENDS_EACH = 2
 PARTITIONS = (1, 2, 3)
+MOVING = 3
+"""This partition has two replicas in each datacentre, so that a third datanode can take one over."""
+
 CLIENTS = 8
 THINK_S = 1.5
 SKEW_MS_MAX = 3_600_000
@@ -68,6 +77,7 @@ class Frontend:
     datacentre: int
     clock: SkewedClock
     operations: Operations
+    membership: Membership
 
 
 class Body:
@@ -101,8 +111,9 @@ class Outcome:
 class World:
     """The cluster of one run."""
 
-    def __init__(self, loop: VirtualLoop, seed: int, operations: int) -> None:
+    def __init__(self, loop: VirtualLoop, seed: int, operations: int, folder: Path) -> None:
         self.loop = loop
+        self._folder = folder
         self.seed = seed
         self.chance = random.Random(seed)
         self.era = Era()
@@ -117,48 +128,58 @@ class World:
         self._open_operations = 0
         self._has_leapt = False
         self._names = [f"d{place}n{number}" for place in DATACENTRES for number in range(1, NODES_EACH + 1)]
-        self.map = self._make_map()
+        self.ensemble = Ensemble(self.network, self._make_map(), random.Random(seed + 3))
+        self.network.places[NAME] = DATACENTRES[0]
         self.nodes = {name: self._make_node(name) for name in self._names}
+        self.lives: dict[str, Life] = {}
         self.frontends = [
             self._make_frontend(f"d{place}f{number}", place)
             for place in DATACENTRES
             for number in range(1, FRONTENDS_EACH + 1)
         ]
         for node in self.nodes.values():
-            self._add_replication(node)
+            self.lives[node.name] = self._add_life(node)
         # One disk of all may rot: two at once could hit both copies that a write was acknowledged with.
         self.rotten = self.chance.choice(self._names)
+        self._has_lost: set[int] = set()
+        self._is_moving: set[int] = set()
 
     # --- building ----------------------------------------------------------------------------------------------
 
     def _make_map(self) -> ClusterMap:
-        nodes = {name: Node(name, int(name[1]), "rack", name, 1, (Disk("disk", GIB),)) for name in self._names}
+        nodes = {name: Node(name, int(name[1]), "rack", name, 1, (Disk("disk", 8 * GIB),)) for name in self._names}
         placed = tuple(Replica(name, "disk", ReplicaState.SERVING) for name in self._names)
         return ClusterMap(
             "sim",
             1,
             {place: Datacentre(place, f"dc{place}") for place in DATACENTRES},
             nodes,
-            {number: Partition(number, GIB, False, 1, placed) for number in PARTITIONS},
+            {number: Partition(number, GIB, False, 1, self._places(placed, number)) for number in PARTITIONS},
         )
+
+    def _places(self, placed: tuple[Replica, ...], partition: int) -> tuple[Replica, ...]:
+        return tuple(one for one in placed if partition != MOVING or not one.node.endswith(f"n{NODES_EACH}"))
 
     def _clock(self) -> SkewedClock:
         return SkewedClock(self.loop, self.era, self.chance.randint(-SKEW_MS_MAX, SKEW_MS_MAX))
 
     def _make_node(self, name: str) -> SimNode:
         self.network.places[name] = int(name[1])
-        partitions = dict.fromkeys(PARTITIONS, GIB)
         chance = random.Random(self.chance.getrandbits(64))
-        node = SimNode(name, int(name[1]), partitions, self._clock(), self.loop, chance)
+        node = SimNode(name, int(name[1]), self._clock(), self.loop, chance)
         self.network.servers[name] = node
         return node
 
     def _make_frontend(self, name: str, place: int) -> Frontend:
         self.network.places[name] = place
-        links = {node.name: Link(self.network, name, node) for node in self.nodes.values()}
+        membership = follow(self.ensemble, name, self._folder / name)
+        links = {
+            node.name: Link(self.network, name, node, lambda: operations.cluster_map.version, membership.look_soon)
+            for node in self.nodes.values()
+        }
         clock = self._clock()
         operations = Operations(
-            cluster_map=self.map,
+            cluster_map=self.ensemble.layout.cluster_map,
             datacentre=place,
             datanodes=links,
             clock=clock,
@@ -166,13 +187,31 @@ class World:
             budget=TransferBudget(64 * MIB, 100),
             cut=_CUT,
         )
-        return Frontend(name, place, clock, operations)
 
-    def _add_replication(self, node: SimNode) -> None:
-        peers = {other.name: Link(self.network, node.name, other) for other in self.nodes.values() if other is not node}
-        replication = Replication(node, peers, self.map, random.Random(self.chance.getrandbits(64)))
-        node.on_start = replication.start
-        node.on_end = replication.stop
+        async def adopt(cluster_map: ClusterMap) -> None:
+            operations.adopt(cluster_map)
+
+        async def reload(version: int) -> bool:
+            return await membership.newer_than(version, MAP_WAIT_S)
+
+        membership.on_map(adopt)
+        operations.reload = reload
+        return Frontend(name, place, clock, operations, membership)
+
+    def _add_life(self, node: SimNode) -> Life:
+        def look_soon() -> None:
+            life.look_soon()
+
+        peers = {
+            other.name: Link(self.network, node.name, other, lambda: life.version, look_soon)
+            for other in self.nodes.values()
+            if other is not node
+        }
+        chance = random.Random(self.chance.getrandbits(64))
+        life = Life(node, self.ensemble, self._folder / node.name, peers, chance)
+        node.on_start = life.start
+        node.on_end = life.stop
+        return life
 
     # --- the run -----------------------------------------------------------------------------------------------
 
@@ -180,6 +219,10 @@ class World:
         """Trouble first, then none, then the last look. Raises Violation."""
         for node in self.nodes.values():
             node.start()
+        for frontend in self.frontends:
+            await frontend.membership.open()
+            frontend.membership.run()
+        sessions = self.loop.create_task(self._watch_sessions(), name="sessions")
         upkeep = self.loop.create_task(self._look_after(), name="upkeep")
         trouble = self.loop.create_task(self._make_trouble(), name="trouble")
         clients = [self.loop.create_task(self._client(number), name=f"client {number}") for number in range(CLIENTS)]
@@ -196,8 +239,20 @@ class World:
         # Reading may have found damage that nobody had looked at; its repair is the last of it.
         await self._converge()
         upkeep.cancel()
+        sessions.cancel()
         for frontend in self.frontends:
             await frontend.operations.close(5.0)
+            await frontend.membership.close()
+        for node in self.nodes.values():
+            node.crash(is_power_cut=False)
+        await asyncio.sleep(1)
+        if self.loop.broken:
+            raise Violation(f"something ended with an error that nobody expected: {self.loop.broken[0]}")
+
+    async def _watch_sessions(self) -> None:
+        while True:
+            await asyncio.sleep(SESSION_S / 6)
+            self.ensemble.tick(self.loop.now)
 
     async def _look_after(self) -> None:
         while True:
@@ -388,7 +443,8 @@ class World:
         chance = random.Random(self.seed + 2)
         faults: list[Callable[[random.Random], Awaitable[None]]] = [
             self._crash, self._crash, self._cut_in_a_write, self._stop, self._partition, self._one_way, self._isolate,
-            self._storm, self._rot, self._leap,
+            self._storm, self._rot, self._leap, self._registry_away, self._old_map, self._lose_disk,
+            self._lose_replica, self._move,
         ]  # fmt: skip
         mine = chance.sample(faults, chance.randint(2, len(faults)))
         while True:
@@ -399,13 +455,18 @@ class World:
 
     async def _restart_later(self, node: SimNode, chance: random.Random) -> None:
         await asyncio.sleep(chance.random() * 5)
-        if not node.is_up:
+        if not node.is_up and not node.is_starting:
             node.start()
 
     def _later(self, work: Awaitable[None]) -> None:
         task = asyncio.ensure_future(work)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Future[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            self.loop.broken.append(repr(task.exception()))
 
     async def _crash(self, chance: random.Random) -> None:
         node = self.nodes[chance.choice(self._names)]
@@ -460,6 +521,82 @@ class World:
             for _ in range(chance.randint(1, 3)):
                 node.flip_bit()
 
+    async def _registry_away(self, chance: random.Random) -> None:
+        """ZooKeeper is down; everybody goes on with the last map, and no change is made."""
+        self.ensemble.is_up = False
+        await asyncio.sleep(chance.random() * 8)
+        self.ensemble.is_up = True
+
+    async def _old_map(self, chance: random.Random) -> None:
+        """Some processes do not reach ZooKeeper, so that others know newer maps than they do."""
+        names = [*self._names, *(one.name for one in self.frontends)]
+        for name in chance.sample(names, chance.randint(1, 3)):
+            cut_off(self.network, name, self.loop, chance.random() * 12)
+
+    def _may_lose(self, name: str) -> bool:
+        """One failure at a time is what three replicas are for: one disk of a datacentre, until all have converged."""
+        place = int(name[1])
+        return place not in self._has_lost | self._is_moving and (place != int(self.rotten[1]) or name == self.rotten)
+
+    async def _lose_disk(self, chance: random.Random) -> None:
+        """A disk fails for good, and its datanode comes back with an empty one."""
+        node = self.nodes[chance.choice(self._names)]
+        if self._may_lose(node.name):
+            self._has_lost.add(node.datacentre)
+            node.crash(is_power_cut=True)
+            node.lose_disk()
+            self._later(self._restart_later(node, chance))
+
+    async def _lose_replica(self, chance: random.Random) -> None:
+        """The folder of one replica is removed while its datanode is down."""
+        node = self.nodes[chance.choice(self._names)]
+        if self._may_lose(node.name):
+            self._has_lost.add(node.datacentre)
+            node.crash(is_power_cut=False)
+            node.lose_replica(chance.choice(PARTITIONS))
+            self._later(self._restart_later(node, chance))
+
+    async def _move(self, chance: random.Random) -> None:
+        """An operator moves a replica to another datanode, as docs/operations.md says it."""
+        place = chance.choice(DATACENTRES)
+        if place not in self._is_moving | self._has_lost:
+            self._is_moving.add(place)
+            self._later(self._move_in(place, chance))
+
+    async def _move_in(self, place: int, chance: random.Random) -> None:
+        here = [name for name in self._names if int(name[1]) == place]
+        listed = {one.node for one in self.ensemble.layout.cluster_map.replicas_in(MOVING, place)}
+        (target,) = set(here) - listed
+        source = chance.choice(sorted(listed))
+        await self._change_map(lambda old: changes.add_replica(old, MOVING, target), f"{target} joins")
+        while not self._serves(target):
+            await asyncio.sleep(1)
+        await self._change_map(lambda old: changes.leave(old, MOVING, source), f"{source} leaves")
+        while not self._has_passed_on(source, sorted({*here} - {source})):
+            await asyncio.sleep(1)
+        await self._change_map(lambda old: changes.remove_replica(old, MOVING, source), f"{source} is removed")
+        self._is_moving.discard(place)
+
+    async def _change_map(self, change: changes.Change, what: str) -> None:
+        while not self.ensemble.is_up:
+            await asyncio.sleep(1)
+        self.ensemble.apply(change, what)
+
+    def _serves(self, name: str) -> bool:
+        replicas = self.ensemble.layout.cluster_map.partitions[MOVING].replicas
+        return any(one.node == name and one.state is ReplicaState.SERVING for one in replicas)
+
+    def _has_passed_on(self, source: str, others: list[str]) -> bool:
+        """Whether all others have what the source acknowledged; it takes no more once they know that it leaves."""
+        version = self.ensemble.layout.cluster_map.partitions[MOVING].membership
+        node = self.nodes[source]
+        if not node.is_up or any(not self.nodes[name].is_up or self.lives[name].version < version for name in others):
+            return False
+        replica = next(one for one in node.store.replicas if one.partition == MOVING)
+        mark = {source: Token(replica.incarnation, replica.end_lsn)}
+        replicators = [self.lives[name].replicator for name in others]
+        return all(one is not None and one.has_caught_up(MOVING, mark) for one in replicators)
+
     async def _leap(self, chance: random.Random) -> None:
         """Days pass at once. Nothing is open then and nothing lags: requests and replication do not take days."""
         if self._has_leapt:
@@ -470,17 +607,19 @@ class World:
             await asyncio.sleep(0.5)
         self._heal()
         await self._converge()
+        self._has_lost.clear()
         self.era.begin_ms += chance.randint(1, 9) * DAY_MS
         await asyncio.sleep(5)
         self._gate.set()
 
     def _heal(self) -> None:
         self.network.heal()
+        self.ensemble.is_up = True
         for node in self.nodes.values():
             node.disk.stop_after(None) if node.is_up and not node.disk.is_off else None
             if node.is_up and node.disk.is_off:
                 node.crash(is_power_cut=True)
-            if not node.is_up:
+            if not node.is_up and not node.is_starting:
                 node.start()
             node.go_on()
 
@@ -525,7 +664,11 @@ class World:
             raise Violation(f"{name}: deleted for good, and readable after everything healed")
 
     def _compare(self, partition: int) -> None:
-        views = {name: self._view(node, partition) for name, node in self.nodes.items()}
+        placed = self.ensemble.layout.cluster_map.partitions[partition].replicas
+        for replica in placed:
+            if replica.state is not ReplicaState.SERVING or not self.nodes[replica.node].is_up:
+                raise Violation(f"partition {partition}: the replica on {replica.node} is {replica.state}, not serving")
+        views = {replica.node: self._view(self.nodes[replica.node], partition) for replica in placed}
         first_name, first = next(iter(views.items()))
         for name, view in views.items():
             if view == first:
@@ -557,15 +700,17 @@ def simulate(seed: int, operations: int = 250) -> Outcome:
     worlds: list[World] = []
 
     async def main(loop: VirtualLoop) -> None:
-        world = World(loop, seed, operations)
+        world = World(loop, seed, operations, Path(folder))
         worlds.append(world)
         await world.run()
 
     violation = ""
-    try:
-        run_virtually(main)
-    except Violation as error:
-        violation = str(error)
+    # The last map of each process is a real file; in memory, where that is possible.
+    with tempfile.TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as folder:
+        try:
+            run_virtually(main)
+        except Violation as error:
+            violation = str(error)
     (world,) = worlds
     return Outcome(
         seed, world.history.operations, dict(sorted(world.history.counts.items())), world.trace.hexdigest(), violation,
