@@ -194,12 +194,14 @@ class Puller:
         )
         self._changed.clear()
         self._dropped.clear()
+        task = asyncio.current_task()
+        # Not against zero: a group of fetches that ended with an error may leave its request to cancel behind.
+        cancels = task.cancelling() if task is not None else 0
         self._waiting = self._peer.poll(request, self._loop.time() + request.hold_ms / 1000 + POLL_GRACE_S)
         try:
             answer = await self._waiting
         except asyncio.CancelledError:
-            task = asyncio.current_task()
-            if task is not None and task.cancelling():
+            if task is not None and task.cancelling() > cancels:
                 raise
             # Given up here. If it was answered meanwhile the server is a step ahead, and says so next time.
             self._changed.update(position.partition for position in positions)
