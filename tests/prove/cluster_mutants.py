@@ -263,7 +263,7 @@ CLUSTER_MUTANTS: Final = (
         "one denial is a proof when a replica has lost its disk and joins",
         "ambry/cluster/quorum.py",
         "members.count(Reply.NOT_FOUND) < witness_quorum(listed.get(group, len(members))):",
-        "members.count(Reply.NOT_FOUND) < witness_quorum(len(members) if listed else 9):",
+        "members.count(Reply.NOT_FOUND) < witness_quorum(len(members)):",
         _QUORUM,
     ),
     Mutant(
