@@ -186,10 +186,11 @@ def start_separate(server: Server, size: int) -> None:
     start_replicas(server, 1)
 
 
-def start_replicas(server: Server, count: int, name_store: str | None = None) -> None:
+def start_replicas(server: Server, count: int, name_store: str | None = None, storage: str = "") -> list[int]:
     """One `ambry frontend` and `count` datanode processes, each with a replica of every partition.
 
-    The datanodes come first in `processes`, the frontend last.
+    The datanodes come first in `processes`, the frontend last. `storage` is appended to the datanodes' settings.
+    Returns the datanodes' admin ports.
     """
     folder = server.folder
     names = [f"node-{number}" for number in range(1, count + 1)]
@@ -197,14 +198,16 @@ def start_replicas(server: Server, count: int, name_store: str | None = None) ->
     replicas = "".join(_REPLICA.format(name=name) for name in names)
     (folder / "cluster.toml").write_text(_CLUSTER_HEAD + nodes + _PARTITIONS + replicas)
     secret = {"AMBRY_CLUSTER_SECRET": "a secret of the benchmark, for this machine only"}
-    for name in names:
+    admin_ports = [free_port() for _ in names]
+    for name, admin_port in zip(names, admin_ports, strict=True):
         settings = folder / f"{name}.toml"
-        settings.write_text(_DATANODE.format(admin_port=free_port()).replace('"node"', f'"{name}"'))
+        settings.write_text(_DATANODE.format(admin_port=admin_port).replace('"node"', f'"{name}"') + storage)
         (folder / name).mkdir(exist_ok=True)
         server.start(["-m", "ambry.cli.main", "datanode", "--config", str(settings)], secret)
     names_line = "" if name_store is None else f'name_store = "{name_store}"\n'
     (folder / "frontend.toml").write_text(_FRONTEND.format(port=server.port) + names_line)
     server.start(["-m", "ambry.cli.main", "frontend", "--config", str(folder / "frontend.toml")], secret)
+    return admin_ports
 
 
 LAYOUTS: Final = {"bare": start_bare, "embedded": start_embedded, "separate": start_separate}

@@ -4,12 +4,14 @@ One thread for each disk does one thing at a time: it compacts while there is ga
 segment whose last verification is the oldest. A survey is remembered with the moment before which it cannot be out of
 date, so a segment full of blobs that were deleted yesterday is read once, not over and over.
 
-It yields: after every quarter of a megabyte it waits as long as its rate says, and in addition as long as commits
-take at the moment, several times over. `stop` ends it between two records.
+It yields: it works in steps of less than a millisecond, and after each it rests as long as its rate says, but at least
+several times as long as the step took, and in addition as commits take at the moment. A step that had to share
+processor, interpreter or disk with those who read took longer, so it rests longer. `stop` ends it between two records.
 Knows when and how fast; what is garbage and what is damage is the store's.
 """
 
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -35,7 +37,16 @@ from ambry.storage.survey import Survey
 _log = logs.get_logger(__name__)
 
 STEP_BYTES: Final = 256 * KIB
-"""Read between two waits: about 2 ms of work for small records."""
+"""Read between two waits at most."""
+
+STEP_S: Final = 0.000_5
+"""Worked between two waits, give or take a record: for so long a reader may have to wait for the interpreter."""
+
+REST_RATIO: Final = 4.0
+"""A step is followed by a rest of at least this many times its duration, so upkeep has a fifth of a core at most."""
+
+REST_S_MAX: Final = 0.1
+"""The longest rest that is due to the duration of a step: a disk that hangs must not hold upkeep up twice."""
 
 IDLE_S: Final = 5.0
 """Between two looks for something to do, at least."""
@@ -66,26 +77,44 @@ RETRY_MS: Final = 86_400_000
 """A segment that compaction could not free is left alone for this long."""
 
 
-class Pace:
-    """Waits so that reading stays below a rate and gives way to commits. Called with the bytes of each record."""
+def wait_s(size: int, bytes_per_s: int, took_s: float, commit_s: float) -> float:
+    """How long to wait after a step that read `size` bytes and took `took_s`."""
+    rest_s = min(REST_RATIO * took_s, REST_S_MAX)
+    return max(size / bytes_per_s - took_s, rest_s) + YIELD_RATIO * commit_s * min(size / STEP_BYTES, 1.0)
 
-    def __init__(self, bytes_per_s: int, stopping: threading.Event, commit_s: Callable[[], float]) -> None:
+
+class Pace:
+    """Waits so that reading stays below a rate and gives way to commits and reads.
+
+    Called with the bytes of each record, and with 0 between two pieces of other work.
+    """
+
+    def __init__(
+        self,
+        bytes_per_s: int,
+        stopping: threading.Event,
+        commit_s: Callable[[], float],
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._bytes_per_s = bytes_per_s
         self._stopping = stopping
         self._commit_s = commit_s
+        self._monotonic = monotonic
         self._debt = 0
+        self._began_s = monotonic()
         self.bytes = 0
 
     def __call__(self, size: int) -> None:
         """Raises ShuttingDown when the disk is to be closed."""
         self.bytes += size
         self._debt += size
-        if self._debt < STEP_BYTES:
+        took_s = self._monotonic() - self._began_s
+        if took_s < STEP_S and self._debt < STEP_BYTES:
             return
-        wait_s = self._debt / self._bytes_per_s + YIELD_RATIO * self._commit_s()
-        self._debt = 0
-        if self._stopping.wait(wait_s):
+        debt, self._debt = self._debt, 0
+        if self._stopping.wait(wait_s(debt, self._bytes_per_s, took_s, self._commit_s())):
             raise ShuttingDown("upkeep stops: the disk is being closed")
+        self._began_s = self._monotonic()
 
 
 @dataclass(slots=True)

@@ -1,16 +1,15 @@
 """Upkeep: it compacts what is worth it, verifies everything, does not look twice for nothing, and stops when told."""
 
 import threading
-import time
 from dataclasses import replace
 
 import pytest
 
 from ambry.blob.requests import Change, GetRequest
 from ambry.blob.state import NEVER, BlobState
-from ambry.datanode.upkeep import Pace, Upkeep
+from ambry.datanode.upkeep import REST_S_MAX, Pace, Upkeep
 from ambry.errors import DiskUnavailable, ShuttingDown
-from ambry.limits import GIB, KIB, RETIRED_SEGMENT_S
+from ambry.limits import GIB, KIB, MIB, RETIRED_SEGMENT_S
 from tests.storage.engine import TINY, WHOLE, World, blob_id, body_of, put, update
 
 DAY_MS = 86_400_000
@@ -146,22 +145,63 @@ def test_upkeep_stops_in_the_middle_of_a_segment() -> None:
     world.check()
 
 
+class _Rests(threading.Event):
+    """Time that passes by being waited for, and by `work`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now_s = 0.0
+        self.rests: list[float] = []
+
+    def wait(self, timeout: float | None = None) -> bool:
+        assert timeout is not None
+        self.now_s += timeout
+        self.rests.append(timeout)
+        return self.is_set()
+
+
+def _pace(rests: _Rests, rate: int, commit_s: float = 0.0) -> Pace:
+    return Pace(rate, rests, lambda: commit_s, lambda: rests.now_s)
+
+
 def test_the_pace_keeps_to_its_rate_and_gives_way_to_commits() -> None:
-    stopping = threading.Event()
-    started_s = time.monotonic()
-    pace = Pace(10 << 20, stopping, lambda: 0.0)
+    rests = _Rests()
+    pace = _pace(rests, 10 * MIB)
     for _ in range(16):
         pace(64 * KIB)
-    alone_s = time.monotonic() - started_s
-    assert alone_s >= 0.1
-    started_s = time.monotonic()
-    pace = Pace(10 << 20, stopping, lambda: 0.02)
+    assert rests.rests == pytest.approx([0.025] * 4)
+    rests = _Rests()
+    pace = _pace(rests, 10 * MIB, commit_s=0.02)
     for _ in range(16):
         pace(64 * KIB)
-    assert time.monotonic() - started_s >= 0.1 + 4 * 4 * 0.02
-    stopping.set()
+    assert rests.rests == pytest.approx([0.025 + 4 * 0.02] * 4)
+    rests.set()
     with pytest.raises(ShuttingDown):
-        pace(1 << 20)
+        pace(MIB)
+
+
+def test_the_pace_rests_several_times_as_long_as_a_step_took() -> None:
+    rests = _Rests()
+    pace = _pace(rests, 1 << 40)
+    for _ in range(64):
+        rests.now_s += 0.000_1
+        pace(4 * KIB)
+    # A step is half a millisecond, whatever it read; work that reads nothing is counted as well.
+    assert len(rests.rests) in {10, 11, 12}
+    assert all(0.002 <= rest <= 0.0025 for rest in rests.rests)
+    for took_s, rest_s in ((0.003, 0.012), (0.02, 0.08), (30.0, REST_S_MAX)):
+        rests.now_s += took_s
+        pace(0)
+        assert rests.rests[-1] == pytest.approx(rest_s, rel=0.2)
+
+
+def test_what_a_step_took_counts_towards_its_rate() -> None:
+    rests = _Rests()
+    pace = _pace(rests, MIB)
+    for _ in range(40):
+        rests.now_s += 0.005
+        pace(64 * KIB)
+    assert rests.now_s == pytest.approx(40 / 16)
 
 
 def test_a_full_disk_is_freed_by_compaction() -> None:

@@ -180,8 +180,8 @@ def _after_look(world: World, act: Callable[[int], None]) -> Callable[[int], Non
 
     def pace(size: int) -> None:
         nonlocal seen
-        seen += 1
-        if seen == 12:
+        seen += size > 0
+        if size and seen == 12:
             act(size)
 
     return pace
@@ -376,6 +376,28 @@ def test_a_compaction_that_is_told_to_stop_gives_everything_back() -> None:
         world.store.compact(1, numbers, pace=stop, on_damage=lambda *_: None)
     assert world.disk.names("partitions/1") == names
     assert world.store.failure is None
+    world.check()
+
+
+def test_a_wish_to_stop_after_the_copies_are_listed_is_too_late_and_no_failure() -> None:
+    world = _filled(count=120, size=300)
+    listed = set(world.store.replica(1).segments)
+    asked = 0
+
+    def stop(_: int) -> None:
+        nonlocal asked
+        if set(world.store.replica(1).segments) - listed:
+            asked += 1
+            raise ShuttingDown("as told, between two moves")
+
+    numbers = tuple(one.number for one in world.store.segment_facts(1))
+    report = world.store.compact(1, numbers, pace=stop, on_damage=lambda *_: None)
+    assert asked == 1
+    assert report.compacted == numbers
+    assert world.store.failure is None
+    world.check()
+    world.crash()
+    world.open()
     world.check()
 
 
