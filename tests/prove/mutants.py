@@ -215,8 +215,8 @@ MUTANTS: Final = (
     Mutant(
         "a hole is not queued for repair",
         "ambry/storage/commit.py",
-        "        if not entry.life & 1:\n            run.batch.append((repair_key(key), self._hole_row",
-        "        if entry.life & 1:\n            run.batch.append((repair_key(key), self._hole_row",
+        "            if not entry.life & 1:\n                run.batch.append((repair_key(key), self._hole_row",
+        "            if entry.life & 1:\n                run.batch.append((repair_key(key), self._hole_row",
         _QUARANTINE,
     ),
     Mutant(
