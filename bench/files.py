@@ -30,7 +30,7 @@ import urllib.request
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO, Final
+from typing import BinaryIO, Final, Protocol
 
 PIECE_BYTES: Final = 1 << 20
 ATTEMPTS_MAX: Final = 200
@@ -133,7 +133,16 @@ def put(port: int, path: Path, *, is_chunked: bool) -> str:
         return answer.headers["Location"]
 
 
-def put_all(server: Server, paths: Sequence[Path], threads: int, progress: Progress) -> Iterator[None]:
+class HasPort(Protocol):
+    """Where to put the next file."""
+
+    @property
+    def port(self) -> int:
+        """On this machine."""
+        ...
+
+
+def put_all(server: HasPort, paths: Sequence[Path], threads: int, progress: Progress) -> Iterator[None]:
     """Put all files on several threads; yields every 50 ms while they run."""
     work: queue.SimpleQueue[Path] = queue.SimpleQueue()
     for path in paths:
@@ -152,7 +161,7 @@ def put_all(server: Server, paths: Sequence[Path], threads: int, progress: Progr
         time.sleep(0.05)
 
 
-def _put_one(server: Server, path: Path, progress: Progress) -> None:
+def _put_one(server: HasPort, path: Path, progress: Progress) -> None:
     before = digest_of(path)
     for _ in range(ATTEMPTS_MAX):
         try:

@@ -3,11 +3,17 @@
 ZooKeeper, datanodes and frontends are the programs that a real cluster runs, with settings in DIRECTORY/*.toml; only
 that two replicas of a partition may be on one host is special. Started again on the same directory, it goes on where
 it stopped. Ctrl-C stops everything in order; whatever dies meanwhile is said and left dead, as a test may want it.
+
+    DIRECTORY/environment   for an operator's shell: where ZooKeeper is, the cluster secret, the first frontends
+    DIRECTORY/pids/NAME     the process id of each part, to be killed by
+    DIRECTORY/start/NAME    a program that starts it again
+    DIRECTORY/NAME.log      what it says
 """
 
 import json
 import os
 import secrets as random_source
+import shlex
 import signal
 import socket
 import subprocess
@@ -16,7 +22,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -50,6 +56,8 @@ class Plan:
     frontends: int
     partitions: int
     replicas: int
+    node_host: str = _LOOPBACK
+    """Where datanodes say that they are reached. They listen on 127.0.0.1; something else may stand before them."""
 
     def datacentre(self, number: int) -> str:
         """The name of a datacentre."""
@@ -100,16 +108,55 @@ class Running:
 
     def start(self, name: str, kind: str) -> None:
         """Start a process with the settings that its name has."""
+        command = [sys.executable, "-m", "ambry.cli.main", kind, "--config", str(self.plan.folder / f"{name}.toml")]
+        script = self._write_script(name, command)
         environment = {key: value for key, value in os.environ.items() if key != SECRET_VARIABLE}
-        with (self.plan.folder / f"{name}.log").open("ab") as log:
-            self.processes[name] = subprocess.Popen(  # noqa: S603 -- our own program, no shell
-                [sys.executable, "-m", "ambry.cli.main", kind, "--config", str(self.plan.folder / f"{name}.toml")],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                env=environment,
-                start_new_session=True,
-            )
+        self.processes[name] = subprocess.Popen(  # noqa: S603 -- our own program
+            [str(script)], env=environment, start_new_session=True
+        )
+        self._write_pid(name, self.processes[name].pid)
+
+    def start_zookeeper(self) -> None:
+        """Start ZooKeeper, and wait until it answers. Raises CannotStart."""
+        self._write_script("zookeeper", self.zookeeper.command)
+        self.zookeeper.start()
+        self._write_pid("zookeeper", self.zookeeper.pid)
+
+    def stop_zookeeper(self) -> None:
+        """Stop it, also one that was started by its program meanwhile."""
+        self.zookeeper.stop()
+        self._end_others("zookeeper")
+
+    def _write_script(self, name: str, command: list[str]) -> Path:
+        folder = self.plan.folder
+        script = folder / "start" / name
+        script.parent.mkdir(exist_ok=True)
+        pid_file, log = (shlex.quote(str(folder / path)) for path in (f"pids/{name}", f"{name}.log"))
+        lines = [
+            "#!/bin/sh",
+            f"# Starts {name} of this dev-cluster; in the background with &.",
+            f"echo $$ > {pid_file}",
+        ]
+        lines.append(f"exec {shlex.join(command)} < /dev/null >> {log} 2>&1")
+        replace_file(script, "\n".join([*lines, ""]).encode(), 0o755)
+        return script
+
+    def _write_pid(self, name: str, pid: int) -> None:
+        (self.plan.folder / "pids").mkdir(exist_ok=True)
+        (self.plan.folder / "pids" / name).write_text(f"{pid}\n")
+
+    def _end_others(self, name: str) -> None:
+        """End the process of this name that somebody else has started, if it still is that process."""
+        pid = int((self.plan.folder / "pids" / name).read_text())
+        command = Path(f"/proc/{pid}/cmdline")
+        marker = str(self.plan.folder / (f"{name}.toml" if name in self.processes else "zookeeper")).encode()
+        give_up_at = time.monotonic() + _STOP_S
+        number = signal.SIGTERM
+        while command.exists() and marker in command.read_bytes():
+            with suppress(ProcessLookupError):
+                os.kill(pid, number)
+            number = signal.SIGKILL if time.monotonic() > give_up_at else signal.SIGTERM
+            time.sleep(0.1)
 
     def stop(self) -> None:
         """Frontends first, so that nobody asks datanodes that are gone."""
@@ -123,6 +170,9 @@ class Running:
                 except subprocess.TimeoutExpired:
                     one.kill()
                     one.wait()
+            for name in self.processes:
+                if name.startswith(kind):
+                    self._end_others(name)
 
     def watch(self) -> None:
         """Until the end: say who died."""
@@ -154,8 +204,7 @@ class Running:
                 "",
                 *lines,
                 "",
-                f"  export AMBRY_ZOOKEEPER={self.zookeeper.hosts}",
-                f"  export {SECRET_VARIABLE}=$(cat {self.secret_file})",
+                f"  . {self.plan.folder / 'environment'}",
                 "  ambry cluster status; ambry node list; ambry cluster verify",
                 "  Ctrl-C stops everything; data and logs stay in " + str(self.plan.folder),
             ]
@@ -167,11 +216,12 @@ def running(plan: Plan) -> Iterator[Running]:
     """A whole cluster, ready; stopped at the end. Raises CannotStart."""
     plan.folder.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
-        ports = _ports(plan)
+        ports = ports_of(plan)
         zookeeper = LocalZooKeeper(plan.folder / "zookeeper", ports["zookeeper"])
-        zookeeper.start()
-        stack.callback(zookeeper.stop)
         cluster = Running(plan, zookeeper, ports)
+        (plan.folder / "pids").mkdir(exist_ok=True)
+        cluster.start_zookeeper()
+        stack.callback(cluster.stop_zookeeper)
         stack.callback(cluster.stop)
         _write_settings(plan, cluster)
         with registry_at(zookeeper.hosts) as registry:
@@ -191,7 +241,7 @@ def running(plan: Plan) -> Iterator[Running]:
         yield cluster
 
 
-def _ports(plan: Plan) -> dict[str, int]:
+def ports_of(plan: Plan) -> dict[str, int]:
     """Free ports by name, the same at every start on one directory."""
     path = plan.folder / "ports.json"
     known: dict[str, int] = json.loads(path.read_bytes()) if path.exists() else {}
@@ -215,6 +265,13 @@ def _ports(plan: Plan) -> dict[str, int]:
 def _write_settings(plan: Plan, cluster: Running) -> None:
     if not cluster.secret_file.exists():
         replace_file(cluster.secret_file, random_source.token_hex(32).encode() + b"\n", 0o600)
+    exports = (
+        f"export AMBRY_ZOOKEEPER={cluster.zookeeper.hosts}\nexport {SECRET_VARIABLE}=$(cat {cluster.secret_file})\n"
+    )
+    for where in range(1, plan.datacentres + 1):
+        url = f"http://{_LOOPBACK}:{cluster.ports[f'frontend-{where}-1']}"
+        exports += f"export AMBRY_URL{'' if where == 1 else f'_{where}'}={url}\n"
+    replace_file(plan.folder / "environment", exports.encode())
     common = f'zookeeper = "{cluster.zookeeper.hosts}"\nsecret_file = "secret"\n'
     capacity = max(64, 2 * plan.partitions) * GIB
     for name, port in cluster.ports.items():
@@ -225,7 +282,8 @@ def _write_settings(plan: Plan, cluster: Running) -> None:
 node = "{name}"
 datacentre = "{plan.datacentre(int(datacentre))}"
 rack = "rack-{number}"
-host = "{_LOOPBACK}"
+host = "{plan.node_host}"
+listen_host = "{_LOOPBACK}"
 port = {port}
 admin_port = {cluster.ports[f"admin-{datacentre}-{number}"]}
 [storage]
@@ -247,7 +305,10 @@ port = {port}
 
 
 def _add_nodes(registry: Registry, cluster: Running, plan: Plan, names: list[str]) -> None:
-    _wait_for(cluster, lambda: set(names) <= registry.live().keys(), "the datanodes do not register")
+    def have_registered() -> bool:
+        return set(names) <= registry.live().keys() & registry.nodes().keys()
+
+    _wait_for(cluster, have_registered, "the datanodes do not register")
     records = registry.nodes()
 
     def add(old: ClusterMap) -> ClusterMap:

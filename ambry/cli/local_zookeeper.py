@@ -59,7 +59,7 @@ class LocalZooKeeper:
             raise CannotStart(f"there is no {missing} on this machine; {HOW_TO_GET}")
         self.folder = folder
         self.port = port or _free_port()
-        self._command = [
+        self.command = [
             *(java, "-Xmx384m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"),
             *("-Dzookeeper.admin.enableServer=false", "-Dzookeeper.4lw.commands.whitelist=srvr"),
             *(f"-Dlogback.configurationFile={folder / 'logback.xml'}", "-cp", classpath),
@@ -71,6 +71,12 @@ class LocalZooKeeper:
     def hosts(self) -> str:
         """What clients connect to."""
         return f"127.0.0.1:{self.port}"
+
+    @property
+    def pid(self) -> int:
+        """Its process, while it runs."""
+        assert self._process is not None
+        return self._process.pid
 
     def start(self) -> None:
         """Start, and wait until it answers. Raises CannotStart with the end of its log."""
@@ -84,7 +90,7 @@ class LocalZooKeeper:
         with (self.folder / "log").open("ab") as log:
             # A group of its own: Ctrl-C at a terminal is for whoever started us, who stops it in order.
             self._process = subprocess.Popen(  # noqa: S603 -- found above, no shell
-                self._command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+                self.command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
             )
         give_up_at = time.monotonic() + _START_S
         while not _answers(self.port):

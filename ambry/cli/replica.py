@@ -4,6 +4,7 @@ of the datanode that has it, and change nothing but what it does next.
 
 import asyncio
 import time
+from dataclasses import replace
 from functools import partial
 from typing import Final
 
@@ -30,6 +31,7 @@ from ambry.cli.replica_states import Comparison, connected
 from ambry.cli.verifying import compared
 from ambry.cluster import changes
 from ambry.cluster.map import ClusterMap, ReplicaState
+from ambry.cluster.quorum import witness_quorum
 from ambry.errors import ChangeRefused
 from ambry.protocol.replication import ReplicationAction, ReplicationRequest
 
@@ -87,13 +89,55 @@ def add_replica(
 @click.argument("number", type=int)
 @click.argument("node")
 @force_option
+@timeout_option
 @zookeeper_option
+@asks_datanodes
 @dry_run_option
 @json_option
-def remove_replica(number: int, node: str, is_forced: bool, hosts: str, is_dry: bool, as_json: bool) -> None:
-    """Take a replica off the map; its files are set aside by its datanode. Never the last one that serves."""
+def remove_replica(
+    number: int,
+    node: str,
+    is_forced: bool,
+    timeout_s: float,
+    hosts: str,
+    credentials: Credentials,
+    is_dry: bool,
+    as_json: bool,
+) -> None:
+    """Take a replica off the map; its files are set aside by its datanode. Never the last one that serves.
+
+    Where fewer of the others would then be enough to deny a blob, they have to be equal first: in time, or --force.
+    """
     change = partial(changes.remove_replica, number=number, node=node, is_forced=is_forced)
+    found = layout_at(hosts).cluster_map
+    change(found)
+    if not is_forced:
+        _let_others_be_equal(found, credentials, number, node, timeout_s)
     change_layout(hosts, change, f"remove the replica of {number} on {node}", is_dry=is_dry, as_json=as_json)
+
+
+def _let_others_be_equal(found: ClusterMap, credentials: Credentials, number: int, node: str, timeout_s: float) -> None:
+    """Wait until the replicas that stay have all that any of them has. Raises ChangeRefused.
+
+    Of N that serve in a datacentre W have every acknowledged blob, and N - W + 1 may deny one. Without one of an odd N
+    fewer may: a single one of the two that are left of three, and it may be the one that missed the blob.
+    """
+    serving = [
+        one for one in found.replicas_in(number, found.nodes[node].datacentre) if one.state is ReplicaState.SERVING
+    ]
+    stay = tuple(one for one in serving if one.node != node)
+    if len(stay) == len(serving) or witness_quorum(len(stay)) >= witness_quorum(len(serving)):
+        return
+    partition = replace(found.partitions[number], replicas=stay)
+    others = replace(found, partitions={**found.partitions, number: partition})
+    before = after = _compared(others, credentials, number)
+    give_up_at = time.monotonic() + timeout_s
+    while (left := set(after.differing) & set(before.differing)) and time.monotonic() < give_up_at:
+        time.sleep(_LOOK_S)
+        after = _compared(others, credentials, number)
+    if after.unreachable or left:
+        why = f"{', '.join(after.unreachable)} is out of reach" if after.unreachable else f"{len(left)} blobs differ"
+        raise ChangeRefused(f"the other replicas of partition {number} are to be equal first, and {why}; or force it")
 
 
 # --- asked of a datanode ---------------------------------------------------------------------------------------

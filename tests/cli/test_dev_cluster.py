@@ -4,12 +4,9 @@ import asyncio
 import hashlib
 import json
 import random
-import re
-import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import click.testing
 import pytest
@@ -129,25 +126,6 @@ def test_zookeeper_is_away_and_nobody_notices_but_changes_wait(cluster: Running)
     assert all_there(far(cluster), digests)
 
 
-def test_a_disk_that_was_emptied_joins_again_and_then_serves(cluster: Running) -> None:
-    digests = put_some(cluster, 10, seed=4)
-    settled(cluster)
-    before = layout_at(cluster.zookeeper.hosts).cluster_map
-    end(cluster, "datanode-1-1", signal.SIGTERM)
-    shutil.rmtree(cluster.plan.folder / "datanode-1-1" / "disk0")
-    cluster.start("datanode-1-1", "datanode")
-    held = [number for number, one in before.partitions.items() if "datanode-1-1" in [r.node for r in one.replicas]]
-
-    def has_joined() -> bool:
-        now = layout_at(cluster.zookeeper.hosts).cluster_map
-        return all(now.partitions[number].membership > before.partitions[number].membership for number in held)
-
-    within(has_joined)
-    settled(cluster)
-    assert all_there(near(cluster), digests)
-    assert all_there(far(cluster), digests)
-
-
 def test_a_partition_moves_and_requests_under_the_old_map_are_refused(cluster: Running) -> None:
     digests = put_some(cluster, 10, seed=5)
     settled(cluster)
@@ -189,23 +167,6 @@ async def _is_fenced(
         await connections.close()
 
 
-def test_zookeeper_loses_everything_and_the_map_is_restored_from_the_datanodes(cluster: Running) -> None:
-    before = layout_at(cluster.zookeeper.hosts).cluster_map
-    cluster.zookeeper.stop()
-    cluster.zookeeper.wipe()
-    cluster.zookeeper.start()
-    assert "no cluster" in failing(cluster, "cluster", "status")
-    digests = put_some(cluster, 5, seed=6)
-    within(lambda: "map of version" in operate_any(cluster, "cluster", "restore", "--dry-run"))
-    # Every datanode has registered again before one of them may be the one with the newest map.
-    operate(cluster, "cluster", "restore")
-    after = layout_at(cluster.zookeeper.hosts).cluster_map
-    assert after.partitions == before.partitions
-    assert after.version > before.version
-    settled(cluster)
-    assert all_there(far(cluster), digests)
-
-
 def failing(cluster: Running, *arguments: str) -> str:
     environment = {"AMBRY_ZOOKEEPER": cluster.zookeeper.hosts}
     result = click.testing.CliRunner().invoke(main, arguments, env=environment)
@@ -234,17 +195,6 @@ def test_nodes_partitions_and_replicas_are_listed_and_changed_by_command(cluster
     settled(cluster)
     assert "add a replica of 5" in operate(cluster, "cluster", "history")
     assert "partition 5" in operate(cluster, "replica", "remove", "5", node, "--dry-run")
-
-
-def test_the_walk_of_the_page_for_operators_can_be_typed(cluster: Running) -> None:
-    page = (Path(__file__).parents[2] / "docs/cluster.md").read_text()
-    blocks = re.findall(r"^```sh\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
-    lines = [line for block in blocks for line in block.splitlines()]
-    assert len(lines) >= 15
-    for line in lines:
-        program, *arguments = line.split()
-        assert program == "ambry"
-        operate(cluster, *arguments)
 
 
 def test_replication_can_be_paused_and_resumed(cluster: Running) -> None:

@@ -17,7 +17,7 @@ CHANGES = {
 }
 ASKS_DATANODES = {
     *("cluster verify", "partition check", "partition compare", "replica repair", "replica pause", "replica resume"),
-    *("replication status", "replication lag", "blob locate", "blob verify", "wait"),
+    *("replica remove", "replication status", "replication lag", "blob locate", "blob verify", "wait"),
 }
 
 
