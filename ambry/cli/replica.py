@@ -119,15 +119,14 @@ def remove_replica(
 def _let_others_be_equal(found: ClusterMap, credentials: Credentials, number: int, node: str, timeout_s: float) -> None:
     """Wait until the replicas that stay have all that any of them has. Raises ChangeRefused.
 
-    Of N that serve in a datacentre W have every acknowledged blob, and N - W + 1 may deny one. Without one of an odd N
-    fewer may: a single one of the two that are left of three, and it may be the one that missed the blob.
+    Of N that are listed in a datacentre W have every acknowledged blob, and N - W + 1 may deny one. Without one of an
+    odd N fewer may: a single one of the two that are left of three, and it may be the one that missed the blob.
     """
-    serving = [
-        one for one in found.replicas_in(number, found.nodes[node].datacentre) if one.state is ReplicaState.SERVING
-    ]
-    stay = tuple(one for one in serving if one.node != node)
-    if len(stay) == len(serving) or witness_quorum(len(stay)) >= witness_quorum(len(serving)):
+    listed = found.replicas_in(number, found.nodes[node].datacentre)
+    left_over = [one for one in listed if one.node != node]
+    if witness_quorum(len(left_over)) >= witness_quorum(len(listed)):
         return
+    stay = tuple(one for one in left_over if one.state is ReplicaState.SERVING)
     partition = replace(found.partitions[number], replicas=stay)
     others = replace(found, partitions={**found.partitions, number: partition})
     before = after = _compared(others, credentials, number)
