@@ -322,6 +322,9 @@ class Upkeep:
         if now_ms >= survey.next_ms:
             return True
         unaccounted = survey.kept_bytes - one.live_bytes - one.dead_bytes
+        if survey.damages and now_ms < survey.verified_at_ms + RETRY_MS:
+            # Damage that nobody can name is kept, and no total has it: it is not read again at every look.
+            unaccounted = 0
         # What was deleted after the survey is kept for its retention from then on; changes of state are small.
         may_be_due = one.dead_bytes > 0 and self._may_be_over(survey, now_ms)
         return unaccounted > 0 or may_be_due or self._may_be_to_erase(one.dead_bytes, survey, now_ms)

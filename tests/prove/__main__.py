@@ -20,6 +20,7 @@ from tests.prove.images import prove_images
 from tests.prove.kills import prove_kills
 from tests.prove.machine import prove_machine
 from tests.prove.mutants import prove_cluster_mutants, prove_mutants
+from tests.prove.planted import prove_planted
 from tests.prove.soak import prove_soak
 from tests.prove.syscalls import prove_syscalls
 
@@ -29,6 +30,7 @@ COUNTED: Final[dict[str, Callable[[int, float, int], dict[str, object]]]] = {
     "fuzz": prove_fuzz,
     "kills": prove_kills,
     "machine": prove_machine,
+    "planted": prove_planted,
 }
 """Proofs that can be told how much to do, instead of how long."""
 
@@ -43,6 +45,7 @@ PROOFS: Final[dict[str, Callable[[int, float], dict[str, object]]]] = {
     "cluster-mutants": prove_cluster_mutants,
     "soak": prove_soak,
     "syscalls": prove_syscalls,
+    "planted": prove_planted,
     "kills": lambda seed, seconds: prove_kills(seed, seconds, 0),
 }
 
@@ -57,7 +60,7 @@ def _commit() -> str:
 @click.option("--seconds", type=float, default=60.0, help="Budget of each proof.")
 @click.option("--seed", type=int, default=None, help="Repeat a run.")
 @click.option(
-    "--count", type=int, default=0, help="How much to do, whatever time it takes: kills, steps, schedules, executions."
+    "--count", type=int, default=0, help="How much to do, whatever time it takes: kills, steps, schedules, faults, ..."
 )
 def main(name: str, seconds: float, seed: int | None, count: int) -> None:
     """Prove, print figures, and how to repeat it."""
