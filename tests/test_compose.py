@@ -69,7 +69,7 @@ def test_ports_are_on_loopback_and_do_not_clash() -> None:
 
 
 def test_volumes_are_declared_and_nobody_shares_one_and_files_are_there() -> None:
-    sources = [volume.split(":")[0] for service in SERVICES.values() for volume in service.get("volumes", [])]
+    sources = [mount.split(":")[0] for service in SERVICES.values() for mount in service.get("volumes", [])]
     named = [source for source in sources if not source.startswith(".")]
     assert sorted(named) == sorted(COMPOSE["volumes"])
     assert all((ROOT / source).exists() for source in sources if source.startswith("."))
@@ -128,8 +128,8 @@ class Container:
 
     def command(self) -> list[str]:
         """The command line, after its settings were written."""
-        for volume in self.service.get("volumes", []):
-            source, target = volume.split(":")[:2]
+        for mount in self.service.get("volumes", []):
+            source, target = mount.split(":")[:2]
             if target == "/etc/ambry":
                 (self._folder / "etc").mkdir(exist_ok=True)
                 for path in (ROOT / source).glob("*.toml"):
