@@ -98,7 +98,12 @@ def document_of(properties: Properties) -> dict[str, Any]:
 
 def encode_properties(properties: Properties) -> bytes:
     """The bytes that the record holds."""
-    data: bytes = msgpack.packb(document_of(properties))
+    return encode_document(document_of(properties))
+
+
+def encode_document(document: Mapping[str, Any]) -> bytes:
+    """The same of properties that are at hand as `document_of` has them."""
+    data: bytes = msgpack.packb(document)
     return data
 
 
@@ -107,8 +112,7 @@ def encode_named(
 ) -> bytes:
     """The same of a blob with a name; the rest of its properties is at hand as a document. For the hot path."""
     own = {_ACCOUNT: account_name, _CONTAINER: container_name, _NAME: name, _NAME_VERSION: version}
-    data: bytes = msgpack.packb({**document, **own})
-    return data
+    return encode_document({**document, **own})
 
 
 _CACHED_BYTES_MAX: Final = 512

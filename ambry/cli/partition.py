@@ -1,12 +1,10 @@
 """`ambry partition`: partitions and where they are."""
 
 import asyncio
-from collections.abc import Sequence
 from typing import Any, Final
 
 import click
 
-from ambry.cli.connections import Identity
 from ambry.cli.credentials import Credentials, asks_datanodes
 from ambry.cli.operator import (
     change_layout,
@@ -21,15 +19,13 @@ from ambry.cli.operator import (
     size_text,
     zookeeper_option,
 )
-from ambry.cli.replica_states import connected
+from ambry.cli.replica_states import ask_each
 from ambry.cli.verifying import bytes_option, verify_partitions
 from ambry.cluster import changes
 from ambry.cluster.map import ClusterMap, Replica
 from ambry.config import parse_size
 from ambry.errors import AmbryError, ChangeRefused
 from ambry.protocol.datanode import ReplicaStatus
-
-_ASK_S: Final = 10.0
 
 REPLICA_COLUMNS: Final = ("node", "datacentre", "disk", "state", "incarnation")
 
@@ -216,36 +212,22 @@ def check_partitions(numbers: str, hosts: str, credentials: Credentials, as_json
     wanted = parse_numbers(numbers, found.partitions)
     for number in wanted:
         row_of(found, number)
-    rows = asyncio.run(_check(found, credentials.identity("check"), wanted))
+    answers = asyncio.run(ask_each(found, credentials.identity("check"), lambda node, until: node.status(until)))
+    statuses = {
+        name: answer if isinstance(answer, AmbryError) else {one.partition: one for one in answer.replicas}
+        for name, answer in answers.items()
+    }
+    rows = [
+        _verdict(number, replica, statuses[replica.node])
+        for number in wanted
+        for replica in found.partitions[number].replicas
+    ]
     columns = ("partition", "node", "state", "verdict", "log_size", "end_lsn", "is_writable")
     show(
         as_json, lambda: rows, lambda: show_table("replicas", columns, [[row[key] for key in columns] for row in rows])
     )
     if any(row["verdict"] != "fine" for row in rows):
         raise SystemExit(1)
-
-
-async def _check(found: ClusterMap, identity: Identity, wanted: Sequence[int]) -> list[dict[str, Any]]:
-    connections = await connected(found, identity)
-    deadline = asyncio.get_running_loop().time() + _ASK_S
-
-    async def status_of(name: str) -> dict[int, ReplicaStatus] | AmbryError:
-        try:
-            answer = await connections.datanodes[name].status(deadline)
-        except AmbryError as error:
-            return error
-        return {one.partition: one for one in answer.replicas}
-
-    try:
-        answers = await asyncio.gather(*(status_of(name) for name in found.nodes))
-    finally:
-        await connections.close()
-    statuses = dict(zip(found.nodes, answers, strict=True))
-    return [
-        _verdict(number, replica, statuses[replica.node])
-        for number in wanted
-        for replica in found.partitions[number].replicas
-    ]
 
 
 def _verdict(number: int, replica: Replica, known: dict[int, ReplicaStatus] | AmbryError) -> dict[str, Any]:

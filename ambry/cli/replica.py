@@ -27,7 +27,7 @@ from ambry.cli.operator import (
     zookeeper_option,
 )
 from ambry.cli.partition import REPLICA_COLUMNS, row_of
-from ambry.cli.replica_states import Comparison, connected
+from ambry.cli.replica_states import ASK_S, Comparison, connected
 from ambry.cli.verifying import compared
 from ambry.cluster import changes
 from ambry.cluster.map import ClusterMap, ReplicaState
@@ -35,7 +35,6 @@ from ambry.cluster.quorum import witness_quorum
 from ambry.errors import ChangeRefused
 from ambry.protocol.replication import ReplicationAction, ReplicationRequest
 
-_ASK_S: Final = 10.0
 _LOOK_S: Final = 0.5
 
 
@@ -260,6 +259,6 @@ async def _tell(found: ClusterMap, identity: Identity, node: str, request: Repli
     """Raises what the datanode answers."""
     connections = await connected(found, identity)
     try:
-        await connections.remote(node).replication(request, asyncio.get_running_loop().time() + _ASK_S)
+        await connections.remote(node).replication(request, asyncio.get_running_loop().time() + ASK_S)
     finally:
         await connections.close()

@@ -8,9 +8,9 @@ something. Nor is what expired a day ago: compaction forgets it, on each replica
 """
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final, TypeAlias
+from typing import Final, TypeAlias, TypeVar
 
 from ambry.blob.blob_id import UNIQUE_SIZE
 from ambry.blob.requests import ChangeEntry
@@ -20,6 +20,10 @@ from ambry.errors import AmbryError, ConnectionLost
 from ambry.limits import FETCH_BLOBS_MAX, FETCH_BYTES_MAX, LISTING_ROWS_MAX
 from ambry.protocol.replication import FetchOutcome, FetchRequest, Peer, RangeRequest
 from ambry.replication.session import EXPIRED_KEPT_MS
+from ambry.transport.client import RemoteDatanode
+
+ASK_S: Final = 10.0
+"""An operator waits this long for the answer of a datanode."""
 
 _PAGE_S: Final = 30.0
 _AT_ONCE: Final = 8
@@ -30,6 +34,7 @@ _LAST: Final = b"\xff" * UNIQUE_SIZE
 _State: TypeAlias = tuple[int, int, bool, int]
 """Life, expiry, whether a live blob has its bytes, and how many."""
 
+_Answer = TypeVar("_Answer")
 _Page: TypeAlias = dict[bytes, _State]
 
 
@@ -59,6 +64,26 @@ async def connected(cluster_map: ClusterMap, identity: Identity) -> Connections:
     connections = Connections(identity)
     await connections.adopt(cluster_map)
     return connections
+
+
+async def ask_each(
+    cluster_map: ClusterMap, identity: Identity, ask: Callable[[RemoteDatanode, float], Awaitable[_Answer]]
+) -> dict[str, _Answer | AmbryError]:
+    """What each datanode of a map answers, or why it does not. `ask` gets a datanode and the deadline."""
+    connections = await connected(cluster_map, identity)
+    deadline = asyncio.get_running_loop().time() + ASK_S
+
+    async def one(name: str) -> _Answer | AmbryError:
+        try:
+            return await ask(connections.remote(name), deadline)
+        except AmbryError as error:
+            return error
+
+    try:
+        answers = await asyncio.gather(*(one(name) for name in cluster_map.nodes))
+    finally:
+        await connections.close()
+    return dict(zip(cluster_map.nodes, answers, strict=True))
 
 
 async def compare_all(

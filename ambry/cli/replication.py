@@ -1,11 +1,10 @@
 """`ambry replication`: how far every datanode has read its peers."""
 
 import asyncio
-from typing import Any, Final
+from typing import Any
 
 import click
 
-from ambry.cli.connections import Identity
 from ambry.cli.credentials import Credentials, asks_datanodes
 from ambry.cli.operator import (
     json_option,
@@ -15,12 +14,10 @@ from ambry.cli.operator import (
     size_text,
     zookeeper_option,
 )
-from ambry.cli.replica_states import connected
+from ambry.cli.replica_states import ask_each
 from ambry.cluster.map import ClusterMap
 from ambry.errors import AmbryError
 from ambry.protocol.replication import ReplicationAction, ReplicationRequest, ReplicationStatus
-
-_ASK_S: Final = 10.0
 
 
 @click.group()
@@ -99,23 +96,6 @@ def lag(hosts: str, credentials: Credentials, as_json: bool) -> None:
 
 def _asked(hosts: str, credentials: Credentials) -> tuple[ClusterMap, dict[str, ReplicationStatus | AmbryError]]:
     found = layout_at(hosts).cluster_map
-    return found, asyncio.run(_ask(found, credentials.identity("replication")))
-
-
-async def _ask(found: ClusterMap, identity: Identity) -> dict[str, ReplicationStatus | AmbryError]:
-    """What each datanode answers, or why it does not."""
-    connections = await connected(found, identity)
-    deadline = asyncio.get_running_loop().time() + _ASK_S
     request = ReplicationRequest(ReplicationAction.TELL, ())
-
-    async def one(name: str) -> ReplicationStatus | AmbryError:
-        try:
-            return await connections.remote(name).replication(request, deadline)
-        except AmbryError as error:
-            return error
-
-    try:
-        answers = await asyncio.gather(*(one(name) for name in found.nodes))
-    finally:
-        await connections.close()
-    return dict(zip(found.nodes, answers, strict=True))
+    asking = ask_each(found, credentials.identity("replication"), lambda node, until: node.replication(request, until))
+    return found, asyncio.run(asking)

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from ambry.access.snapshot import Caller
-from ambry.blob.properties import Properties, document_of, encode_properties
+from ambry.blob.properties import Properties, document_of, encode_document
 from ambry.errors import AmbryError
 from ambry.frontend.access import sent_owner
 from ambry.frontend.headers import PutHeaders, parse_put_headers
@@ -132,7 +132,7 @@ class PostHead:
             owner_id=plain.owner_id,
         )
         self.document = document_of(sized)
-        self.properties = encode_properties(sized)
+        self.properties = encode_document(self.document)
 
 
 def post_head(head: bytes) -> PostHead | None:

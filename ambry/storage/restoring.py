@@ -53,12 +53,16 @@ def keys_within(
     index: Index, partition: int, number: int, damage: Damage, pace: Callable[[int], None]
 ) -> Iterator[bytes]:
     """Keys of the blobs whose place is in damage of a segment; a look at every entry of the partition."""
+    for key, entry in _entries(index, partition, pace):
+        if entry.segment == number and damage.holds(entry.offset):
+            yield key
+
+
+def _entries(index: Index, partition: int, pace: Callable[[int], None]) -> Iterator[tuple[bytes, Entry]]:
     for page in pages(index, *partition_range(b"b", partition), _ROWS_PER_PAGE):
         pace(sum(len(key) + len(value) for key, value in page))
         for key, value in page:
-            entry = decode_entry(value)
-            if entry.segment == number and damage.offset <= entry.offset < damage.offset + damage.size:
-                yield key
+            yield key, decode_entry(value)
 
 
 def damaged_files(disk: Disk, journal: Journal, replica: Replica, segment: Segment) -> dict[str, Callable[[], None]]:
@@ -115,18 +119,14 @@ def unbacked(
     A damaged record of a change cannot be told from others. So it is all blobs of the partition whose own put does not
     have their newest state, wherever the record of it is: few of all, but for those that were deleted lately.
     """
-    for page in pages(index, *partition_range(b"b", replica.partition), _ROWS_PER_PAGE):
-        pace(sum(len(key) + len(value) for key, value in page))
-        for key, value in page:
-            entry = decode_entry(value)
-            if not entry.has_body:
-                in_damage = any(one.offset <= entry.offset < one.offset + one.size for one in damages)
-                if entry.segment == number and in_damage:
-                    yield key, entry
-                continue
-            segment = replica.segments.get(entry.segment)
-            if segment is not None and _state_is_elsewhere(segment, entry):
+    for key, entry in _entries(index, replica.partition, pace):
+        if not entry.has_body:
+            if entry.segment == number and any(damage.holds(entry.offset) for damage in damages):
                 yield key, entry
+            continue
+        segment = replica.segments.get(entry.segment)
+        if segment is not None and _state_is_elsewhere(segment, entry):
+            yield key, entry
 
 
 def _state_is_elsewhere(segment: Segment, entry: Entry) -> bool:

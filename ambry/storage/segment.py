@@ -139,6 +139,10 @@ class Damage:
     header: Header | None = None
     key: bytes = b""
 
+    def holds(self, offset: int) -> bool:
+        """Whether a place in the segment is within it."""
+        return self.offset <= offset < self.offset + self.size
+
 
 def scan(segment: Segment, start: int = DATA_OFFSET) -> Iterator[ScannedRecord | Damage]:
     """All records up to `segment.end`, in order, bodies checked; reads on behind damage at the next valid header.

@@ -1,6 +1,7 @@
 """A store of its own for the tests of the client: `ambry serve` as people run it."""
 
 import json
+import random
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -9,6 +10,20 @@ from pathlib import Path
 import pytest
 
 from ambry.client import Client
+
+
+def bytes_of(size: int, seed: int = 1) -> bytes:
+    """Some bytes, the same for the same seed."""
+    return random.Random(seed).randbytes(size)
+
+
+def written(folder: Path, files: dict[str, bytes]) -> Path:
+    """A folder with these files."""
+    for name, data in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    return folder
 
 
 def started(folder: Path, port: int = 0) -> tuple[subprocess.Popen[str], str]:

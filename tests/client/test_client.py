@@ -29,13 +29,10 @@ from ambry.errors import (
     RangeNotSatisfiable,
 )
 from ambry.limits import MIB
+from tests.client.conftest import bytes_of
 
 BASE = "default/default"
 UNKNOWN = "AQEAAQAAAAEAAAABAAAAAQ" + "A" * 21
-
-
-def bytes_of(size: int, seed: int = 1) -> bytes:
-    return random.Random(seed).randbytes(size)
 
 
 @pytest.mark.parametrize("size", [0, 1, 4096, 64 * 1024 + 1, 9 * MIB + 7])

@@ -21,20 +21,9 @@ from ambry.errors import (
     PreconditionFailed,
 )
 from ambry.limits import KIB, MIB
+from tests.client.conftest import bytes_of, written
 
 BASE = "default/default"
-
-
-def bytes_of(size: int, seed: int = 1) -> bytes:
-    return random.Random(seed).randbytes(size)
-
-
-def written(folder: Path, files: dict[str, bytes]) -> Path:
-    for name, data in files.items():
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(data)
-    return folder
 
 
 def tree(folder: Path) -> dict[str, bytes | None]:

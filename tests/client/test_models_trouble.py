@@ -13,21 +13,9 @@ from ambry.client import Client
 from ambry.client.contents import Contents
 from ambry.errors import AmbryError, ModelDamaged, NameDeleted, NameExists, NameNotFound
 from ambry.limits import MIB
-from tests.client.conftest import ended, started
+from tests.client.conftest import bytes_of, ended, started, written
 
 BASE = "default/default"
-
-
-def bytes_of(size: int, seed: int) -> bytes:
-    return random.Random(seed).randbytes(size)
-
-
-def written(folder: Path, files: dict[str, bytes]) -> Path:
-    for name, data in files.items():
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(data)
-    return folder
 
 
 def test_a_damaged_cache_is_healed_by_loading_again(url: str, tmp_path: Path) -> None:

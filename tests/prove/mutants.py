@@ -271,8 +271,8 @@ MUTANTS: Final = (
     Mutant(
         "a state whose record is damaged is not written again",
         "ambry/storage/restoring.py",
-        "            if segment is not None and _state_is_elsewhere(segment, entry):\n",
-        "            if segment is None:\n",
+        "        if segment is not None and _state_is_elsewhere(segment, entry):\n",
+        "        if segment is None:\n",
         _QUARANTINE,
     ),
     Mutant(

@@ -28,7 +28,7 @@ from ambry.storage.replica_meta import DISK_META_PATH, listed_partitions, read_r
 from ambry.storage.segment import DATA_OFFSET, ScannedRecord, Segment, scan, seed_of, segment_path
 from ambry.transport.client import RemoteDatanode
 from tests.cli.processes import SECRET, Ambry, ambry, ask, put
-from tests.replication.cluster import free_ports
+from tests.replication.cluster import write_settings
 from tests.replication.test_processes import answer_of
 
 INTERVAL_S: Final = 20
@@ -59,22 +59,6 @@ class Planted:
     partition: int = 0
     segment: int = 0
     is_in_record: bool = True
-
-
-def _write_files(folder: Path) -> dict[str, int]:
-    ports = dict(zip(NODES, free_ports(len(NODES)), strict=True))
-    text = 'fingerprint = "test"\nversion = 1\nallow_shared_hosts = true\n[[datacentre]]\nnumber = 1\nname = "here"\n'
-    for name, port in ports.items():
-        text += f'[[node]]\nname = "{name}"\ndatacentre = "here"\nhost = "127.0.0.1"\nport = {port}\n'
-        text += f'[[node.disk]]\npath = "{name}"\ncapacity_bytes = "8 GiB"\n'
-    text += '[[partitions]]\nnumbers = "1-4"\ncapacity_bytes = "1 GiB"\n'
-    text += "".join(f'[[partitions.replica]]\nnode = "{name}"\n' for name in NODES)
-    (folder / "cluster.toml").write_text(text)
-    for name in NODES:
-        settings = f'cluster_map = "cluster.toml"\nnode = "{name}"\nadmin_port = 0\n{STORAGE}'
-        (folder / f"{name}.toml").write_text(settings)
-    (folder / "frontend.toml").write_text('cluster_map = "cluster.toml"\ndatacentre = "here"\nport = 0\n')
-    return ports
 
 
 def _put_some(url: str, count: int, chance: random.Random) -> dict[str, bytes]:
@@ -167,7 +151,7 @@ def prove_planted(chosen: int, seconds: float, count: int = 0) -> dict[str, obje
     chance = random.Random(chosen)
     with tempfile.TemporaryDirectory(prefix="ambry-planted-") as name, ExitStack() as stack:
         folder = Path(name)
-        ports = _write_files(folder)
+        ports = write_settings(folder, dict.fromkeys(NODES, "here"), STORAGE)
         arguments = {node: ("datanode", "--config", str(folder / f"{node}.toml")) for node in NODES}
         first, peer = (stack.enter_context(ambry(*arguments[node])) for node in NODES)
         first.wait_for("ready")

@@ -184,6 +184,28 @@ def free_ports(count: int) -> list[int]:
         return [probe.getsockname()[1] for probe in probes]
 
 
+def write_settings(folder: Path, datanodes: Mapping[str, str], storage: str = "") -> dict[str, int]:
+    """A map of datanodes, each in the datacentre that is given, with partitions 1 to 4 on all of them; the settings of
+    each, and of a frontend in the first datacentre. For real processes; the ports of the datanodes.
+    """
+    ports = dict(zip(datanodes, free_ports(len(datanodes)), strict=True))
+    text = 'fingerprint = "test"\nversion = 1\nallow_shared_hosts = true\n'
+    for number, datacentre in enumerate(dict.fromkeys(datanodes.values()), 1):
+        text += f'[[datacentre]]\nnumber = {number}\nname = "{datacentre}"\n'
+    for name, port in ports.items():
+        text += f'[[node]]\nname = "{name}"\ndatacentre = "{datanodes[name]}"\nhost = "127.0.0.1"\nport = {port}\n'
+        text += f'[[node.disk]]\npath = "{name}"\ncapacity_bytes = "8 GiB"\n'
+    text += '[[partitions]]\nnumbers = "1-4"\ncapacity_bytes = "1 GiB"\n'
+    text += "".join(f'[[partitions.replica]]\nnode = "{name}"\n' for name in datanodes)
+    (folder / "cluster.toml").write_text(text)
+    for name in datanodes:
+        settings = f'cluster_map = "cluster.toml"\nnode = "{name}"\nadmin_port = 0\n{storage}'
+        (folder / f"{name}.toml").write_text(settings)
+    here = next(iter(datanodes.values()))
+    (folder / "frontend.toml").write_text(f'cluster_map = "cluster.toml"\ndatacentre = "{here}"\nport = 0\n')
+    return ports
+
+
 class Nodes(dict[str, TestNode]):
     """The datanodes by name, and their map."""
 

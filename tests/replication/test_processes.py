@@ -13,26 +13,9 @@ from ambry.errors import AmbryError, BlobDeleted
 from ambry.protocol.replication import ReplicationAction, ReplicationRequest
 from ambry.transport.client import RemoteDatanode
 from tests.cli.processes import SECRET, ambry, ask, put
-from tests.replication.cluster import free_ports
+from tests.replication.cluster import write_settings
 
-DATANODES = ("east-1", "east-2", "east-3", "west-1")
-
-
-def write_files(folder: Path) -> dict[str, int]:
-    """Three datanodes in one datacentre, one in another, and a frontend."""
-    ports = dict(zip(DATANODES, free_ports(len(DATANODES)), strict=True))
-    text = 'fingerprint = "test"\nversion = 1\nallow_shared_hosts = true\n'
-    text += '[[datacentre]]\nnumber = 1\nname = "east"\n[[datacentre]]\nnumber = 2\nname = "west"\n'
-    for name, port in ports.items():
-        text += f'[[node]]\nname = "{name}"\ndatacentre = "{name[:4]}"\nhost = "127.0.0.1"\nport = {port}\n'
-        text += f'[[node.disk]]\npath = "{name}"\ncapacity_bytes = "8 GiB"\n'
-    text += '[[partitions]]\nnumbers = "1-4"\ncapacity_bytes = "1 GiB"\n'
-    text += "".join(f'[[partitions.replica]]\nnode = "{name}"\n' for name in DATANODES)
-    (folder / "cluster.toml").write_text(text)
-    for name in DATANODES:
-        (folder / f"{name}.toml").write_text(f'cluster_map = "cluster.toml"\nnode = "{name}"\nadmin_port = 0\n')
-    (folder / "frontend.toml").write_text('cluster_map = "cluster.toml"\ndatacentre = "east"\nport = 0\n')
-    return ports
+DATANODES = {"east-1": "east", "east-2": "east", "east-3": "east", "west-1": "west"}
 
 
 async def answer_of(node: RemoteDatanode, blob_id: str) -> bytes | AmbryError:
@@ -73,7 +56,7 @@ async def all_have(nodes: list[RemoteDatanode], alive: dict[str, bytes], dead: s
 
 @pytest.mark.timeout(180)
 def test_datanodes_that_were_killed_catch_up_and_nothing_deleted_returns(tmp_path: Path) -> None:
-    ports = write_files(tmp_path)
+    ports = write_settings(tmp_path, DATANODES)
     alive: dict[str, bytes] = {}
     dead: set[str] = set()
 
