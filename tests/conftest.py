@@ -1,5 +1,8 @@
-"""What tests all over the tree can ask for: a name store of each kind; and the examples that CI judges a commit by."""
+"""What tests all over the tree can ask for: folders that do not fill the disk, a name store of each kind; and the
+examples that CI judges a commit by."""
 
+import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +13,21 @@ from tests.postgres_server import fresh_database, postgres_server
 
 # CI says yes or no to a commit, so it tries the same examples each time; by hand new ones are tried.
 settings.register_profile("repeatable", derandomize=True, deadline=None, print_blob=True)
+
+
+# Every disk of a store comes with a journal of half a GiB, so what passed is removed at once (pyproject.toml has the
+# policy for `tmp_path`), and the first lines say how much there was to begin with.
+def pytest_report_header(config: pytest.Config) -> str:
+    folder = Path(config.getoption("basetemp") or tempfile.gettempdir())
+    return f"free space in {folder}: {shutil.disk_usage(folder).free / (1 << 30):.1f} GiB"
+
+
+@pytest.fixture(scope="module")
+def module_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder that the tests of a module share; removed after the last of them."""
+    folder = tmp_path_factory.mktemp("module")
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture(scope="session")

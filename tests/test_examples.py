@@ -48,10 +48,10 @@ EXAMPLES: Final = {page.name: examples_of(page) for page in PAGES if page.name !
 
 
 @pytest.fixture(scope="module")
-def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def url(module_folder: Path) -> Iterator[str]:
     """A store that runs."""
-    folder = tmp_path_factory.mktemp("examples")
-    command = [str(AMBRY), "serve", "--data", str(folder / "data"), "--port", "0", "--json", "--log-level", "warning"]
+    command = [str(AMBRY), "serve", "--data", str(module_folder / "data"), "--port", "0", "--json"]
+    command += ["--log-level", "warning"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         line = process.stdout.readline()

@@ -59,14 +59,13 @@ def named(account: str) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module", params=["serve", "cluster"])
-def store(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
-    folder: Path = tmp_path_factory.mktemp("acceptance")
+def store(request: pytest.FixtureRequest, module_folder: Path) -> Iterator[Store]:
     if request.param == "serve":
-        with serving(folder / "data") as (_, url):
+        with serving(module_folder / "data") as (_, url):
             yield Store(url)
     else:
         postgres: str = request.getfixturevalue("postgres")
-        with fresh_database(postgres) as names, started_replicas(folder, 3, names) as server:
+        with fresh_database(postgres) as names, started_replicas(module_folder, 3, names) as server:
             yield Store(f"http://127.0.0.1:{server.port}")
 
 

@@ -7,6 +7,7 @@ import random
 import signal
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import click.testing
 import pytest
@@ -27,10 +28,9 @@ pytestmark = pytest.mark.timeout(280)
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+def cluster(module_folder: Path) -> Iterator[Running]:
     install()
-    folder = tmp_path_factory.mktemp("dev")
-    with running(Plan(folder, datacentres=2, datanodes=4, frontends=1, partitions=3, replicas=3)) as made:
+    with running(Plan(module_folder, datacentres=2, datanodes=4, frontends=1, partitions=3, replicas=3)) as made:
         yield made
 
 

@@ -18,8 +18,8 @@ MODEL = "default/default/nets/tiny"
 
 
 @pytest.fixture(scope="module")
-def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    process, address = started(tmp_path_factory.mktemp("store") / "data")
+def url(module_folder: Path) -> Iterator[str]:
+    process, address = started(module_folder / "data")
     yield address
     ended(process)
 
