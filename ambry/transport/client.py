@@ -73,6 +73,9 @@ _SWEEP_MS_MIN: Final = 5
 _GOODBYE_S: Final = 0.5
 """A peer that has not hung up this long after we did is not waited for."""
 
+_WRITE_BYTES: Final = 64 * limits.KIB
+"""Requests of one turn share a connection up to here; beyond, small ones would wait behind large ones."""
+
 _EVENTS_PER_STEP: Final = 64
 
 
@@ -126,6 +129,8 @@ class RemoteDatanode:
             host, port, node, fingerprint, secret, own_node, ssl, patience, clock or SystemClock(), on_stale
         )
         self._links = [_Link(self._address) for _ in range(connections)]
+        self._link = self._links[0]
+        """What is asked in one turn of the loop goes there, in one write; the next turn chooses anew."""
         self._is_closed = False
 
     def put(self, request: PutRequest, deadline: float, stamp: int = -1) -> "asyncio.Future[StateAnswer]":
@@ -226,9 +231,9 @@ class RemoteDatanode:
         if self._is_closed:
             reply.set_exception(ShuttingDown("the connection was closed here", node=self.node))
             return reply
-        link = self._links[0]
-        if len(self._links) > 1:
-            link = min(self._links, key=_load_of)
+        link = self._link
+        if not link.is_about_to_write and len(self._links) > 1:
+            self._link = link = min(self._links, key=_load_of)
         link.ask(reply, loop)
         return reply
 
@@ -341,6 +346,12 @@ class _Link:
     def is_connected(self) -> bool:
         """Whether requests can be sent now."""
         return self._session is not None
+
+    @property
+    def is_about_to_write(self) -> bool:
+        """Whether a write is due at the end of this turn, and not a large one: one more request costs it little."""
+        session = self._session
+        return session is not None and session.is_flush_due and session.core.output_size < _WRITE_BYTES
 
     @property
     def load(self) -> tuple[int, int]:
@@ -519,7 +530,8 @@ class _Session(asyncio.Protocol):
         self._loop = loop
         self._transport: asyncio.Transport | None = None
         self._is_writing_paused = False
-        self._is_flush_due = False
+        self.is_flush_due = False
+        """Whether something is to be sent at the end of this turn."""
         self._is_leaving = False
         self._why = "the peer closed the connection"
         self._heard_at = loop.time()
@@ -634,12 +646,12 @@ class _Session(asyncio.Protocol):
 
     def flush_soon(self) -> None:
         """Send at the end of this turn, with what else comes until then."""
-        if not self._is_flush_due:
-            self._is_flush_due = True
+        if not self.is_flush_due:
+            self.is_flush_due = True
             self._loop.call_soon(self._turn_over)
 
     def _turn_over(self) -> None:
-        self._is_flush_due = False
+        self.is_flush_due = False
         self._flush()
         if not self._is_leaving:
             self._link.send_waiting()

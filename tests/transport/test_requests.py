@@ -184,6 +184,31 @@ def test_two_connections_share_the_work() -> None:
     run(scenario())
 
 
+def test_small_requests_of_one_turn_share_a_connection_and_large_ones_do_not_hold_them_up() -> None:
+    async def scenario() -> None:
+        near = MemoryDatanode(NODE)
+        async with served(near) as (_, port), remote(port, connections=2) as far_away:
+
+            def in_flight() -> list[int]:
+                return sorted(link.load[1] for link in far_away._links)
+
+            first = [far_away.put(put_request(blob_id(number), b"body"), far()) for number in range(2)]
+            await asyncio.gather(*first)
+            gate = near.hold("get", times=100)
+            gets = [far_away.get(GetRequest(blob_id(), 0, 9), far()) for _ in range(8)]
+            assert in_flight() == [0, 8]
+            await asyncio.sleep(0)
+            gets += [far_away.get(GetRequest(blob_id(), 0, 9), far()) for _ in range(8)]
+            assert in_flight() == [8, 8], "the next turn takes the connection with less in flight"
+            await asyncio.sleep(0)
+            large = far_away.put(put_request(blob_id(9), bytes(limits.MIB)), far())
+            gets += [far_away.get(GetRequest(blob_id(), 0, 9), far()) for _ in range(8)]
+            assert in_flight() == [9, 16], "nothing stands behind a large body that waits to be written"
+            gate.set()
+            assert await large == LIVE
+            assert {bytes(answer.body) for answer in await asyncio.gather(*gets)} == {b"body"}
+
+
 def test_a_batch_is_one_message_with_an_answer_or_an_error_for_each() -> None:
     async def scenario() -> None:
         async with both() as (near, far_away, _):
