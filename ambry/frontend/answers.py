@@ -77,6 +77,21 @@ STATUS: Final[dict[type[AmbryError], int]] = {
 }
 """The one table. A class that is not in it has the status of its parent."""
 
+PROOF: Final[dict[type[AmbryError], str]] = {
+    errors.BlobNotFound: "quorum",
+    errors.BlobDeleted: "replica",
+    errors.BlobExpired: "replica",
+    errors.NameNotFound: "name_store",
+    errors.NameDeleted: "name_store",
+    errors.NameExpired: "name_store",
+    errors.NotHere: "none",
+    errors.Unavailable: "none",
+    errors.DeadlineExceeded: "none",
+    errors.NameStoreUnavailable: "none",
+}
+"""Who vouches for an answer about what is or is not there: so many replicas that a write would have met one of them,
+at least one replica, or the name store. `none`: the question is open, and may be asked again."""
+
 PUBLIC_MESSAGE: Final = {
     500: "the store made a mistake; the request id finds it in the log",
     503: "the store cannot do this now; try again",
@@ -92,6 +107,10 @@ REASONS: Final = {
     503: "Service Unavailable", 507: "Insufficient Storage",
 }  # fmt: skip
 """Reason phrases of every status that is answered."""
+
+
+_READABLE: Final = "".join(chr(code) for code in range(0x20, 0x7F) if chr(code) != "%")
+"""What a reason keeps as it is in a header: printable ASCII."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,10 +150,15 @@ def error_answer(error: AmbryError, now_ms: int, request_id: str) -> Answer:
     field = error.facts.get("field")
     if isinstance(field, str):
         document["field"] = field
+    proof = next((PROOF[cls] for cls in type(error).__mro__ if cls in PROOF), None)
+    if proof is not None:
+        document["proof"] = proof
     body = json.dumps(document).encode() + b"\n"
     headers = common_headers(now_ms, request_id)
     headers += [("Content-Length", str(len(body))), ("Content-Type", JSON_TYPE)]
     headers += [("X-Content-Type-Options", "nosniff"), ("Cache-Control", "no-store")]
+    # For HEAD, whose answers have no body.
+    headers += [("x-ambry-error-code", error.name), ("x-ambry-failure-reason", quote(message, safe=_READABLE))]
     if isinstance(error, errors.MethodNotAllowed):
         headers.append(("Allow", str(error.facts["allow"])))
     if isinstance(error, errors.RangeNotSatisfiable) and "size" in error.facts:

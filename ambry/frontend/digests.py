@@ -21,8 +21,20 @@ from ambry.errors import BadDigest, BadRequest
 from ambry.frontend.crc import Crc32, Crc32c, Crc64Nvme
 from ambry.limits import KIB
 
-SIZES: Final = {"md5": 16, "sha-256": 32, "sha-512": 64, "crc32": 4, "crc32c": 4, "crc64nvme": 8, "xxh3": 8}
-"""Digest algorithms by their name in RFC 9530 (the CRCs and xxh3 by their usual one), and the bytes of each."""
+SIZES: Final = {
+    "md5": 16, "sha": 20, "sha-256": 32, "sha-512": 64, "crc32": 4, "crc32c": 4, "crc64nvme": 8, "xxh3": 8
+}  # fmt: skip
+"""Digest algorithms by their name in RFC 9530 (the CRCs and xxh3 by their usual one), and the bytes of each. `sha` is
+SHA-1, which proves nothing against an attacker."""
+
+CHECKSUM_PREFIX: Final = "x-amz-checksum-"
+CHECKSUM_HEADERS: Final = {
+    f"{CHECKSUM_PREFIX}{name}": algorithm
+    for name, algorithm in {
+        "crc32": "crc32", "crc32c": "crc32c", "crc64nvme": "crc64nvme", "sha1": "sha", "sha256": "sha-256"
+    }.items()
+}  # fmt: skip
+"""The headers by which clients of S3 send the same: base64, one algorithm each."""
 
 _IN_THREAD_BYTES_MIN: Final = 128 * KIB
 """SHA-512 of this takes about 200 µs; hashing more on the loop would hold up others longer than a thread hop."""
@@ -40,6 +52,7 @@ class _Hash(Protocol):
 
 _HASHES: Final[Mapping[str, Callable[[], _Hash]]] = {
     "md5": partial(hashlib.md5, usedforsecurity=False),
+    "sha": partial(hashlib.sha1, usedforsecurity=False),
     "sha-256": hashlib.sha256,
     "sha-512": hashlib.sha512,
     "crc32": Crc32,
@@ -53,6 +66,12 @@ assert set(_HASHES) == set(SIZES)
 def parse_content_md5(value: str) -> bytes:
     """The 16 bytes of a Content-MD5 header. Raises BadRequest."""
     return _decode(value, "md5", "Content-MD5")
+
+
+def parse_checksum(field: str, value: str) -> dict[str, bytes]:
+    """The digest in one of CHECKSUM_HEADERS. Raises BadRequest."""
+    algorithm = CHECKSUM_HEADERS[field]
+    return {algorithm: _decode(value, algorithm, field)}
 
 
 def parse_digest_field(value: str, field: str) -> dict[str, bytes]:

@@ -16,8 +16,21 @@ from ambry.access.accounts import Durability
 from ambry.blob.properties import DEFAULT_CONTENT_TYPE, Properties
 from ambry.blob.state import NEVER
 from ambry.errors import BadRequest, HeadersTooLarge, TooLarge
-from ambry.frontend.digests import parse_content_md5, parse_digest_field, parse_wanted
-from ambry.limits import BLOB_BYTES_MAX, PROPERTY_BYTES_MAX, TTL_SECONDS_MAX, USER_METADATA_BYTES_MAX
+from ambry.frontend.digests import (
+    CHECKSUM_HEADERS,
+    CHECKSUM_PREFIX,
+    parse_checksum,
+    parse_content_md5,
+    parse_digest_field,
+    parse_wanted,
+)
+from ambry.limits import (
+    BLOB_BYTES_MAX,
+    HTTP_HEADER_BYTES_MAX,
+    PROPERTY_BYTES_MAX,
+    TTL_SECONDS_MAX,
+    USER_METADATA_BYTES_MAX,
+)
 
 USER_METADATA: Final = "x-ambry-um-"
 ENCODED_USER_METADATA: Final = "x-ambry-enc-um-"
@@ -45,8 +58,21 @@ _OURS: Final = frozenset({
     "content-digest",
     "repr-digest",
     "want-repr-digest",
+    *CHECKSUM_HEADERS,
 })  # fmt: skip
 """Headers that are read here, beside user metadata."""
+
+_ONCE: Final = frozenset({
+    b"range",
+    b"if-range",
+    b"if-modified-since",
+    b"if-unmodified-since",
+    b"content-type",
+    b"content-encoding",
+    b"content-md5",
+    b"expect",
+})  # fmt: skip
+"""Standard fields that have one value: of two, a proxy may have believed the other one."""
 
 
 class GetOption(Enum):
@@ -85,6 +111,27 @@ class PutHeaders:
     def expires_at_ms(self, now_ms: int) -> int:
         """The moment of expiry of a blob that is put now."""
         return expiry(self.ttl_s, now_ms)
+
+
+def check_lines(lines: Iterable[tuple[bytes, bytes]]) -> None:
+    """What holds for the header lines of every request, whatever it is for.
+
+    Raises HeadersTooLarge; BadRequest for a field of ours, or a standard one with one value, that is there twice, is
+    not UTF-8 or has control characters.
+    """
+    size = 0
+    seen: set[bytes] = set()
+    for name, value in lines:
+        size += len(name) + len(value) + 4
+        lower = name.lower()
+        if lower in _ONCE or lower.startswith((b"x-ambry-", CHECKSUM_PREFIX.encode())):
+            field = lower.decode("ascii", "replace")
+            if lower in seen:
+                raise BadRequest(f"{field} was sent twice", field=field)
+            seen.add(lower)
+            _text(value.decode("utf-8", "surrogateescape"), field)
+    if size > HTTP_HEADER_BYTES_MAX:
+        raise HeadersTooLarge(f"headers have {HTTP_HEADER_BYTES_MAX} bytes at most")
 
 
 def expiry(ttl_s: int | None, now_ms: int) -> int:
@@ -142,6 +189,17 @@ def parse_read(value: str | None) -> bool:
     return True
 
 
+def parse_resolves_empty(value: str | None) -> bool:
+    """Whether a range of an empty blob is all of it: `x-ambry-resolve-range-on-empty-blob`. Raises BadRequest."""
+    if value is None or value.lower() == "false":
+        return False
+    if value.lower() != "true":
+        raise BadRequest(
+            "x-ambry-resolve-range-on-empty-blob is true or false", field="x-ambry-resolve-range-on-empty-blob"
+        )
+    return True
+
+
 def parse_ttl(value: str) -> int | None:
     """Seconds of an `x-ambry-ttl` header, None for ever (-1). Raises BadRequest."""
     seconds = _integer(value, "x-ambry-ttl", low=-1)
@@ -181,6 +239,9 @@ def _sort(lines: Iterable[tuple[str, str]]) -> tuple[dict[str, str], dict[str, s
             if lower in ours:
                 raise BadRequest(f"{name} was sent twice", field=lower)
             ours[lower] = _text(value, lower)
+        elif lower.startswith(CHECKSUM_PREFIX):
+            # Not ignored: whoever sends a checksum counts on it.
+            raise BadRequest(f"{lower} is not known here; known are {', '.join(CHECKSUM_HEADERS)}", field=lower)
         elif lower.startswith((USER_METADATA, ENCODED_USER_METADATA)):
             is_plain = lower.startswith(USER_METADATA)
             key = name[len(USER_METADATA if is_plain else ENCODED_USER_METADATA) :]
@@ -241,6 +302,8 @@ def _digests(ours: Mapping[str, str]) -> dict[str, bytes]:
             sent = {"md5": parse_content_md5(value)}
         elif name in {"content-digest", "repr-digest"}:
             sent = parse_digest_field(value, name)
+        elif name in CHECKSUM_HEADERS:
+            sent = parse_checksum(name, value)
         else:
             continue
         for algorithm, digest in sent.items():

@@ -181,6 +181,9 @@ class NamedApi:
             return await self._upload(call, name, condition)
         if move_from is not None and copy_from is not None:
             raise BadRequest(f"{MOVE_FROM} or {COPY_FROM}, not both", field=COPY_FROM)
+        if call.caller.url is not None:
+            # The headers are not signed, so they could name anything that the key may read or delete.
+            raise Forbidden("a signed URL is good for an upload, not for a move or a copy")
         if body_size(call.request) != 0:
             raise BadRequest("a move or a copy has no body", field="body")
         if move_from is not None:
@@ -224,6 +227,18 @@ class NamedApi:
         lines = [] if marker is None else [(answers.NAMED_VERSION, marker.version_text)]
         return BodyResponse(Answer(202, answer.headers + lines))
 
+    async def extend(self, call: Call, ttl_s: int | None) -> web.StreamResponse:
+        """Let what the name in the subject stands for, and the name, live longer. None is for ever."""
+        name = self._subject_sent(call, Right.WRITE)
+        expires_at_ms = expiry(ttl_s, call.now_ms)
+        warnings = check_ttl(name.container.policy, expires_at_ms, call.now_ms)
+        return self._changed(call, await self._names.extend(name.key, expires_at_ms), warnings)
+
+    async def undelete(self, call: Call) -> web.StreamResponse:
+        """Take the last delete of the name in the subject back, or that of its blob by id."""
+        name = self._subject_sent(call, Right.DELETE)
+        return self._changed(call, await self._names.undelete(name), [])
+
     # --- steps -------------------------------------------------------------------------------------------------
 
     @property
@@ -238,6 +253,19 @@ class NamedApi:
         """The name in the path, in a container in which the caller has a right."""
         account, container, text = call.subject[len(PREFIX) :].split("/", 2)
         return Name(self._container(call, account, container, right), parse_path(text))
+
+    def _subject_sent(self, call: Call, right: Right) -> Name:
+        """The same for a path that was sent in a header. Raises BadRequest."""
+        _query(call, frozenset())
+        parts = call.subject[len(PREFIX) :].split("/", 2)
+        if len(parts) != 3 or not all(parts) or "?" in call.subject:
+            raise BadRequest("a name is /named/ACCOUNT/CONTAINER/NAME", field="x-ambry-blob-id")
+        return self._name(call, right)
+
+    def _changed(self, call: Call, named: NamedBlob, more: Headers) -> web.StreamResponse:
+        answer = answers.empty_answer(200, self._services.clock.now_ms(), call.request_id)
+        lines = answers.named_lines(text_from_binary(named.blob_id), named.version_text)
+        return BodyResponse(Answer(200, [*answer.headers, *lines, *more]))
 
     def _container(self, call: Call, account: str, container_name: str, right: Right) -> Container:
         """Raises UnknownContainer, Forbidden, PreconditionFailed."""

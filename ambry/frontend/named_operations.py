@@ -10,12 +10,13 @@ out after a day that it has none.
 """
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from ambry.access.accounts import Container
-from ambry.blob.blob_id import Kind, binary_from_text
+from ambry.blob.blob_id import Kind, binary_from_text, parse_binary
 from ambry.blob.properties import Properties, encode_named
 from ambry.blob.requests import Buffer
 from ambry.blob.state import NEVER
@@ -30,6 +31,7 @@ from ambry.errors import (
     NameExpired,
     NameNotFound,
     NameStoreUnavailable,
+    NotAllowed,
 )
 from ambry.frontend.headers import GetOption
 from ambry.frontend.operations import Operations
@@ -40,7 +42,7 @@ from ambry.names.changes import Condition
 from ambry.names.gather import PutGatherer
 from ambry.names.lists import Page, Query, VersionPage, list_names, list_versions
 from ambry.names.recent import RecentNames, read_with_position
-from ambry.names.rows import Current, Key, NameRow, RowKind, Versions, effective
+from ambry.names.rows import Current, Key, NameRow, RowKind, Versions, effective, owns_its_blob, parse_version
 from ambry.names.sql import FOREVER, Answer, Database, Job
 from ambry.names.sqlite import SqliteDatabase
 
@@ -355,6 +357,59 @@ class NamedOperations:
             return await self.put(target, _Pieces(reader.next), plan, condition, is_gone)
         finally:
             await reader.close()
+
+    # --- living on ---------------------------------------------------------------------------------------------
+
+    async def extend(self, key: Key, expires_at_ms: int) -> NamedBlob:
+        """Let what a name stands for live longer, and the name with it. Raises NameNotFound, ..., NotAllowed."""
+        found = await self.find(key, GetOption.NONE)
+        await self._operations.extend(found.blob_id, expires_at_ms)
+        await self._extend_row(key, parse_version(found.version_text), expires_at_ms)
+        return found
+
+    async def extend_name_of(self, blob_id: bytes, expires_at_ms: int) -> None:
+        """Let the name under which a blob was put live as long as the blob, which was extended by its id.
+
+        One that was moved since has another name, which its record does not know.
+        """
+        stored = (await self._operations.stat(blob_id, GetOption.ALL)).properties
+        if stored.name is None or stored.name_kind is not None:
+            return
+        owner = parse_binary(blob_id)
+        key = Key(owner.account, owner.container, stored.name.encode("utf-8"))
+        # Not by the version in the record: the row may have got a higher one.
+        rows = await self.database.read(lambda session: changes.read_all(session, key))
+        of_blob = next((row for row in rows if row.kind == RowKind.PUT and row.blob_id == blob_id), None)
+        if of_blob is not None:
+            with contextlib.suppress(NameNotFound):
+                await self._extend_row(key, (of_blob.version, of_blob.datacentre), expires_at_ms)
+
+    async def _extend_row(self, key: Key, version: tuple[int, int], expires_at_ms: int) -> None:
+        now_ms = self._clock.now_ms()
+        until_ms = _row_expiry(expires_at_ms)
+        await self.database.write(lambda session: changes.extend(session, key, version, until_ms, now_ms))
+
+    async def undelete(self, name: Name) -> NamedBlob:
+        """Bring back what a name stood for before it was deleted, or its blob if that was deleted by its id.
+
+        Raises NameNotFound if nothing is left of it, NotAllowed if it lives.
+        """
+        key = name.key
+        rows = await self.database.read(lambda session: changes.read_all(session, key))
+        versions = effective(rows)
+        if not versions:
+            raise NameNotFound("there is nothing under this name")
+        top = versions[0]
+        if top.kind == RowKind.PUT:
+            await self._operations.undelete(top.blob_id)
+            return NamedBlob(top.blob_id, top.version_text)
+        if top.passed_on:
+            raise NotAllowed("the blob of this name has another name now")
+        below = versions[1] if len(versions) > 1 else None
+        if below is None or not owns_its_blob(below, rows):
+            raise NameNotFound("nothing is left of what this name stood for")
+        await self.purge(name, (top.version, top.datacentre))
+        return await self.find(key, GetOption.EXPIRED)
 
     # --- steps -------------------------------------------------------------------------------------------------
 

@@ -6,6 +6,7 @@ has to be broken so that no client takes half a body for a whole one.
 """
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Final
 
 from aiohttp import web
@@ -18,7 +19,7 @@ from ambry.blob.requests import Buffer
 from ambry.errors import (
     AmbryError,
     BadRequest,
-    HeadersTooLarge,
+    Forbidden,
     MethodNotAllowed,
     NoSuchPath,
     PreconditionFailed,
@@ -50,7 +51,7 @@ from ambry.frontend.connection import BodyResponse, Services
 from ambry.frontend.digests import DigestCheck, render_repr_digest
 from ambry.frontend.form import FormBody, is_form
 from ambry.frontend.get import OpenBlob
-from ambry.frontend.headers import expiry, parse_put_headers, required_ttl
+from ambry.frontend.headers import check_lines, expiry, parse_put_headers, parse_resolves_empty, parse_ttl, required_ttl
 from ambry.frontend.named import PREFIX as NAMED
 from ambry.frontend.named import Blobs, NamedApi
 from ambry.frontend.named_feed import PATH as NAMES_FEED
@@ -59,7 +60,7 @@ from ambry.frontend.policy import check_ttl, preflight_headers, with_policy
 from ambry.frontend.put import PutPlan, Source
 from ambry.frontend.shares import Visit
 from ambry.frontend.signed_url import container_of_path, parse_url_wish
-from ambry.limits import BLOB_BYTES_MAX, HTTP_HEADER_BYTES_MAX, KIB
+from ambry.limits import BLOB_BYTES_MAX, KIB
 from ambry.logs import get_logger, request_scope
 from ambry.metrics import CONTENT_TYPE as METRICS_TYPE
 from ambry.metrics import OTHER
@@ -72,13 +73,23 @@ _CLIENT_GONE: Final = 499
 _ONE_WRITE_BYTES_MAX: Final = 64 * KIB
 """Bodies up to this are copied behind their headers; above it the copy costs more than a second write."""
 
+_RESOLVES_EMPTY: Final = "x-ambry-resolve-range-on-empty-blob"
 _CONDITIONS: Final = ("If-Match", "If-Unmodified-Since", "If-None-Match", "If-Modified-Since")
 
 
 class NativeApi:
     """The operations of the native API by path and method. `handle` is aiohttp's handler."""
 
-    __slots__ = ("_blob", "_fixed", "_named", "_of_blob", "_preflight_route", "_services")
+    __slots__ = (
+        "_blob",
+        "_fixed",
+        "_named",
+        "_of_blob",
+        "_preflight_route",
+        "_services",
+        "_undelete_route",
+        "_update_ttl_route",
+    )
 
     def __init__(self, services: Services) -> None:
         self._services = services
@@ -98,6 +109,8 @@ class NativeApi:
             "/metrics": {"GET": metrics, "HEAD": metrics},
             "/openapi.json": {"GET": Route("openapi", self._openapi)},
             "/signedUrl": {"GET": signed_url},
+            "/updateTtl": {"PUT": Route("update_ttl", self._update_ttl_of)},
+            "/undelete": {"PUT": Route("undelete_blob", self._undelete_of)},
             NAMES_FEED: self._named.feed_routes,
             **AccountsApi(services).routes(),
             "/batch/get": {"POST": Route("batch_get", reads.get)},
@@ -108,6 +121,8 @@ class NativeApi:
             "/getClusterMapSnapshot": {"GET": Route("cluster_map", cluster.cluster_map)},
             "/statsReport": {"GET": Route("stats_report", cluster.stats_report)},
         }
+        self._update_ttl_route = Route("update_ttl", self._update_ttl, Right.WRITE)
+        self._undelete_route = Route("undelete_blob", self._undelete_blob, Right.DELETE)
         self._blob: Methods = {
             "GET": Route("get_blob", self._get_blob, Right.READ),
             "HEAD": Route("head_blob", self._head_blob, Right.READ),
@@ -116,11 +131,11 @@ class NativeApi:
         self._of_blob: dict[str, Methods] = {
             "BlobInfo": {"GET": blob_info, "HEAD": blob_info},
             "UserMetadata": {"GET": user_metadata, "HEAD": user_metadata},
-            "ttl": {"PUT": Route("update_ttl", self._update_ttl, Right.WRITE)},
+            "ttl": {"PUT": self._update_ttl_route},
             "Replicas": {"GET": Route("replicas", cluster.replicas, Right.READ)},
             "BlobChunkIds": {"GET": Route("chunk_ids", chunks.chunk_ids, Right.READ)},
             "Segment": {"GET": segment, "HEAD": segment},
-            "undelete": {"PUT": Route("undelete_blob", self._undelete_blob, Right.DELETE)},
+            "undelete": {"PUT": self._undelete_route},
         }
 
     async def handle(self, request: BaseRequest) -> web.StreamResponse:
@@ -168,9 +183,11 @@ class NativeApi:
         return Call(request, request_id, services.clock.now_ms(), subject, caller, visit, is_secure)
 
     def _find(self, request: BaseRequest, path: str) -> tuple[Route, str]:
-        """The operation behind a path and a method. Raises NoSuchPath, MethodNotAllowed, HeadersTooLarge."""
-        if sum(len(name) + len(value) + 4 for name, value in request.raw_headers) > HTTP_HEADER_BYTES_MAX:
-            raise HeadersTooLarge(f"headers have {HTTP_HEADER_BYTES_MAX} bytes at most")
+        """The operation behind a path and a method.
+
+        Raises NoSuchPath, MethodNotAllowed; HeadersTooLarge and BadRequest for lines that no operation takes.
+        """
+        check_lines(request.raw_headers)
         subject = ""
         if request.method == "OPTIONS":
             return self._preflight_route, path
@@ -372,15 +389,36 @@ class NativeApi:
 
     async def _update_ttl(self, call: Call) -> web.StreamResponse:
         """The TTL counts from now; -1 is for ever."""
-        expires_at_ms = expiry(required_ttl(call.request.headers.items()), call.now_ms)
+        return await self._extend(call, required_ttl(call.request.headers.items()))
+
+    async def _extend(self, call: Call, ttl_s: int | None) -> web.StreamResponse:
+        expires_at_ms = expiry(ttl_s, call.now_ms)
         warnings = check_ttl(call.container.policy, expires_at_ms, call.now_ms)
         await self._services.operations.extend(call.blob_id, expires_at_ms)
+        if self._services.names is not None:
+            await self._services.names.extend_name_of(call.blob_id, expires_at_ms)
         answer = answers.empty_answer(200, self._services.clock.now_ms(), call.request_id)
         return BodyResponse(Answer(200, answer.headers + warnings))
 
     async def _undelete_blob(self, call: Call) -> web.StreamResponse:
         await self._services.operations.undelete(call.blob_id)
         return self._empty(200, call)
+
+    async def _update_ttl_of(self, call: Call) -> web.StreamResponse:
+        """`PUT /updateTtl`, the original's way: `x-ambry-blob-id` says of what, and without a TTL it is for ever."""
+        ttl = call.request.headers.get("x-ambry-ttl")
+        ttl_s = None if ttl is None else parse_ttl(ttl)
+        call = _with_subject_sent(call)
+        if call.subject.startswith(NAMED):
+            return await self._named.extend(call, ttl_s)
+        return await self._extend(admitted(call, self._update_ttl_route), ttl_s)
+
+    async def _undelete_of(self, call: Call) -> web.StreamResponse:
+        """`PUT /undelete`, the same way: an id, or a name whose last delete is taken back."""
+        call = _with_subject_sent(call)
+        if call.subject.startswith(NAMED):
+            return await self._named.undelete(call)
+        return await self._undelete_blob(admitted(call, self._undelete_route))
 
     def _empty(self, status: int, call: Call) -> web.StreamResponse:
         return BodyResponse(answers.empty_answer(status, self._services.clock.now_ms(), call.request_id))
@@ -446,6 +484,18 @@ class NativeApi:
 # --- requests --------------------------------------------------------------------------------------------------
 
 
+def _with_subject_sent(call: Call) -> Call:
+    """The call about what `x-ambry-blob-id` names: an id, or the path of a name. Raises BadRequest, Forbidden."""
+    if call.caller.url is not None:
+        # The header is not signed, so it could be about anything.
+        raise Forbidden("a signed URL is good for its path only")
+    subject = call.request.headers.get("x-ambry-blob-id", "")
+    if not subject:
+        raise BadRequest("x-ambry-blob-id says of which blob: an id, or /named/ACCOUNT/CONTAINER/NAME",
+                         field="x-ambry-blob-id")  # fmt: skip
+    return replace(call, subject=subject if subject.startswith(NAMED) else subject.removeprefix("/"))
+
+
 def _size_max(call: Call) -> int:
     """Bytes that an upload may have; a signed URL may say less."""
     url = call.caller.url
@@ -465,6 +515,8 @@ def _is_not_modified(call: Call, blob: OpenBlob) -> bool:
 def _ranges(call: Call, blob: OpenBlob, specs: tuple[conditions.RangeSpec, ...]) -> tuple[ByteRange, ...]:
     """The ranges to send; empty for the whole blob. Raises RangeNotSatisfiable."""
     if_range = call.request.headers.get("If-Range")
+    if specs and not blob.size and parse_resolves_empty(call.request.headers.get(_RESOLVES_EMPTY)):
+        return ()
     if not specs or not conditions.range_applies(if_range, answers.etag_of(blob.text_id), blob.created_ms // 1000):
         return ()
     return conditions.resolve_ranges(specs, blob.size)

@@ -65,14 +65,25 @@ PARAMETERS: Final[Document] = {
     ),
     "want-repr-digest": _header(
         "Want-Repr-Digest",
-        "Digests to compute and keep: md5, sha-256, sha-512, crc32, crc32c, crc64nvme, xxh3.",
-        {"type": "string", "pattern": "^(md5|sha-256|sha-512|crc32|crc32c|crc64nvme|xxh3)=[0-9]$"},
+        "Digests to compute and keep: md5, sha, sha-256, sha-512, crc32, crc32c, crc64nvme, xxh3.",
+        {"type": "string", "pattern": "^(md5|sha|sha-256|sha-512|crc32|crc32c|crc64nvme|xxh3)=[0-9]$"},
     ),
     "upsert": _header(
         "x-ambry-named-upsert", "Whether a name may get another blob.", {"type": "string", "enum": ["true", "false"]}
     ),
     "move-from": _header("x-ambry-named-move-from", "A name of the container, which this one replaces.", _PRINTABLE),
     "copy-from": _header("x-ambry-named-copy-from", "Path of a name, whose bytes this one gets.", _PRINTABLE),
+    "subject": _header(
+        "x-ambry-blob-id",
+        "An id, or `/named/ACCOUNT/CONTAINER/NAME`.",
+        {"type": "string", "pattern": _ID["pattern"]},
+        required=True,
+    ),
+    "resolve-range": _header(
+        "x-ambry-resolve-range-on-empty-blob",
+        "Whether a range of an empty blob is all of it.",
+        {"type": "string", "enum": ["true", "false"]},
+    ),
     "stats-type": _header(
         "x-ambry-stats-type", "What rows are of.", {"type": "string", "enum": ["ACCOUNT_REPORT", "PARTITION_REPORT"]}
     ),
@@ -80,7 +91,7 @@ PARAMETERS: Final[Document] = {
 """Parameters by the name that operations use."""
 
 _OF_READ: Final = ("id", "get-option", "read", "account", "container")
-_OF_CONDITIONS: Final = ("range", "if-match", "if-none-match")
+_OF_CONDITIONS: Final = ("range", "if-match", "if-none-match", "resolve-range")
 _OF_UPLOAD: Final = ("ttl", "service-id", "owner-id", "filename", "content-type", "want-repr-digest")
 
 SCHEMAS: Final[Document] = {
@@ -92,6 +103,11 @@ SCHEMAS: Final[Document] = {
             "message": {"type": "string", "description": "For people."},
             "request_id": {"type": "string"},
             "field": {"type": "string", "description": "What is to blame, where one value is."},
+            "proof": {
+                "type": "string",
+                "enum": ["quorum", "replica", "name_store", "none"],
+                "description": "Who vouches for it, of an answer about what is or is not there.",
+            },
         },
     },
     "Node": {
@@ -290,7 +306,23 @@ def _store_paths() -> Document:
         errors=(404, 413, 507),
     )
     items = {200: _bytes("An answer for each, and the end.", CONTENT_TYPE)}
+    extended = operation(
+        "update_ttl_of",
+        "Let what a header names live longer; without a TTL for ever",
+        {200: _says("Done, durably.")},
+        parameters=("subject", "ttl", "account", "container"),
+        errors=(*_RETRIED, 409),
+    )
+    undeleted = operation(
+        "undelete_of",
+        "Take the last delete of what a header names back",
+        {200: _says("It lives.")},
+        parameters=("subject", "account", "container"),
+        errors=(*_RETRIED, 409),
+    )
     return {
+        "/updateTtl": {"put": extended},
+        "/undelete": {"put": undeleted},
         "/": {"post": upload, "put": {**upload, "operationId": "put_blob_by_put"}},
         "/batch/get": {
             "post": operation("batch_get", "Many blobs", items, parameters=("get-option",), body=_IDS, errors=(413,))
