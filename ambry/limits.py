@@ -519,6 +519,12 @@ QUOTA_MAX: Final = 2**62
 ERASURE_DAYS_MAX: Final = 3650
 """Longest time that a container can leave for erasing what was deleted."""
 
+ERASURE_CONTAINERS_MAX: Final = 100_000
+"""Containers of one name store that may have such a promise: they fit one message to a datanode."""
+
+ERASURE_TELL_S: Final = 60.0
+"""How often a frontend repeats to datanodes which containers are erased: one that started meanwhile learns it."""
+
 SIGNATURE_SKEW_MS: Final = 15 * 60_000
 """A signed request is good for this long before and after its date: what clocks of clients are wrong."""
 

@@ -44,6 +44,8 @@ from ambry.protocol.datanode import (
     ChangesRequest,
     ContainerUsage,
     DatanodeStatus,
+    ErasureAnswer,
+    ErasurePolicy,
     GetAnswer,
     GetRequest,
     PutRequest,
@@ -91,6 +93,7 @@ class MemoryDatanode:
     is_warm: bool = True
     """Whether get_now answers; False sends every get through its future."""
     blobs: dict[bytes, StoredBlob] = field(default_factory=dict)
+    policies: dict[int, ErasurePolicy] = field(default_factory=dict)
     calls: list[tuple[str, object]] = field(default_factory=list)
     incarnation: bytes = b"memory-replica-1"
     end_lsn: int = 0
@@ -167,6 +170,10 @@ class MemoryDatanode:
     def usage(self, request: UsageRequest, deadline: float) -> "asyncio.Future[UsageAnswer]":
         """Counted anew from all blobs."""
         return self._answer("usage", request, deadline, lambda: self._usage(request))
+
+    def erasure(self, policy: ErasurePolicy, deadline: float) -> "asyncio.Future[ErasureAnswer]":
+        """Remembered as a disk does it."""
+        return self._answer("erasure", policy, deadline, lambda: self._erasure(policy))
 
     async def close(self) -> None:
         """Requests that wait end with ShuttingDown."""
@@ -347,6 +354,11 @@ class MemoryDatanode:
             for partition in sorted(partitions)
         )
         return DatanodeStatus(self.name, limits.GIB, 0, replicas)
+
+    def _erasure(self, policy: ErasurePolicy) -> ErasureAnswer:
+        known = self.policies.get(policy.datacentre, policy)
+        self.policies[policy.datacentre] = max(known, policy, key=lambda one: one.rank)
+        return ErasureAnswer(*self.policies[policy.datacentre].rank)
 
     def _usage(self, request: UsageRequest) -> UsageAnswer:
         totals: dict[tuple[int, int, int], list[int]] = {}

@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Final, TypeAlias
 
 from ambry import logs
+from ambry.blob.erasure_policy import ErasurePolicy
 from ambry.blob.requests import GetAnswer, GetRequest, PutRequest, StateAnswer
 from ambry.clock import Clock
 from ambry.config import StorageSettings
@@ -145,6 +146,16 @@ class DiskService:
     async def check(self) -> CheckReport:
         """Check the open store, on a thread of its own pace. Raises ShuttingDown, DiskUnavailable."""
         return await asyncio.to_thread(self._upkeep.check)
+
+    def follow_erasure(self, policy: ErasurePolicy) -> tuple[int, int]:
+        """Follow a newer policy of its datacentre, and look at once what it asks for; the rank of the one in use.
+
+        From any thread; may block. Raises DiskUnavailable.
+        """
+        rank, is_other = self.store.erasures.follow(policy)
+        if is_other:
+            self._upkeep.look_soon()
+        return rank
 
     def suspect(self, blob_id: bytes) -> None:
         """A read found this blob damaged: its bytes are set aside and fetched from a peer, in the background."""

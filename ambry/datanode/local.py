@@ -34,6 +34,8 @@ from ambry.protocol.datanode import (
     ChangesAnswer,
     ChangesRequest,
     DatanodeStatus,
+    ErasureAnswer,
+    ErasurePolicy,
     GetAnswer,
     GetRequest,
     PutRequest,
@@ -230,6 +232,16 @@ class LocalDatanode:
         stores = [service.store for _, service in self._disks]
         work = self._loop.run_in_executor(None, usage_page, stores, request)
         return with_deadline(self._loop, work, deadline)
+
+    def erasure(self, policy: ErasurePolicy, deadline: float) -> asyncio.Future[ErasureAnswer]:
+        """Follow the policy on every disk, unless a newer one is known there."""
+        services = [service for _, service in self._disks]
+
+        def follow() -> ErasureAnswer:
+            since_ms, version = min((service.follow_erasure(policy) for service in services), default=policy.rank)
+            return ErasureAnswer(since_ms, version)
+
+        return with_deadline(self._loop, self._loop.run_in_executor(None, follow), deadline)
 
     def _is_sealed(self, replica: Replica) -> bool:
         is_sealed = is_sealed_now(

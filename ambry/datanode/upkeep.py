@@ -73,6 +73,9 @@ REPAIRS_PER_STEP: Final = 64
 CHECK_BYTES_PER_S: Final = 64 * MIB
 """A check that somebody waits for: faster than scrub, and it gives way to commits all the same."""
 
+ERASURE_LOOK_MS: Final = 3_600_000
+"""A segment with dead blobs is read again for what has to be erased after so long at the earliest."""
+
 RETRY_MS: Final = 86_400_000
 """A segment that compaction could not free is left alone for this long."""
 
@@ -167,6 +170,7 @@ class Upkeep:
         self._settings = settings
         self._clock = clock
         self._stopping = threading.Event()
+        self._wanted = threading.Event()
         self._commit_s = commit_s
         self._compaction_pace = Pace(max(settings.compaction_bytes_per_s, 1), self._stopping, commit_s)
         self._scrub_pace = Pace(max(settings.scrub_bytes_per_s, 1), self._stopping, commit_s)
@@ -182,6 +186,11 @@ class Upkeep:
     def stop(self) -> None:
         """Let `run` end soon. From any thread."""
         self._stopping.set()
+        self._wanted.set()
+
+    def look_soon(self) -> None:
+        """There may be something to do: do not wait for the next look. From any thread."""
+        self._wanted.set()
 
     def suspect(self, blob_id: bytes) -> None:
         """A read found this blob damaged; it is looked at with the next step. From any thread."""
@@ -197,6 +206,7 @@ class Upkeep:
     def run(self) -> None:
         """Work until `stop`, or until the store has failed."""
         while not self._stopping.is_set() and self._store.failure is None:
+            self._wanted.clear()
             started_s = self._clock.monotonic()
             try:
                 has_worked = self.step()
@@ -217,7 +227,8 @@ class Upkeep:
                 # Longer after every failure: what fails again reads and logs the same again.
                 took_s = self._clock.monotonic() - started_s
                 idle_s = min(max(IDLE_S, IDLE_RATIO * took_s), IDLE_S_MAX)
-                self._stopping.wait(min(idle_s * 2**self._failures_in_a_row, FAILURE_S_MAX))
+                if not self._stopping.is_set():
+                    self._wanted.wait(min(idle_s * 2**self._failures_in_a_row, FAILURE_S_MAX))
 
     def _failed(self, error: Exception) -> None:
         self.figures.failures += 1
@@ -274,7 +285,7 @@ class Upkeep:
     def _compact(self, partition: int, surveys: dict[int, Survey], now_ms: int) -> bool:
         ratio = self._settings.compaction_garbage_percent / 100
         facts: list[SegmentFacts] = []
-        if self._store.erasure:
+        if self._store.erasures.now:
             self._seal_what_is_due(partition, surveys, now_ms)
         for one in self._store.segment_facts(partition):
             if self._not_before.get((partition, one.number), 0) > now_ms:
@@ -333,14 +344,15 @@ class Upkeep:
 
     def _may_be_to_erase(self, dead_bytes: int, survey: Survey | None, now_ms: int) -> bool:
         """Whether only another look says if a segment holds what has to be erased by now."""
-        erasure = self._store.erasure
+        erasure = self._store.erasures.now
         if not erasure:
             return False
         if survey is None or survey.erasure_digest != erasure.digest:
             return True
         # What was due may have been undeleted; what was deleted since the look is due a retention later, or more.
         is_due = survey.verified_at_ms < survey.erase_at_ms <= now_ms
-        return is_due or (dead_bytes > 0 and self._may_be_over(survey, now_ms))
+        soonest_ms = max(self._store.retention.deleted_ms + erasure.shortest_ms // 2, ERASURE_LOOK_MS)
+        return is_due or (dead_bytes > 0 and now_ms >= survey.verified_at_ms + soonest_ms)
 
     def _may_be_over(self, survey: Survey, now_ms: int) -> bool:
         return now_ms >= survey.verified_at_ms + max(self._store.retention.deleted_ms, RETRY_MS)
@@ -500,6 +512,11 @@ class Upkeep:
                 "ambry_disk_partitions_spent",
                 "Of those, partitions in which nothing lives any more: they may be retired.",
                 lambda: figures.spent,
+            ),
+            (
+                "ambry_disk_erasure_containers",
+                "Containers whose dead bytes have to be gone in time, by the settings and by their policies.",
+                lambda: len(self._store.erasures.now),
             ),
             (
                 "ambry_disk_erasures_overdue",

@@ -21,6 +21,7 @@ from ambry.frontend.chance import Chance
 from ambry.frontend.closing import Closing, closing_of
 from ambry.frontend.connection import Connection, HttpServer, Services
 from ambry.frontend.directory import Directory
+from ambry.frontend.erasure import ErasureTeller
 from ambry.frontend.fast_lane import FastConnection
 from ambry.frontend.named_feed import FeedFollower, FeedSource, token_from
 from ambry.frontend.named_feed import watch as watch_feeds
@@ -82,6 +83,7 @@ class Frontend:
         directory = Directory(access, database, masters, clock, chance.token)
         self.upkeep: NamedUpkeep | None = None
         self.closing: Closing | None = None
+        self.erasure: ErasureTeller | None = None
         self._followers: list[FeedFollower] = []
         shares = Shares(processes=settings.workers)
         quotas = self._make_quotas(access, datanodes, clock)
@@ -93,6 +95,14 @@ class Frontend:
             self.upkeep = self._make_upkeep(database, datacentre, datanodes, node)
             self.upkeep.watch(metrics)
             self.closing = self._make_closing(database, datanodes, node)
+            self.erasure = ErasureTeller(
+                database=database,
+                snapshot=lambda: access.snapshot,
+                cluster_map=lambda: self.operations.cluster_map,
+                datacentre=datacentre,
+                datanodes=datanodes,
+            )
+            self.erasure.watch(metrics)
             self._followers = _followers(settings, self.services, datacentre)
             watch_feeds(metrics, self._followers)
         self._background: list[asyncio.Task[None]] = []
@@ -170,6 +180,8 @@ class Frontend:
             self._background.append(loop.create_task(self.upkeep.run(), name="upkeep of names"))
         if self.closing is not None:
             self._background.append(loop.create_task(self.closing.run(), name="closing containers"))
+        if self.erasure is not None:
+            self._background.append(loop.create_task(self.erasure.run(), name="erasure policies"))
         for follower in self._followers:
             self._background.append(loop.create_task(follower.run(), name=f"names of {follower.source.name}"))
         self.services.quotas.start()

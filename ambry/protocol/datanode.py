@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias, runtime_checkable
 
+from ambry.blob.erasure_policy import ErasureAnswer, ErasurePolicy
 from ambry.blob.requests import (
     Buffer,
     Change,
@@ -41,6 +42,8 @@ __all__ = [
     "ContainerUsage",
     "Datanode",
     "DatanodeStatus",
+    "ErasureAnswer",
+    "ErasurePolicy",
     "GetAnswer",
     "GetRequest",
     "PutRequest",
@@ -112,6 +115,10 @@ class Datanode(Protocol):
 
     def usage(self, request: UsageRequest, deadline: float) -> asyncio.Future[UsageAnswer]:
         """A page of what containers use, exact at that moment."""
+        ...
+
+    def erasure(self, policy: ErasurePolicy, deadline: float) -> asyncio.Future[ErasureAnswer]:
+        """Follow this policy from here on, unless a newer one of its datacentre is known."""
         ...
 
     async def close(self) -> None:

@@ -18,6 +18,7 @@ from xxhash import xxh3_64_intdigest
 
 from ambry import limits
 from ambry.blob.checksums import checksum_vector, root_of
+from ambry.blob.erasure_policy import pack_rows, unpack_rows
 from ambry.blob.state import BlobState
 from ambry.errors import AmbryError, CorruptRecord, ProtocolError, TooLarge, error_from_code
 from ambry.protocol import replication_messages as replication
@@ -31,6 +32,8 @@ from ambry.protocol.datanode import (
     ChangesRequest,
     ContainerUsage,
     DatanodeStatus,
+    ErasureAnswer,
+    ErasurePolicy,
     GetAnswer,
     GetRequest,
     PutRequest,
@@ -77,6 +80,7 @@ class MessageType(IntEnum):
     DIGESTS = 27
     RANGE = 28
     REPLICATION = 29
+    ERASURE = 30
     STATE_ANSWER = 32
     GET_ANSWER = 33
     BATCH_ANSWER = 34
@@ -88,6 +92,7 @@ class MessageType(IntEnum):
     DIGESTS_ANSWER = 43
     RANGE_ANSWER = 44
     REPLICATION_ANSWER = 45
+    ERASURE_ANSWER = 46
 
 
 # Plain integers for the hot paths: comparing and hashing a member of an enum costs several times as much.
@@ -129,6 +134,7 @@ LAYOUTS: Final[Mapping[MessageType, Layout]] = {
     MessageType.DIGESTS: replication.DIGESTS,
     MessageType.RANGE: replication.RANGE,
     MessageType.REPLICATION: replication.REPLICATION,
+    MessageType.ERASURE: Layout("erasure", datacentre=int, since_ms=int, version=int, rows=bytes),
     MessageType.STATE_ANSWER: Layout("state answer", life=int, expires_at_ms=int, has_body=bool),
     MessageType.GET_ANSWER: Layout(
         "get answer",
@@ -150,6 +156,7 @@ LAYOUTS: Final[Mapping[MessageType, Layout]] = {
     MessageType.DIGESTS_ANSWER: replication.DIGESTS_ANSWER,
     MessageType.RANGE_ANSWER: replication.RANGE_ANSWER,
     MessageType.REPLICATION_ANSWER: replication.REPLICATION_ANSWER,
+    MessageType.ERASURE_ANSWER: Layout("erasure answer", since_ms=int, version=int),
 }
 """Every message and its fields; a test holds docs/formats/wire.md against it. Requests have REQUEST before them."""
 
@@ -185,13 +192,29 @@ PeerRequest: TypeAlias = PollRequest | FetchRequest | DigestsRequest | RangeRequ
 """What datanodes ask each other; see `replication.py`."""
 
 Request: TypeAlias = (
-    PutRequest | GetRequest | UpdateRequest | tuple[BatchItem, ...] | ChangesRequest | UsageRequest | PeerRequest | None
+    PutRequest
+    | GetRequest
+    | UpdateRequest
+    | tuple[BatchItem, ...]
+    | ChangesRequest
+    | UsageRequest
+    | ErasurePolicy
+    | PeerRequest
+    | None
 )
 """What can be asked: a tuple is a batch, None asks for the status."""
 
 PeerAnswer: TypeAlias = PollAnswer | FetchAnswer | DigestsAnswer | RangeAnswer | ReplicationStatus
 Answer: TypeAlias = (
-    StateAnswer | GetAnswer | list[BatchAnswer] | ChangesAnswer | DatanodeStatus | UsageAnswer | PeerAnswer | AmbryError
+    StateAnswer
+    | GetAnswer
+    | list[BatchAnswer]
+    | ChangesAnswer
+    | DatanodeStatus
+    | UsageAnswer
+    | ErasureAnswer
+    | PeerAnswer
+    | AmbryError
 )
 
 
@@ -267,6 +290,9 @@ def encode_request(request: Request, remaining_ms: int, membership: int = 0) -> 
         after = (0, 0, 0) if request.after is None else request.after
         fields = [*head, request.after is not None, *after, request.limit]
         return Encoded(int(MessageType.USAGE), pack(fields), (), 0)
+    if isinstance(request, ErasurePolicy):
+        fields = [*head, request.datacentre, request.since_ms, request.version, pack_rows(request.rows)]
+        return Encoded(int(MessageType.ERASURE), pack(fields), (), 0)
     if request is None:
         return Encoded(int(MessageType.STATUS), pack(head), (), 0)
     if isinstance(request, tuple):
@@ -440,6 +466,16 @@ def _read_usage(values: list[Any], at: int, _: Buffer) -> UsageRequest:
     return UsageRequest((partition, account, container) if has_after else None, limit)
 
 
+def _read_erasure(values: list[Any], at: int, _: Buffer) -> ErasurePolicy:
+    datacentre, since_ms, version, rows = LAYOUTS[MessageType.ERASURE].read(values, at)
+    if datacentre >= 2**16:
+        raise wrong("erasure", "datacentre", "has more than 16 bits")
+    try:
+        return ErasurePolicy(datacentre, since_ms, version, unpack_rows(rows))
+    except CorruptRecord as error:
+        raise wrong("erasure", "rows", f"cannot be read: {error.message}") from error
+
+
 def _read_status(_values: list[Any], _at: int, _: Buffer) -> None:
     return None
 
@@ -501,6 +537,7 @@ _OTHER_REQUESTS: Final[Mapping[int, tuple[str, Callable[[list[Any], int, Buffer]
     int(MessageType.CHANGES): ("changes", _read_changes),
     int(MessageType.STATUS): ("status", _read_status),
     int(MessageType.USAGE): ("usage", _read_usage),
+    int(MessageType.ERASURE): ("erasure", _read_erasure),
 }
 
 
@@ -549,6 +586,8 @@ def encode_answer(answer: Answer) -> Encoded:
             for u in answer.rows
         ]
         return Encoded(int(MessageType.USAGE_ANSWER), pack([answer.is_last, usages]), (), 0)
+    if isinstance(answer, ErasureAnswer):
+        return Encoded(int(MessageType.ERASURE_ANSWER), pack([answer.since_ms, answer.version]), (), 0)
     if not isinstance(answer, DatanodeStatus):
         fields, pieces = replication.answer_fields(answer)
         return _encode_items(_PEER_ANSWERS[type(answer)], fields, pieces)
@@ -634,6 +673,8 @@ def decode_answer(request: Request, type_: int, header: bytes, body: Buffer) -> 
         return _read_status_answer(unpack("status answer", header, limits.WIRE_ARRAY_MAX))
     if type_ == MessageType.USAGE_ANSWER and isinstance(request, UsageRequest):
         return _read_usage_answer(unpack("usage answer", header))
+    if type_ == MessageType.ERASURE_ANSWER and isinstance(request, ErasurePolicy):
+        return ErasureAnswer(*LAYOUTS[MessageType.ERASURE_ANSWER].read(unpack("erasure answer", header)))
     asked = type(request).__name__
     raise ProtocolError(f"an answer of type {type_} to a {asked}", field="type")
 

@@ -47,8 +47,13 @@ class Erasure:
         self._ms = {key: n * DAY_MS for key, n in rows}
         self.digest = xxh3_64_intdigest(repr(rows).encode()) if rows else 0
 
-    def __bool__(self) -> bool:
-        return bool(self._ms)
+    def __len__(self) -> int:
+        return len(self._ms)
+
+    @property
+    def shortest_ms(self) -> int:
+        """The shortest of the promises; 0 without any."""
+        return min(self._ms.values(), default=0)
 
     def times_ms(self, header: Header, blob_id: bytes, entry: Entry | None, now_ms: int, retention: Retention) -> Times:
         """(from when on compaction has to take this record, by when it has to be gone); both NEVER if not at all.

@@ -50,9 +50,10 @@ from ambry.limits import (
 )
 from ambry.storage.accounts import Accounts
 from ambry.storage.commit import Answer, CommitGroup, Mutation
-from ambry.storage.compaction_plan import FOR_EVER, Erasure, Retention, SegmentFacts
+from ambry.storage.compaction_plan import FOR_EVER, Retention, SegmentFacts
 from ambry.storage.compactor import Compaction, CompactionReport, OnDamage
 from ambry.storage.disk import Buffer, Disk
+from ambry.storage.erasures import Erasures
 from ambry.storage.hot_records import HotRecords
 from ambry.storage.index import Index, pages
 from ambry.storage.index_entry import ENTRY_SIZE as INDEX_ENTRY_SIZE
@@ -136,8 +137,7 @@ class DiskStore:
         self._damages: list[tuple[int, int, Damage]] = []
         self._hot = HotRecords(HOT_RECORDS_BYTES_MAX)
         self._failure: AmbryError | None = None
-        self.erasure = Erasure({(one.account, one.container): one.days for one in settings.erasure})
-        """Which containers have to be erased; another policy may take its place at any time."""
+        self.erasures = Erasures(index, settings.erasure)
 
     # --- writing -----------------------------------------------------------------------------------------------
 
@@ -668,7 +668,7 @@ class DiskStore:
             self._index,
             now_ms=self._clock.now_ms(),
             retention=self.retention,
-            erasure=self.erasure,
+            erasure=self.erasures.now,
             pace=pace,
             on_damage=lambda damage: on_damage(partition, number, damage),
         )

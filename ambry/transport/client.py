@@ -40,6 +40,8 @@ from ambry.protocol.datanode import (
     ChangesRequest,
     Datanode,
     DatanodeStatus,
+    ErasureAnswer,
+    ErasurePolicy,
     GetAnswer,
     GetRequest,
     PutRequest,
@@ -179,6 +181,10 @@ class RemoteDatanode:
         """A page of what containers use there."""
         return self._ask(request, deadline, 0)
 
+    def erasure(self, policy: ErasurePolicy, deadline: float) -> "asyncio.Future[ErasureAnswer]":
+        """Which containers are erased there from here on."""
+        return self._ask(policy, deadline, 0)
+
     def poll(self, request: PollRequest, deadline: float) -> "asyncio.Future[PollAnswer]":
         """Held open until there is something new."""
         return self._ask(request, deadline, 0)
@@ -270,6 +276,9 @@ class _Stamped:
 
     def usage(self, request: UsageRequest, deadline: float) -> "asyncio.Future[UsageAnswer]":
         return self._remote.usage(request, deadline)
+
+    def erasure(self, policy: ErasurePolicy, deadline: float) -> "asyncio.Future[ErasureAnswer]":
+        return self._remote.erasure(policy, deadline)
 
     async def close(self) -> None:
         """Nothing: the datanode itself is its owner's to close."""

@@ -17,7 +17,15 @@ from ambry.clock import Clock, SystemClock
 from ambry.errors import AmbryError, BadRequest, CannotStart, DeadlineExceeded, ShuttingDown, TooLarge
 from ambry.logs import get_logger
 from ambry.protocol.connection import Cancelled, Closed, Ready, ServerConnection, State
-from ambry.protocol.datanode import ChangesRequest, Datanode, GetRequest, PutRequest, UpdateRequest, UsageRequest
+from ambry.protocol.datanode import (
+    ChangesRequest,
+    Datanode,
+    ErasurePolicy,
+    GetRequest,
+    PutRequest,
+    UpdateRequest,
+    UsageRequest,
+)
 from ambry.protocol.handshake import NONCE_SIZE, PROTOCOL_HIGHEST, PROTOCOL_LOWEST, Hello, Role
 from ambry.protocol.messages import Answer, Asked, PeerRequest, Request, answer_bytes_max, batch_bytes_max
 from ambry.protocol.replication import (
@@ -321,6 +329,8 @@ class _Session(asyncio.Protocol):
             return self._datanode.changes(request, deadline)
         if isinstance(request, UsageRequest):
             return self._datanode.usage(request, deadline)
+        if isinstance(request, ErasurePolicy):
+            return self._datanode.erasure(request, deadline)
         if request is None:
             return self._datanode.status(deadline)
         if isinstance(request, tuple):

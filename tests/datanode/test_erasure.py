@@ -11,6 +11,7 @@ from ambry.clock import ManualClock
 from ambry.config import ErasureSettings
 from ambry.datanode import upkeep as upkeep_module
 from ambry.datanode.upkeep import Upkeep
+from ambry.storage.compaction_plan import Erasure
 from ambry.storage.survey import Survey, decode_survey, encode_survey
 from tests.storage.engine import TINY, World, blob_id, body_of, put, update
 
@@ -89,14 +90,14 @@ def test_an_expired_blob_is_erased_too() -> None:
 def test_other_containers_keep_what_is_not_worth_a_compaction() -> None:
     world = _filled()
     upkeep = Upkeep(world.store, "disk", UNTOUCHED, world.clock)
-    world.store.erasure = type(world.store.erasure)({(1, 2): DAYS})
+    world.store.erasures.now = Erasure({(1, 2): DAYS})
     world.commit([update(blob_id(5), Change.DELETE, time_ms=world.clock.now_ms())])
     world.store.checkpoint()
     world.clock.advance(400 * DAY_MS)
     _work(world, upkeep)
     assert _has_bytes(world, 5)
     # A policy that comes later finds what has been dead for long, and what is past its time is said to be so.
-    world.store.erasure = type(world.store.erasure)({(1, 1): DAYS})
+    world.store.erasures.now = Erasure({(1, 1): DAYS})
     assert upkeep.step()
     _work(world, upkeep)
     assert not _has_bytes(world, 5)

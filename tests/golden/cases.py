@@ -6,6 +6,7 @@ from typing import Final
 from ambry.blob import blob_id
 from ambry.blob.blob_id import BlobId, Kind
 from ambry.blob.checksums import checksum_vector, root_of
+from ambry.blob.erasure_policy import ErasurePolicy
 from ambry.blob.manifest import Entry, decode_manifest, encode_manifest
 from ambry.blob.properties import Properties, decode_properties, encode_properties
 from ambry.blob.state import NEVER
@@ -14,10 +15,18 @@ from ambry.cluster.embedded import DATACENTRE, decode_map, encode_map
 from ambry.cluster.map import ClusterMap, Disk, Node, Partition, Replica, ReplicaState
 from ambry.protocol import frame
 from ambry.storage import checked_file, index_entry, journal, record, replica_meta, segment
+from ambry.storage.erasures import decode_policy, encode_policy
 from ambry.storage.record import RecordKind
 from tests.golden import Case
 from tests.golden.disk import read_disk, write_disk
-from tests.golden.wire import read_handshake, read_messages, write_handshake, write_messages, write_replication
+from tests.golden.wire import (
+    read_handshake,
+    read_messages,
+    write_erasure,
+    write_handshake,
+    write_messages,
+    write_replication,
+)
 
 TIME_MS: Final = 1_764_000_000_000
 ID: Final = BlobId(Kind.SIMPLE, 1, 2, 3, 4, blob_id.new_unique(TIME_MS, b"0123456789"))
@@ -183,6 +192,11 @@ def write_disk_meta() -> bytes:
     return checked_file.encode_document(replica_meta.DISK_MAGIC, replica_meta.VERSION, {"id": DISK_ID, "epoch": 3})
 
 
+def write_erasure_policy() -> bytes:
+    """The row of the policy of datacentre 2."""
+    return encode_policy(ErasurePolicy(2, 1_764_000_000_000, 17, ((3, 4, 30), (3, 5, 0))))
+
+
 def write_cluster_map() -> bytes:
     """The map of an embedded store with two partitions."""
     node = Node("node-1", 1, "local", "127.0.0.1", 0, (Disk("disk0", 2**40),))
@@ -223,5 +237,7 @@ CASES: Final = (
     Case("embedded-map", embedded.FORMAT, write_cluster_map, lambda data: decode_map(data, Path("golden"))),
     Case("wire-messages", frame.VERSION, write_messages, read_messages),
     Case("wire-replication", frame.VERSION, write_replication, read_messages),
+    Case("wire-erasure", frame.VERSION, write_erasure, read_messages),
+    Case("erasure-policy", 1, write_erasure_policy, lambda data: decode_policy(2, data)),
     Case("wire-handshake", frame.VERSION, write_handshake, read_handshake),
 )

@@ -14,6 +14,8 @@ from ambry.protocol.datanode import (
     ChangesAnswer,
     ChangesRequest,
     DatanodeStatus,
+    ErasureAnswer,
+    ErasurePolicy,
     GetAnswer,
     GetRequest,
     PutRequest,
@@ -108,6 +110,13 @@ REPLICATION: Final[tuple[tuple[Request, Answer], ...]] = (
 """What datanodes ask each other."""
 
 
+ERASURE: Final[tuple[tuple[Request, Answer], ...]] = (
+    (ErasurePolicy(2, TIME_MS, 17, ((3, 4, 30), (3, 5, 0), (2**32 - 1, 1, 3650))), ErasureAnswer(TIME_MS, 17)),
+    (ErasurePolicy(1, 0, 1, ()), ErasureAnswer(TIME_MS, 2)),
+)
+"""What frontends tell datanodes of containers."""
+
+
 def _frame(encoded: Encoded, request_id: int) -> bytes:
     head = encode_frame(encoded.type, request_id, encoded.header, encoded.body_size)
     return head + b"".join(encoded.pieces)
@@ -143,6 +152,11 @@ def read_messages(data: bytes) -> object:
 def write_replication() -> bytes:
     """What datanodes ask each other, as `write_messages` does it."""
     return _written(REPLICATION)
+
+
+def write_erasure() -> bytes:
+    """What frontends tell datanodes of containers, as `write_messages` does it."""
+    return _written(ERASURE)
 
 
 def write_handshake() -> bytes:

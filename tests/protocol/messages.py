@@ -18,6 +18,8 @@ from ambry.protocol.datanode import (
     ChangesRequest,
     ContainerUsage,
     DatanodeStatus,
+    ErasureAnswer,
+    ErasurePolicy,
     GetAnswer,
     GetRequest,
     PutRequest,
@@ -80,6 +82,8 @@ items: st.SearchStrategy[BatchItem] = st.one_of(puts(), gets(), updates)
 batches = st.lists(items, max_size=9).map(tuple)
 changes = st.builds(ChangesRequest, u32, u64, st.integers(0, 1000))
 usages = st.builds(UsageRequest, st.one_of(st.none(), st.tuples(u32, u32, u32)), st.integers(0, 1000))
+days = st.lists(st.tuples(u32, u32, st.integers(0, limits.ERASURE_DAYS_MAX)), max_size=9).map(tuple)
+policies = st.builds(ErasurePolicy, st.integers(0, 2**16 - 1), u63, u63, days)
 tokens = st.builds(Token, st.binary(max_size=16), u64)
 nodes = st.text(max_size=9)
 blob_ids = st.binary(min_size=32, max_size=32)
@@ -93,7 +97,7 @@ ranges = st.builds(RangeRequest, u32, uniques, uniques, u32)
 replications = st.builds(ReplicationRequest, st.sampled_from(ReplicationAction), numbers)
 peer_requests = st.one_of(polls, fetches, digest_requests, ranges, replications)
 requests: st.SearchStrategy[Request] = st.one_of(
-    puts(), gets(), updates, batches, changes, usages, peer_requests, st.none()
+    puts(), gets(), updates, batches, changes, usages, policies, peer_requests, st.none()
 )
 
 facts = st.dictionaries(
@@ -191,6 +195,8 @@ def answers_to(request: Request) -> st.SearchStrategy[Answer]:
         return st.one_of(changes_answers, errors)
     if isinstance(request, UsageRequest):
         return st.one_of(usage_answers, errors)
+    if isinstance(request, ErasurePolicy):
+        return st.one_of(st.builds(ErasureAnswer, u63, u63), errors)
     if request is None:
         return st.one_of(statuses, errors)
     if not isinstance(request, tuple):

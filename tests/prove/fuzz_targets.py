@@ -27,6 +27,7 @@ from ambry.access.signatures import SCHEME, check_signed_url, parse_authorizatio
 from ambry.blob.batch_format import ITEM_SIZE, decode_item, encode_end, encode_put
 from ambry.blob.blob_id import BlobId, Kind, binary_from_text, new_unique, parse_binary, parse_text
 from ambry.blob.checksums import checksum_vector, root_of
+from ambry.blob.erasure_policy import ErasurePolicy
 from ambry.blob.manifest import decode_manifest, entries_in_range
 from ambry.blob.properties import decode_properties
 from ambry.blob.requests import ChangesRequest, GetRequest, UsageRequest
@@ -201,6 +202,7 @@ _ASKED: Final = (
     ChangesRequest(1, 0, 10),
     UsageRequest(None, 10),
     None,
+    ErasurePolicy(1, 2, 3, ()),
 )
 
 

@@ -19,6 +19,8 @@ from ambry.protocol.datanode import (
     ChangesAnswer,
     ChangesRequest,
     DatanodeStatus,
+    ErasureAnswer,
+    ErasurePolicy,
     GetAnswer,
     GetRequest,
     PutRequest,
@@ -189,6 +191,10 @@ class Link:
     def usage(self, request: UsageRequest, deadline: float) -> "asyncio.Future[UsageAnswer]":
         """As the interface says."""
         return self.ask("usage", request, deadline)
+
+    def erasure(self, policy: ErasurePolicy, deadline: float) -> "asyncio.Future[ErasureAnswer]":
+        """As the interface says."""
+        return self.ask("erasure", policy, deadline)
 
     # --- the Peer interface ------------------------------------------------------------------------------------
 
