@@ -360,6 +360,7 @@ class Upkeep:
     def _seal_what_is_due(self, partition: int, surveys: dict[int, Survey], now_ms: int) -> None:
         """Compaction never takes an active segment; one that holds what is due is sealed before it is full."""
         replica = next(one for one in self._store.replicas if one.partition == partition)
+        has_sealed = False
         for segment in list(replica.active.values()):
             number = segment.number
             survey = surveys.get(number)
@@ -368,6 +369,10 @@ class Upkeep:
                 survey = surveys[number] = self._survey(partition, number, self._compaction_pace)
             if survey is not None and survey.erase_at_ms <= now_ms:
                 self._store.seal_active(partition, number)
+                has_sealed = True
+        if has_sealed:
+            # Compaction takes what has its length in replica.meta, and a checkpoint writes that.
+            self._store.checkpoint()
 
     def _report_erasure(self, surveys: dict[int, dict[int, Survey]], now_ms: int) -> None:
         there = [survey for known in surveys.values() for survey in known.values() if survey.erase_by_ms < NEVER]
