@@ -1,4 +1,4 @@
-"""`ambry put`, `get`, `stat` and `rm`: files in and out of a store over HTTP."""
+"""`ambry put`, `get` and `stat`: blobs by id, in and out of a store over HTTP."""
 
 import asyncio
 import base64
@@ -115,24 +115,6 @@ def stat(
         return "\n".join(f"{name.replace('_', ' '):{width}}  {_shown(value)}" for name, value in result.items())
 
     _each(url, (blob_id,), stat_one, say, as_json=as_json)
-
-
-@click.command()
-@click.argument("blob_ids", nargs=-1, required=True, metavar="ID...")
-@_url_option
-@_json_option
-def rm(
-    blob_ids: tuple[str, ...],
-    url: str,
-    as_json: bool,  # noqa: FBT001 -- click's way of handing flags over
-) -> None:
-    """Delete each blob ID."""
-
-    async def delete_one(client: BlobClient, one_id: str) -> dict[str, object]:
-        await client.delete(one_id)
-        return {"id": one_id, "deleted": True}
-
-    _each(url, blob_ids, delete_one, lambda result: f"deleted {result['id']}", as_json=as_json)
 
 
 def _each(

@@ -89,11 +89,6 @@ class BlobClient:
         async with self._request("GET", f"/{_checked(blob_id)}/BlobInfo") as answer:
             return {name.lower(): value for name, value in answer.headers.items()}
 
-    async def delete(self, blob_id: str) -> None:
-        """Delete a blob. Deleting it again is no error."""
-        async with self._request("DELETE", f"/{_checked(blob_id)}"):
-            pass
-
     async def document(
         self, method: str, path: str, headers: Mapping[str, str], document: object = None
     ) -> dict[str, Any]:

@@ -1,7 +1,6 @@
 """`ambry model`: versions of models in a store. What they are is the client library's; this shows it."""
 
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -10,12 +9,10 @@ from typing import Any, Final
 import click
 
 from ambry.cli.asking import dry_run_option, json_option, show_json, show_table
+from ambry.cli.client_options import asked, profile_option, url_option
 from ambry.cli.progress import progress_of
-from ambry.client import Client
 from ambry.client.progress import shown
 
-url_option: Final = click.option("--url", default=None, help="Frontends; else AMBRY_URL, or the profile's.")
-profile_option: Final = click.option("--profile", default=None, help="Profile of ~/.config/ambry/client.toml.")
 cache_option: Final = click.option(
     "--cache",
     "cache_folder",
@@ -32,16 +29,6 @@ def model() -> None:
     MODEL is account/container/model, with @VERSION or @ALIAS where one version is meant; also written
     ambry://account/container/model.
     """
-
-
-@contextlib.contextmanager
-def asked(url: str | None, profile: str | None, cache: Path | None = None) -> Iterator[Client]:
-    """A client for one command; what the operating system refuses becomes a line."""
-    try:
-        with Client(url, profile=profile, cache=cache) as client:
-            yield client
-    except OSError as error:
-        raise click.ClickException(str(error)) from error
 
 
 def _pairs(values: tuple[str, ...]) -> dict[str, str]:

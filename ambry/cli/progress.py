@@ -1,8 +1,10 @@
-"""A progress bar on a terminal, and nothing elsewhere."""
+"""Progress bars on a terminal, and nothing elsewhere."""
 
 import contextlib
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
+from typing import Final
 
 from rich.console import Console
 from rich.progress import (
@@ -14,6 +16,11 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 from rich.progress import Progress as Bars
+
+from ambry.limits import MIB
+
+_LARGE_BYTES: Final = 8 * MIB
+"""A file from this size on has a bar of its own while it moves."""
 
 
 class Progress:
@@ -67,3 +74,95 @@ def progress_of(label: str, *, as_json: bool, is_bytes: bool = True) -> Iterator
     with bars:
         # Names of files may look like markup.
         yield _Bar(bars, label.replace("[", r"\["))
+
+
+class Transferring:
+    """Progress of many files: nothing is shown. Called by several threads."""
+
+    def begin(self, files: int, size: int) -> None:
+        """So many more files and bytes are to come."""
+
+    def passed(self, count: int) -> None:
+        """`count` more bytes are done, or fewer than was said if a file begins anew."""
+
+    def ended(self, files: int) -> None:
+        """So many files more are done."""
+
+    @contextlib.contextmanager
+    def file(self, label: str, size: int, check: Callable[[], None]) -> Iterator[Callable[[int, int], None]]:
+        """What to tell of one file, bytes done and in total; `check` may raise to end it."""
+        del label, size
+        before = 0
+
+        def tell(done: int, total: int) -> None:
+            nonlocal before
+            del total
+            check()
+            self.passed(done - before)
+            before = done
+
+        yield tell
+
+
+class _TransferBars(Transferring):
+    """A bar for all files, and one for each large file while it moves."""
+
+    def __init__(self, bars: Bars, label: str) -> None:
+        self._bars = bars
+        self._lock = threading.Lock()
+        self._all = bars.add_task(label, total=0, files="")
+        self._files = self._files_done = self._size = 0
+
+    def begin(self, files: int, size: int) -> None:
+        with self._lock:
+            self._files += files
+            self._size += size
+            self._bars.update(self._all, total=self._size, files=self._counted())
+
+    def passed(self, count: int) -> None:
+        self._bars.advance(self._all, count)
+
+    def ended(self, files: int) -> None:
+        with self._lock:
+            self._files_done += files
+            self._bars.update(self._all, files=self._counted())
+
+    def _counted(self) -> str:
+        return f"{self._files_done}/{self._files} files"
+
+    @contextlib.contextmanager
+    def file(self, label: str, size: int, check: Callable[[], None]) -> Iterator[Callable[[int, int], None]]:
+        with super().file(label, size, check) as tell_all:
+            if size < _LARGE_BYTES:
+                yield tell_all
+                return
+            task = self._bars.add_task(label.replace("[", r"\["), total=size, files="")
+
+            def tell(done: int, total: int) -> None:
+                tell_all(done, total)
+                self._bars.update(task, completed=done)
+
+            try:
+                yield tell
+            finally:
+                self._bars.remove_task(task)
+
+
+@contextlib.contextmanager
+def transferring(label: str, *, is_silent: bool) -> Iterator[Transferring]:
+    """Bars of many files on standard error while the block runs, if that is a terminal."""
+    if is_silent or not sys.stderr.isatty():
+        yield Transferring()
+        return
+    bars = Bars(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(binary_units=True),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[files]}"),
+        console=Console(stderr=True),
+        transient=True,
+    )
+    with bars:
+        yield _TransferBars(bars, label)

@@ -1,0 +1,351 @@
+"""Files and names from one place to another: many at a time, each whole or not at all, each with its own outcome.
+
+Jobs come from an iterator and are not collected, so their number does not matter. Small blobs are asked for hundreds in
+a request. What is interrupted leaves nothing under a final name; a large download goes on where it was the next time.
+"""
+
+import contextlib
+import errno
+import itertools
+import mimetypes
+import os
+import queue
+import re
+import signal
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Final, TypeVar
+
+from ambry.cli.places import GONE, Folders, Local, Place, Remote
+from ambry.cli.progress import Transferring
+from ambry.client import Client
+from ambry.errors import AmbryError, BadDigest, BadName, BadRequest, ConnectionLost, FileChanged, NameExists
+from ambry.limits import KIB, MIB
+
+_In = TypeVar("_In")
+_Out = TypeVar("_Out")
+
+THREADS: Final = 16
+_RUNNING_MAX: Final = 2 * THREADS
+_SMALL_BYTES: Final = 512 * KIB
+_GROUP_BYTES: Final = 4 * MIB
+_GROUP_COUNT: Final = 128
+_LOOK_FIRST_BYTES: Final = MIB
+"""A body from this size on is not sent in vain to a name that may be taken: the store is asked first."""
+
+_FAILURES_IN_A_ROW_MAX: Final = 32
+"""So many failures of a store one after the other are a store that is not there: the rest would fail too."""
+
+_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]")
+_NO_ROOM: Final = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
+
+INTERRUPTED: Final = 130
+"""Exit status after Ctrl-C, as a shell has it: 128 and the number of the signal."""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One file or name that goes somewhere else. Size in bytes, time in ms since 1970, of the source."""
+
+    source: Place
+    target: Place
+    size: int
+    modified_ms: int = 0
+    id: str | None = None
+    """The blob of a source in a store."""
+    root: Path | None = None
+    """The folder below which a local target stays; it is made, and so is what lies between. None: nothing is made."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of a job."""
+
+    job: Job
+    error: Exception | None = None
+    is_skipped: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Manner:
+    """How jobs are done."""
+
+    keeps_targets: bool = False
+    """What is there already is skipped."""
+    removes_sources: bool = False
+    keeps_times: bool = False
+    """Local files get the time of their source."""
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[threading.Event]:
+    """While the block runs, Ctrl-C sets the event, which ends transfers at their next piece; a second one ends all."""
+    stop = threading.Event()
+
+    def interrupted(number: int, frame: FrameType | None) -> None:
+        del frame
+        stop.set()
+        signal.signal(number, signal.SIG_DFL)
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, interrupted)
+    try:
+        yield stop
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+class Transfers:
+    """Does jobs with one client."""
+
+    def __init__(self, client: Client, manner: Manner, bars: Transferring, stop: threading.Event) -> None:
+        self._client = client
+        self._manner = manner
+        self._bars = bars
+        self._stop = stop
+        self._folders = Folders()
+        self._numbers = itertools.count()
+
+    def run(self, jobs: Iterable[Job]) -> Iterator[Outcome]:
+        """An outcome for each job. Raises OSError for a disk that is full, and the error of a store that is gone."""
+        patience = _Patience()
+        for outcomes in as_done(self._group, _groups(jobs)):
+            for outcome in outcomes:
+                yield outcome
+                patience.note(outcome.error)
+
+    def is_kept(self, job: Job) -> bool:
+        """Whether `run` would skip a job, as far as can be said before."""
+        if not self._manner.keeps_targets:
+            return False
+        if isinstance(job.target, Local):
+            return os.path.lexists(job.target.path)
+        return self._client.exists(str(job.target))
+
+    def _group(self, jobs: list[Job]) -> list[Outcome]:
+        if len(jobs) == 1:
+            return [self._outcome(jobs[0], self._one)]
+        return self._small(jobs)
+
+    def _outcome(self, job: Job, do: Callable[[Job], bool]) -> Outcome:
+        """An outcome of what may fail; `do` says whether the job was done, not skipped."""
+        if self._stop.is_set():
+            raise CancelledError
+        try:
+            is_done = do(job)
+        except (AmbryError, OSError) as error:
+            self._bars.ended(0)
+            return Outcome(job, error)
+        self._bars.ended(1)
+        return Outcome(job, is_skipped=not is_done)
+
+    def _one(self, job: Job) -> bool:
+        source, target = job.source, job.target
+        if isinstance(source, Local):
+            assert isinstance(target, Remote)
+            return self._upload(job, source, target)
+        return self._download(job, source, target) if isinstance(target, Local) else self._copy(source, target)
+
+    # --- up, and across --------------------------------------------------------------------------------------------
+
+    def _upload(self, job: Job, source: Local, target: Remote) -> bool:
+        if _CONTROL.search(target.path):
+            raise BadName("a name has no control characters")
+        keeps = self._manner.keeps_targets
+        if keeps and job.size >= _LOOK_FIRST_BYTES and self._client.exists(str(target)):
+            return False
+        before = source.path.stat()
+        content_type, encoding = mimetypes.guess_type(source.name)
+        with self._bars.file(source.name, job.size, self._check) as progress:
+            try:
+                self._client.upload_file(
+                    source.path, str(target),
+                    content_type=content_type if encoding is None else None, upsert=not keeps, progress=progress,
+                )  # fmt: skip
+            except NameExists:
+                if keeps:
+                    return False
+                raise
+        if self._manner.removes_sources:
+            after = source.path.stat()
+            if (after.st_size, after.st_mtime_ns) != (before.st_size, before.st_mtime_ns):
+                raise FileChanged("it was stored, and changed meanwhile; it was not removed")
+            source.path.unlink()
+        return True
+
+    def _copy(self, source: Remote, target: Remote) -> bool:
+        upsert = not self._manner.keeps_targets
+        try:
+            if not self._manner.removes_sources:
+                self._client.copy(str(source), str(target), upsert=upsert)
+            elif source.container == target.container:
+                self._client.move(str(source), str(target), upsert=upsert)
+            else:
+                blob_id = self._client.stat(str(source)).id
+                self._client.copy(str(source), str(target), upsert=upsert)
+                self._client.delete(str(source), if_match=blob_id)
+        except NameExists:
+            if upsert:
+                raise
+            return False
+        return True
+
+    # --- down ------------------------------------------------------------------------------------------------------
+
+    def _download(self, job: Job, source: Remote, target: Local) -> bool:
+        if not self._may_write(job, target.path):
+            return False
+        with self._bars.file(source.name, job.size, self._check) as progress:
+            info = self._client.download_file(str(source), target.path, progress=progress)
+        if self._manner.keeps_times:
+            _set_time(target.path, job.modified_ms)
+        self._moved_away(source, info.id)
+        return True
+
+    def _small(self, jobs: list[Job]) -> list[Outcome]:
+        """Small blobs by their ids in one request; names that were replaced since they were listed, by their names."""
+        if self._stop.is_set():
+            raise CancelledError
+        try:
+            bodies = {entry.id: entry.body for entry in self._client.get_many(_ids(jobs)) if entry.error is None}
+        except (ConnectionLost, BadDigest):
+            # An answer that broke off is not asked for again as a whole.
+            bodies = {}
+        except AmbryError as error:
+            return [Outcome(job, error) for job in jobs]
+
+        def write(job: Job) -> bool:
+            body = bodies.get(job.id or "")
+            if body is None:
+                return self._one(job)
+            assert isinstance(job.source, Remote)
+            assert isinstance(job.target, Local)
+            if not self._may_write(job, job.target.path):
+                return False
+            self._write(job.target.path, body, job.modified_ms)
+            self._bars.passed(len(body))
+            self._moved_away(job.source, job.id)
+            return True
+
+        return [self._outcome(job, write) for job in jobs]
+
+    def _may_write(self, job: Job, path: Path) -> bool:
+        """Whether to write a file, whose folder is there then. Raises OSError, BadRequest."""
+        if job.root is not None:
+            self._folders.make(job.root, path)
+        if self._manner.keeps_targets and os.path.lexists(path):
+            return False
+        if path.is_dir():
+            raise BadRequest("a folder is in its place")
+        return True
+
+    def _write(self, path: Path, body: bytes, modified_ms: int) -> None:
+        """A small file: whole, on disk, under its name; or not there."""
+        partial = path.with_name(f".{os.getpid()}-{next(self._numbers)}.ambry-part")
+        try:
+            with partial.open("xb") as file:
+                file.write(body)
+                file.flush()
+                os.fsync(file.fileno())
+            if self._manner.keeps_times:
+                _set_time(partial, modified_ms)
+            partial.replace(path)
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
+
+    def _moved_away(self, source: Remote, blob_id: str | None) -> None:
+        if self._manner.removes_sources:
+            # Only what was read: a name that stands for another blob by now stays.
+            self._client.delete(str(source), if_match=blob_id)
+
+    def _check(self) -> None:
+        if self._stop.is_set():
+            raise CancelledError
+
+
+class _Patience:
+    """When to stop trying: the disk is full, or the store is gone."""
+
+    def __init__(self) -> None:
+        self._row = 0
+
+    def note(self, error: Exception | None) -> None:
+        """An outcome. Raises the error if those that follow would end in the same way."""
+        if isinstance(error, OSError) and error.errno in _NO_ROOM:
+            raise error
+        self._row = self._row + 1 if isinstance(error, AmbryError) and error.retryable else 0
+        if error is not None and self._row >= _FAILURES_IN_A_ROW_MAX:
+            raise error
+
+
+def remove(
+    client: Client, names: Iterable[Remote], bars: Transferring, stop: threading.Event
+) -> Iterator[tuple[Remote, Exception | None]]:
+    """Delete names, many at a time; each with what went wrong. Names that are gone already are fine."""
+
+    def one(name: Remote) -> tuple[Remote, Exception | None]:
+        if stop.is_set():
+            raise CancelledError
+        try:
+            client.delete(str(name))
+        except GONE:
+            pass
+        except AmbryError as error:
+            return name, error
+        bars.ended(1)
+        return name, None
+
+    patience = _Patience()
+    for name, error in as_done(one, names):
+        yield name, error
+        patience.note(error)
+
+
+def as_done(operation: Callable[[_In], _Out], items: Iterable[_In]) -> Iterator[_Out]:
+    """What an operation makes of items, by several threads, in the order in which they end; few wait at a time."""
+    ended: queue.SimpleQueue[Future[_Out]] = queue.SimpleQueue()
+    pool = ThreadPoolExecutor(THREADS, thread_name_prefix="ambry files")
+    try:
+        running = 0
+        for item in items:
+            pool.submit(operation, item).add_done_callback(ended.put)
+            running += 1
+            while running >= _RUNNING_MAX or (running and not ended.empty()):
+                running -= 1
+                yield ended.get().result()
+        for _ in range(running):
+            yield ended.get().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _groups(jobs: Iterable[Job]) -> Iterator[list[Job]]:
+    """Small downloads together, everything else by itself."""
+    small: list[Job] = []
+    size = 0
+    for job in jobs:
+        if job.id is None or job.size > _SMALL_BYTES or not isinstance(job.target, Local):
+            yield [job]
+            continue
+        small.append(job)
+        size += job.size
+        if size >= _GROUP_BYTES or len(small) >= _GROUP_COUNT:
+            yield small
+            small, size = [], 0
+    if small:
+        yield small
+
+
+def _ids(jobs: list[Job]) -> Iterator[str]:
+    for job in jobs:
+        assert job.id is not None
+        yield job.id
+
+
+def _set_time(path: Path, modified_ms: int) -> None:
+    os.utime(path, ns=(modified_ms * 1_000_000, modified_ms * 1_000_000))
