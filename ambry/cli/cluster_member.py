@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from ambry.cli.admin import AdminServer
+from ambry.cli.check_socket import serve_checks
 from ambry.cli.connections import Connections, Identity
 from ambry.cli.datanode_parts import open_datanode, partitions_on, replication_of, watch_connections
 from ambry.cli.frontend import number_of, watch_membership
@@ -187,6 +188,7 @@ class _Process:
         clock = SystemClock()
         local = self.local = await self._open_disks()
         stack.push_async_callback(local.close)
+        await serve_checks(local, stack)
         client_ssl = node_client_context(settings.node_tls) if settings.node_tls else None
         identity = Identity(node.name, self._secret, client_ssl)
         connections = Connections(identity, on_stale=membership.look_soon, local={node.name: local})

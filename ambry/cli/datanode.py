@@ -9,6 +9,7 @@ import click
 from ambry.cli import check as check_command
 from ambry.cli import inspect as inspect_command
 from ambry.cli.admin import AdminServer
+from ambry.cli.check_socket import serve_checks
 from ambry.cli.cluster_member import serve_member
 from ambry.cli.connections import Connections, Identity
 from ambry.cli.datanode_parts import open_datanode, replication_of, watch_connections
@@ -70,6 +71,7 @@ async def _serve(settings: DatanodeSettings) -> None:
         await stack.enter_async_context(following())
         local = await open_datanode(cluster_map, node, settings.storage, metrics)
         stack.push_async_callback(local.close)
+        await serve_checks(local, stack)
         client_ssl = node_client_context(settings.node_tls) if settings.node_tls else None
         connections = Connections(Identity(node.name, secret, client_ssl), local={node.name: local})
         stack.push_async_callback(connections.close)

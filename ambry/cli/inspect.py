@@ -48,7 +48,7 @@ def compaction(
 @click.argument("directory", type=click.Path(path_type=Path))
 @config_option
 def inspect(directory: Path, config: Path | None) -> None:
-    """Print what DIRECTORY holds as JSON lines: replicas, segments, records, damages and index entries.
+    """Print what DIRECTORY holds as JSON lines: replicas, segments, records, damages, index entries, tokens of peers.
 
     The process that uses it must have been stopped.
     """

@@ -16,6 +16,7 @@ from typing import Final
 import click
 
 from ambry import __version__
+from ambry.cli.check_socket import serve_checks
 from ambry.cli.datanode_parts import open_datanode, watch_connections
 from ambry.cli.frontend import embedded_job, embedded_settings, start_http
 from ambry.cli.listen import check_free, is_open, refuse_without_keys
@@ -111,6 +112,7 @@ async def _serve(options: ServeOptions) -> None:
         node = registry.node
         datanode = await open_datanode(registry.cluster_map, node, StorageSettings(), metrics)
         stack.push_async_callback(datanode.close)
+        await serve_checks(datanode, stack)
         sweeper = Sweeper(
             node.name,
             datanode,

@@ -256,6 +256,15 @@ class LocalDatanode:
         return {service.name: report for (_, service), report in zip(self._disks, reports, strict=True)}
 
     @property
+    def folders(self) -> tuple[Path, ...]:
+        """The folders of the disks."""
+        return tuple(disk.root for disk, _ in self._disks)
+
+    async def check_folder(self, folder: Path) -> CheckReport:
+        """Check the disk in one of `folders` while it is in use. Raises ShuttingDown, DiskUnavailable."""
+        return await self._by_path[str(folder)].check()
+
+    @property
     def stores(self) -> tuple[DiskStore, ...]:
         """The stores of the disks; to be looked at only."""
         return tuple(service.store for _, service in self._disks)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from ambry.blob.state import NEVER
 from ambry.config import StorageSettings
 from ambry.storage.compaction_plan import SegmentFacts, choose
+from ambry.storage.exchange import read_tokens
 from ambry.storage.index import pages
 from ambry.storage.index_entry import decode_entry, partition_range
 from ambry.storage.segment import Damage, ScannedRecord, scan_readable
@@ -82,7 +83,10 @@ def choose_for(
 
 
 def describe(store: DiskStore) -> Iterator[dict[str, object]]:
-    """Replicas, segments with their records and damages, and index entries; `what` says which one a value is."""
+    """Replicas, segments with their records and damages, index entries, and how far each peer's feed was read.
+
+    `what` says which one a value is.
+    """
     for replica in store.replicas:
         partition = replica.partition
         yield {
@@ -122,6 +126,8 @@ def describe(store: DiskStore) -> Iterator[dict[str, object]]:
                     }
                 )
         yield from _entries(store, partition)
+        for peer, (incarnation, lsn) in sorted(read_tokens(store, partition).items()):
+            yield {"what": "token", "partition": partition, "peer": peer, "incarnation": incarnation.hex(), "lsn": lsn}
 
 
 def _record(partition: int, number: int, found: ScannedRecord) -> dict[str, object]:

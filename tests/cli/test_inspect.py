@@ -11,6 +11,7 @@ from ambry.cli.datanode import datanode
 from ambry.clock import SystemClock
 from ambry.config import StorageSettings
 from ambry.limits import GIB, KIB
+from ambry.storage.exchange import Progress, remember
 from ambry.storage.real_disk import RealDisk
 from ambry.storage.recovery import open_store
 from ambry.storage.rocks_index import RocksIndexSource
@@ -27,10 +28,11 @@ def _write(folder: Path) -> None:
     for n in range(12):
         store.commit([put(blob_id(n), body_of(n, 20_000))])
     store.commit([update(blob_id(n), Change.DELETE, time_ms=1) for n in range(6)])
+    remember(store, {1: Progress({"peer": (bytes(range(16)), 77)})}, 5)
     store.close()
 
 
-def test_inspect_shows_replicas_segments_records_and_entries(tmp_path: Path) -> None:
+def test_inspect_shows_replicas_segments_records_entries_and_tokens(tmp_path: Path) -> None:
     _write(tmp_path)
     result = CliRunner().invoke(datanode, ["inspect", str(tmp_path)])
     assert result.exit_code == 0, result.output
@@ -41,6 +43,10 @@ def test_inspect_shows_replicas_segments_records_and_entries(tmp_path: Path) -> 
     entries = {row["blob_id"]: row for row in rows if row["what"] == "entry"}
     assert entries[blob_id(3).hex()]["life"] == 1
     assert entries[blob_id(9).hex()]["body_size"] == 20_000
+    tokens = [row for row in rows if row["what"] == "token"]
+    assert tokens == [
+        {"what": "token", "partition": 1, "peer": "peer", "incarnation": bytes(range(16)).hex(), "lsn": 77}
+    ]
 
 
 def test_the_plan_shows_what_compaction_would_take(tmp_path: Path) -> None:
