@@ -6,13 +6,17 @@ than it are never taken for orphans.
 """
 
 import sqlite3
+import subprocess
+import sys
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import Final
 
-from ambry.errors import CannotStart, NameStoreUnavailable
+from ambry.errors import AmbryError, CannotStart, NameStoreUnavailable
 from ambry.names import schema
 from ambry.names.sql import Database, Session
 from ambry.names.sqlite import SqliteDatabase
@@ -39,24 +43,48 @@ def sqlite_url(folder: Path) -> str:
 
 def open_database(url: str) -> Database:
     """Open a name store, making or upgrading its tables. Blocks. Raises CannotStart, NameStoreUnavailable."""
+    if not is_current(url):
+        upgrade(url)
     if url.startswith(SQLITE):
-        return _open_sqlite(Path(url.removeprefix(SQLITE)))
+        return SqliteDatabase(Path(url.removeprefix(SQLITE)))
+    database: Database = _postgres().PostgresDatabase(url)
+    return database
+
+
+def is_current(url: str) -> bool:
+    """Whether the tables are those that this code knows; also makes the file. Raises as `open_database`."""
     if url.startswith(POSTGRES):
-        return _open_postgres(url)
-    raise CannotStart("the URL of a name store begins with sqlite: or postgresql://")
-
-
-def _open_sqlite(path: Path) -> Database:
+        with _postgres().connect(url) as connection:
+            return schema.check_version(_postgres().version(connection), "PostgreSQL")
+    if not url.startswith(SQLITE):
+        raise CannotStart("the URL of a name store begins with sqlite: or postgresql://")
+    path = Path(url.removeprefix(SQLITE))
     if not path.parent.is_dir():
         raise CannotStart(f"{path.parent}: there is no such folder for the name store")
     try:
-        with closing(sqlite3.connect(path)) as connection:
-            found = _sqlite_version(connection)
-        if not schema.check_version(found, str(path)):
-            schema.upgrade_sqlite(path)
+        with closing(sqlite3.connect(path)) as opened:
+            return schema.check_version(_sqlite_version(opened), str(path))
     except sqlite3.DatabaseError as error:
         raise CannotStart(f"{path}: the name store cannot be opened: {error}") from error
-    return SqliteDatabase(path)
+
+
+def upgrade(url: str) -> None:
+    """Bring the tables up. Raises as `open_database`."""
+    if url.startswith(POSTGRES):
+        schema.upgrade_postgres(_postgres().connect(url))
+    else:
+        schema.upgrade_sqlite(Path(url.removeprefix(SQLITE)))
+
+
+def upgrade_apart(url: str) -> None:
+    """`upgrade` in a process of its own: what it imports takes 38 MiB, and a store that stays up never needs it again.
+
+    Raises CannotStart.
+    """
+    command = [sys.executable, "-m", __name__]
+    done = subprocess.run(command, input=url, capture_output=True, text=True, check=False)  # noqa: S603 -- our own
+    if done.returncode != 0:
+        raise CannotStart(done.stderr.strip() or f"bringing the name store up ended with status {done.returncode}")
 
 
 def _sqlite_version(connection: sqlite3.Connection) -> str | None:
@@ -65,15 +93,9 @@ def _sqlite_version(connection: sqlite3.Connection) -> str | None:
     return None if row is None else str(row[0])
 
 
-def _open_postgres(url: str) -> Database:
-    # Only whoever uses PostgreSQL pays for its driver.
-    from ambry.names import postgres  # noqa: PLC0415 -- an embedded store starts in half the time without it
-
-    with postgres.connect(url) as connection:
-        found = postgres.version(connection)
-    if not schema.check_version(found, "PostgreSQL"):
-        schema.upgrade_postgres(postgres.connect(url))
-    return postgres.PostgresDatabase(url)
+def _postgres() -> ModuleType:
+    # Only whoever uses PostgreSQL pays for its driver: an embedded store starts in half the time without it.
+    return import_module("ambry.names.postgres")
 
 
 async def ensure_epoch(database: Database, new_number: Callable[[], str], now_ms: int) -> Epoch:
@@ -104,3 +126,10 @@ def read_epoch(session: Session) -> Epoch:
     if "epoch" not in known:
         raise NameStoreUnavailable("the name store has no epoch", is_certain=True)
     return Epoch(known["epoch"], int(known["epoch_started_ms"]))
+
+
+if __name__ == "__main__":  # the other end of `upgrade_apart`
+    try:
+        upgrade(sys.stdin.read())
+    except AmbryError as error:
+        sys.exit(str(error))

@@ -22,6 +22,14 @@ VERSION_QUERY: Final = "SELECT version_num FROM alembic_version"
 def upgrade_sqlite(path: Path) -> None:
     """Bring a SQLite file to HEAD, and make it where there is none. Raises CannotStart."""
     sqlalchemy = import_module("sqlalchemy")
+    try:
+        _upgrade_sqlite(path)
+    except sqlalchemy.exc.DBAPIError as error:
+        raise CannotStart(f"{path}: the name store cannot be opened: {error.orig}") from error
+
+
+def _upgrade_sqlite(path: Path) -> None:
+    sqlalchemy = import_module("sqlalchemy")
     # Autocommit of the driver, and a transaction that we begin: a migration is there as a whole or not at all.
     engine = sqlalchemy.create_engine(f"sqlite:///{path}", isolation_level="AUTOCOMMIT", poolclass=sqlalchemy.NullPool)
     with engine.connect() as connection:
@@ -39,10 +47,13 @@ def upgrade_postgres(connect: AbstractContextManager[Any]) -> None:
         engine = sqlalchemy.create_engine(
             "postgresql+psycopg://", creator=lambda: driver, poolclass=sqlalchemy.pool.StaticPool
         )
-        with engine.begin() as connection:
-            # Several frontends may start at once; the others wait and find everything done.
-            connection.exec_driver_sql("SELECT pg_advisory_xact_lock(4712411)")
-            _upgrade(connection)
+        try:
+            with engine.begin() as connection:
+                # Several frontends may start at once; the others wait and find everything done.
+                connection.exec_driver_sql("SELECT pg_advisory_xact_lock(4712411)")
+                _upgrade(connection)
+        except sqlalchemy.exc.DBAPIError as error:
+            raise CannotStart(f"PostgreSQL: the tables cannot be made: {error.orig}") from error
 
 
 def check_version(found: str | None, where: str) -> bool:

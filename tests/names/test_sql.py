@@ -9,7 +9,7 @@ import pytest
 
 from ambry.errors import CannotStart, NameExists, NameStoreUnavailable
 from ambry.names import schema
-from ambry.names.open import ensure_epoch, open_database
+from ambry.names.open import ensure_epoch, is_current, open_database, upgrade_apart
 from ambry.names.sql import Session
 from ambry.names.sqlite import SqliteDatabase
 from tests.postgres_server import fresh_database
@@ -139,6 +139,16 @@ def test_the_epoch_stays_until_the_store_was_restored(store_url: str) -> None:
 def test_the_version_that_the_code_knows_is_the_newest_migration() -> None:
     versions = sorted(path.name.partition("_")[0] for path in (schema.FOLDER / "versions").glob("[0-9]*.py"))
     assert versions[-1] == schema.HEAD
+
+
+def test_tables_can_be_brought_up_by_a_process_of_its_own_that_says_what_fails(store_url: str, tmp_path: Path) -> None:
+    assert not is_current(store_url)
+    upgrade_apart(store_url)
+    assert is_current(store_url)
+    broken = tmp_path / "broken.sqlite"
+    broken.write_bytes(b"no database" * 500)
+    with pytest.raises(CannotStart, match=r"broken\.sqlite: the name store cannot be opened"):
+        upgrade_apart(f"sqlite:{broken}")
 
 
 def test_a_store_of_a_newer_version_is_refused(store_url: str) -> None:
