@@ -82,7 +82,7 @@ def upgrade_apart(url: str) -> None:
     Raises CannotStart.
     """
     command = [sys.executable, "-m", __name__]
-    done = subprocess.run(command, input=url, capture_output=True, text=True, check=False)  # noqa: S603 -- our own
+    done = subprocess.run(command, input=url, capture_output=True, text=True, check=False)  # noqa: S603 -- our own program
     if done.returncode != 0:
         raise CannotStart(done.stderr.strip() or f"bringing the name store up ended with status {done.returncode}")
 
