@@ -218,7 +218,7 @@ def _matches_below(client: Client, base: Remote, parts: Sequence[str], *, only_f
     if magic is None and tail:
         yield from _matches_below(client, base.below(f"{head}/"), tail, only_folders=only_folders)
         return
-    pattern = re.compile(_regex([head]))
+    pattern = glob_regex(head)
     beginning = head if magic is None else head[: magic.start()]
     for listed in client.list(f"{base}{beginning}", delimiter="/"):
         name = listed.name[len(base.path) :]
@@ -241,12 +241,16 @@ def _regex(parts: Sequence[str]) -> str:
         if part == "**":
             pieces.append(".*" if is_last else "(?:.*/)?")
         else:
-            pieces.append(glob_regex(part) + ("" if is_last else "/"))
+            pieces.append(_part_regex(part) + ("" if is_last else "/"))
     return "(?s:" + "".join(pieces) + ")"
 
 
-def glob_regex(part: str) -> str:
+def glob_regex(part: str) -> re.Pattern[str]:
     """A pattern without slashes as a regular expression."""
+    return re.compile(f"(?s:{_part_regex(part)})")
+
+
+def _part_regex(part: str) -> str:
     pieces, at = [], 0
     while at < len(part):
         letter = part[at]

@@ -110,6 +110,10 @@ class AsyncClient:
         """See Client.undelete."""
         await self._run(self._client.undelete, blob_id)
 
+    async def signed_url(self, ref: str, **options: Any) -> str:  # noqa: ANN401 -- as Client.signed_url
+        """See Client.signed_url."""
+        return await self._run(self._client.signed_url, ref, **options)
+
     def list(self, ref: str, **options: Any) -> AsyncIterator[ListedName]:  # noqa: ANN401 -- as Client.list
         """See Client.list."""
         return self._each(self._client.list(ref, **options))

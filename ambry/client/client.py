@@ -212,6 +212,28 @@ class Client:
         """Bring a deleted blob back."""
         self._session.ask("PUT", f"{path_of(blob_id)}/undelete", deadline=self._session.deadline(deadline_s)).read()
 
+    def signed_url(
+        self, ref: str, *, method: str = "GET", ttl_s: int = 300, size_max: int | None = None,
+        deadline_s: float | None = None,
+    ) -> str:  # fmt: skip
+        """A URL with which anybody may read a blob, or with PUT upload one under a name, for `ttl_s` seconds.
+
+        It has the rights of this client's key and no more. `size_max` bounds the bytes of an upload. Raises BadRequest
+        for a life that is too long, Forbidden for what the key may not do itself.
+        """
+        path = path_of(ref)
+        headers = {
+            "x-ambry-url-type": method,
+            "x-ambry-url-ttl-secs": str(ttl_s),
+            "x-ambry-blob-id": path if path.startswith("/named/") else path[1:],
+        }
+        if size_max is not None:
+            headers["x-ambry-max-upload-size"] = str(size_max)
+        deadline = self._session.deadline(deadline_s)
+        exchange = self._session.ask("GET", "/signedUrl", headers=headers, deadline=deadline)
+        exchange.read()
+        return exchange.headers["x-ambry-signed-url"]
+
     # --- names -------------------------------------------------------------------------------------------------
 
     def list(self, ref: str, *, delimiter: str | None = None, start_after: str | None = None) -> Iterator[ListedName]:

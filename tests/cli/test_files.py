@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from click.testing import CliRunner
 
 from ambry.cli.main import main
 from ambry.client import Client
+from tests.cli.processes import ask
 from tests.client.conftest import bytes_of, ended, started, written
 
 
@@ -365,3 +367,100 @@ def test_rm_takes_ids_names_patterns_and_folders(shell: Shell) -> None:
     assert "is not a blob id" in shell.run("rm", "file.txt", status=1)
     assert "Abort" in shell.run("rm", "-r", "ambry://default/default", status=1)
     assert set(shell.names()) == {"keep"}
+
+
+# --- ls, find, du, tree, presign -------------------------------------------------------------------------------
+
+LOOKED_AT = {"a": b"a" * 10, "b/c": b"c" * 100, "b/d/e": b"e" * 1000, "b-x": b"x", "f/g.txt": b""}
+
+
+@pytest.fixture(params=["store", "machine"])
+def looked_at(shell: Shell, request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """A place with the same files, in the store and on this machine: commands say the same of both."""
+    if request.param == "machine":
+        return str(written(tmp_path / "folder", LOOKED_AT))
+    shell.place = shell.place.replace("[", "-").replace("]", "")
+    shell.put(**LOOKED_AT)
+    return shell.place
+
+
+def test_ls_shows_what_is_in_a_folder(shell: Shell, looked_at: str) -> None:
+    assert shell.run("ls", looked_at).split() == ["a", "b-x", "b/", "f/"]
+    assert shell.run("ls", "-r", f"{looked_at}/").split() == ["a", "b-x", "b/c", "b/d/e", "f/g.txt"]
+    assert shell.run("ls", f"{looked_at}/b", f"{looked_at}/a").split() == [
+        f"{looked_at}/b/c", f"{looked_at}/b/d/", f"{looked_at}/a",
+    ]  # fmt: skip
+    assert set(shell.run("ls", f"{looked_at}/[bf]*").split()) == {f"{looked_at}/{one}" for one in ("b-x", "b/", "f/")}
+    size, *_, name = shell.run("ls", "-l", f"{looked_at}/a").split()
+    assert (size, name) == ("10", f"{looked_at}/a")
+    lines = shell.lines("ls", looked_at)
+    assert lines[2]["is_folder"] and lines[0]["size"] == 10 and lines[0]["modified_ms"] > 1_600_000_000_000
+    assert lines[2]["name"].rstrip("/") == f"{looked_at}/b"
+    assert "there is no such" in shell.run("ls", f"{looked_at}/none", status=1)
+
+
+def test_find_chooses_by_name_size_and_age(shell: Shell, looked_at: str) -> None:
+    def found(*options: str) -> list[str]:
+        return [name.removeprefix(f"{looked_at}/") for name in shell.run("find", looked_at, *options).split()]
+
+    assert found() == sorted(LOOKED_AT)
+    assert found("--name", "*.txt") == ["f/g.txt"]
+    assert found("--name", "?") == ["a", "b/c", "b/d/e"]
+    assert found("--min-size", "100") == ["b/c", "b/d/e"]
+    assert found("--max-size", "0.5 KiB", "--min-size", "11") == ["b/c"]
+    assert found("--newer-than", "1 h") == sorted(LOOKED_AT) and found("--older-than", "1 h") == []
+    nul = shell.run("find", looked_at, "--print0", "--name", "[ac]")
+    assert nul == f"{looked_at}/a\0{looked_at}/b/c\0"
+    assert [line["size"] for line in shell.lines("find", looked_at)] == [10, 1, 100, 1000, 0]
+    assert "is no size" in shell.run("find", looked_at, "--min-size", "many", status=2)
+
+
+def test_du_sums_up(shell: Shell, looked_at: str) -> None:
+    assert shell.run("du", "-b", looked_at).split() == ["1111", "5", f"{looked_at}/"]
+    found = {line["name"]: (line["files"], line["size"]) for line in shell.lines("du", "-d", "1", looked_at)}
+    assert found == {f"{looked_at}/b/": (2, 1100), f"{looked_at}/f/": (1, 0), f"{looked_at}/": (5, 1111)}
+    deep = [line["name"].removeprefix(looked_at) for line in shell.lines("du", "-d", "5", looked_at)]
+    assert deep == ["/b/d/", "/b/", "/f/", "/"]
+    assert "1.1 KiB" in shell.run("du", looked_at)
+    assert shell.lines("du", f"{looked_at}/a") == [{"name": f"{looked_at}/a", "files": 1, "size": 10}]
+
+
+def test_tree_draws(shell: Shell, looked_at: str) -> None:
+    assert shell.run("tree", looked_at).splitlines()[1:] == [
+        "├── a",
+        "├── b-x",
+        "├── b/",
+        "│   ├── c",
+        "│   └── d/",
+        "│       └── e",
+        "└── f/",
+        "    └── g.txt",
+    ]
+    assert len(shell.run("tree", "-d", "1", looked_at).splitlines()) == 5
+    assert [line["depth"] for line in shell.lines("tree", looked_at)] == [0, 1, 1, 1, 2, 2, 3, 1, 2]
+
+
+def test_a_reader_that_goes_away_ends_the_listing_in_silence(shell: Shell, tmp_path: Path) -> None:
+    shell.put(**{f"{number:05}{'x' * 500}": b"" for number in range(300)})
+    command = f"{sys.executable} -m ambry.cli.main find {shell.place} | head -1"
+    done = subprocess.run(
+        command, shell=True, env=os.environ | shell.environment, capture_output=True, text=True, check=False
+    )
+    assert done.stdout.count("\n") == 1 and done.stderr == ""
+
+
+def test_a_signed_url_is_good_for_who_has_no_key(shell: Shell) -> None:
+    shell.put(**{"with space & ü?": b"data"})
+    url = shell.run("presign", f"{shell.place}/with space & ü?", "--expires", "1 min").strip()
+    with urllib.request.urlopen(url, timeout=30) as answer:
+        assert answer.read() == b"data"
+    with Client(shell.url) as client:
+        blob_id = client.put(b"by id").id
+    with urllib.request.urlopen(shell.lines("presign", blob_id)[0]["url"], timeout=30) as answer:
+        assert answer.read() == b"by id"
+    url = shell.run("presign", "--method", "PUT", "--max-size", "10", f"{shell.place}/up").strip()
+    for body, status in ((b"too many bytes", 413), (b"few bytes", 201)):
+        assert ask("PUT", url, body)[0] == status
+    assert shell.names()["up"] == b"few bytes"
+    assert "account/container/name" in shell.run("presign", "nonsense", status=1)
+    assert "field=" in shell.run("presign", "--expires", "100 d", f"{shell.place}/up", status=1)
