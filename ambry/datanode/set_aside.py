@@ -1,8 +1,7 @@
 """Before a disk is opened: replicas that the map does not list any more move to `removed/`, for a retention.
 
-Nothing is deleted because the map lacks it: an operator who took off the wrong replica finds its logs there. The
-index of a disk has entries of all its replicas, and a replica that comes back later must not find those of its former
-life: so the index, a cache of the logs, is thrown away and rebuilt when something was set aside.
+Nothing is deleted because the map lacks it: an operator who took off the wrong replica finds its logs there. What the
+index of the disk has of a replica that is gone is forgotten when the disk is opened next.
 """
 
 import os
@@ -46,7 +45,6 @@ def _move(path: Path, partitions: list[int], settings: StorageSettings, clock: C
         index = RocksIndexSource(disk.root / "index", settings.index_cache_bytes, settings.index_memtable_bytes)
         store, _ = open_store(disk, index, settings=settings, clock=clock, random_bytes=os.urandom, partitions={})
         store.close()
-        shutil.rmtree(path / "index", ignore_errors=True)
         removed = path / REMOVED_FOLDER
         removed.mkdir(exist_ok=True)
         for partition in partitions:

@@ -5,6 +5,7 @@
     'u' partition(4) segment(4)   -> use of a segment, 'a' partition(4) account(4) container(4) -> use of a container
     'q' partition(4) unique(16)   -> a live blob whose bytes were found damaged: to be fetched from a peer
     'v' partition(4) segment(4)   -> what the last look at a segment found: when, what has to stay, until when
+    't' partition(4) name         -> how far the replica has read in the feed of a peer
     's' name                      -> what the index itself stands for: which disk, up to which commit group, and the
                                      newest LSN of each replica
 
@@ -46,6 +47,9 @@ assert _FIELDS.size == ENTRY_SIZE
 
 INDEX_VERSION: Final = b"\x03"
 """Of the index as a whole: which key spaces it has. The index is a cache, so another version is simply rebuilt."""
+
+KEY_SPACES: Final = (b"b", b"c", b"u", b"a", b"q", b"v", b"t")
+"""All that have the number of a partition behind their first byte."""
 
 ID_HEAD_SIZE: Final = 12
 """The part of a blob id before the partition: version, kind, datacentre, account, container."""

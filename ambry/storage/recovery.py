@@ -6,6 +6,8 @@
     4. redo: the newest checkpoint and the last group are made certain; then every valid group of the journal is written
        to its places again, and index entries that the index lacks are put again (it says itself up to which group it
        has everything)
+       before that the index forgets replicas whose folders somebody has removed: what it knows of them, and the tokens
+       of what they had read from others, is not true of the empty ones that take their place
     5. what lies behind the ends was never acknowledged and is cut off
     6. the index is rebuilt if it is missing, of another disk, or behind the checkpoint
     7. a checkpoint: from here on the journal may be overwritten
@@ -15,7 +17,7 @@ tails, 6 marks the index as whole with its last batch. The time depends on the j
 blobs (but for 6). Nothing acknowledged is lost, nothing deleted returns: the journal has what logs and index lack.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from ambry.clock import Clock
@@ -28,6 +30,7 @@ from ambry.storage.index_entry import (
     HAS_BODY,
     ID_HEAD_SIZE,
     INDEX_VERSION,
+    KEY_SPACES,
     STATE_APPLIED,
     STATE_DISK,
     Entry,
@@ -39,6 +42,7 @@ from ambry.storage.index_entry import (
     encode_new_put,
     end_lsn_key,
     merge,
+    partition_range,
     repair_key,
 )
 from ambry.storage.journal import BODY_ELSEWHERE, Checkpoint, Group, GroupReader, Journal, JournalEntry
@@ -74,6 +78,9 @@ class RecoveryReport:
     damages: tuple[tuple[int, int, Damage], ...]
     """(partition, segment, damage) that a rebuild met below the ends of the logs."""
 
+    replicas_gone: tuple[int, ...] = ()
+    """Partitions that the index knew and of which no replica was there any more."""
+
 
 def open_store(
     disk: Disk,
@@ -103,6 +110,7 @@ def open_store(
     rebuilds = applied < checkpoint.sequence
     groups = journal.read_groups(checkpoint.position, checkpoint.sequence, checkpoint.epoch)
     late = LateRows(0) if rebuilds else settle(index, applied)
+    gone = () if rebuilds else _forget_gone(index, replicas)
     accounts = Accounts() if rebuilds else load_accounts(index)
     redo = _Redo(replicas, None if rebuilds else IndexUpdates(index, accounts), applied)
     redo.all(groups, journal)
@@ -144,7 +152,8 @@ def open_store(
     store.checkpoint(always=True)
     for partition, capacity in sorted(partitions.items()):
         store.add_replica(partition, capacity)
-    return store, RecoveryReport(is_new, redo.groups, redo.records, rebuilds and not is_new, records, tuple(damages))
+    is_rebuilt = rebuilds and not is_new
+    return store, RecoveryReport(is_new, redo.groups, redo.records, is_rebuilt, records, tuple(damages), gone)
 
 
 def _open_identity(
@@ -183,6 +192,23 @@ def _open_index(source: IndexSource, disk_id: bytes) -> tuple[Index, int]:
     if index.get(STATE_DISK) != disk_id + INDEX_VERSION:
         return index, -1
     return index, int.from_bytes(index.get(STATE_APPLIED) or b"", "little")
+
+
+def _forget_gone(index: Index, replicas: Collection[int]) -> tuple[int, ...]:
+    """Take out of an index what it knows of other replicas than these; their partitions.
+
+    The newest LSN of a replica goes last, so that a crash in between leaves something to begin again by; and all before
+    the checkpoint of this opening, so before a replica can be there again under the same number.
+    """
+    rows = pages(index, end_lsn_key(0), end_lsn_key(2**32 - 1), _BATCH_RECORDS)
+    known = [int.from_bytes(key[-4:], "big") for page in rows for key, _ in page]
+    gone = tuple(partition for partition in known if partition not in replicas)
+    for partition in gone:
+        for prefix in KEY_SPACES:
+            for page in pages(index, *partition_range(prefix, partition), _BATCH_RECORDS):
+                index.write([(key, None) for key, _ in page])
+        index.write([(end_lsn_key(partition), None)])
+    return gone
 
 
 class _Redo:

@@ -146,7 +146,6 @@ class SimNode:
                     self._recover({}).close()
                     for partition in sorted(there - listed.keys()):
                         self.disk.lose_folder(f"partitions/{partition}")
-                    self._source = SimIndexSource()
                 self.store = self._recover(listed)
                 break
             except PowerCut:

@@ -26,6 +26,7 @@ from ambry.frontend.operations import Operations
 from ambry.frontend.put import Cut, PutPlan
 from ambry.limits import GIB, KIB, MAP_WAIT_S, MIB
 from ambry.protocol.replication import Token
+from ambry.storage import exchange
 from tests.sim.history import Attempt, Blob, History, Violation
 from tests.sim.loop import VirtualLoop, run_virtually
 from tests.sim.network import Link, Network, Weather
@@ -238,6 +239,7 @@ class World:
         await self._last_look()
         # Reading may have found damage that nobody had looked at; its repair is the last of it.
         await self._converge()
+        self._read_replicas()
         upkeep.cancel()
         sessions.cancel()
         for frontend in self.frontends:
@@ -662,6 +664,15 @@ class World:
             raise Violation(f"{name}: wrong bytes at the end")
         if blob.last_delete_is_final():
             raise Violation(f"{name}: deleted for good, and readable after everything healed")
+
+    def _read_replicas(self) -> None:
+        """Every replica has the bytes that it says it has, but for those whose disk rots. Raises Violation."""
+        for name, node in self.nodes.items():
+            for partition in PARTITIONS if name != self.rotten else ():
+                if partition in node.services:
+                    for blob_id, (_, has_body) in self._view(node, partition).items():
+                        if has_body and exchange.read_record(node.store, blob_id).is_damaged:
+                            raise Violation(f"{blob_id.hex()}: {name} says that it has its bytes, and has not")
 
     def _compare(self, partition: int) -> None:
         placed = self.ensemble.layout.cluster_map.partitions[partition].replicas

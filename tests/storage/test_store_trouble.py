@@ -21,6 +21,8 @@ from ambry.errors import (
     NoSuchReplica,
 )
 from ambry.limits import GIB, JOURNAL_BODY_BYTES_MAX, KIB, MIB, PROPERTIES_BYTES_MAX
+from ambry.storage import exchange
+from ambry.storage.exchange import Progress
 from ambry.storage.index import Index
 from ambry.storage.journal import RING_AT
 from ambry.storage.recovery import open_store
@@ -391,3 +393,43 @@ def test_the_last_space_is_not_reserved_for_logs_that_may_grow() -> None:
     used = world.disk._used()
     world.commit([update(blob_id(2, partition=2), Change.JOIN, BlobState(1, 0))])
     assert 0 < world.disk._used() - used <= 300 * KIB
+
+
+# --- a replica that somebody removed -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("is_cut", [False, True])
+def test_a_replica_whose_folder_was_removed_begins_anew_and_the_index_knows_nothing_of_it(is_cut: bool) -> None:
+    """Otherwise the empty one would claim to have blobs that it lacks, and never ask its peers for them."""
+    world = opened()
+    bodies = {blob_id(number, partition=1 + number % 2): body_of(number, 900) for number in range(40)}
+    world.commit([put(identity, body) for identity, body in bodies.items()])
+    exchange.remember(world.store, {1: Progress({"peer": (b"i" * 16, 7)}), 2: Progress({"peer": (b"i" * 16, 7)})}, 1)
+    world.store.checkpoint()
+    world.commit([put(blob_id(number, partition=1), b"young") for number in range(50, 55)])
+    incarnation = world.store.replica(1).incarnation
+    world.kill()
+    world.disk.lose_folder("partitions/1")
+    if is_cut:
+        world.disk.stop_after(4)
+        with pytest.raises(PowerCut):
+            world.open()
+        world.crash()
+    world.open()
+    assert world.report.replicas_gone == (1,)
+    assert world.store.replica(1).incarnation != incarnation
+    assert exchange.read_tokens(world.store, 1) == {}
+    assert exchange.read_tokens(world.store, 2) == {"peer": (b"i" * 16, 7)}
+    for identity, body in bodies.items():
+        if identity[15] == 1:
+            assert exchange.look_up(world.store, [identity]) == [None]
+            with pytest.raises(BlobNotFound):
+                world.store.get(GetRequest(identity, 0, 2**40))
+        else:
+            assert bytes(world.store.get(GetRequest(identity, 0, 2**40)).body) == body
+    assert {key[0] for key in world.store.accounts.snapshot() if key[1:5] == (1).to_bytes(4, "big")} == set()
+    world.store.commit([put(blob_id(0, partition=1), b"again")])
+    world.store.close()
+    world.disk.restart()
+    assert world.open().replicas_gone == ()
+    assert bytes(world.store.get(GetRequest(blob_id(0, partition=1), 0, 2**40)).body) == b"again"
