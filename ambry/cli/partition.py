@@ -1,6 +1,8 @@
 """`ambry partition`: partitions and where they are."""
 
 import asyncio
+import time
+from functools import partial
 from typing import Any, Final
 
 import click
@@ -12,20 +14,25 @@ from ambry.cli.operator import (
     json_option,
     layout_at,
     parse_numbers,
+    registry_at,
     replicas_text,
     shared_hosts_option,
     show,
     show_table,
     size_text,
+    timeout_option,
+    who,
     zookeeper_option,
 )
 from ambry.cli.replica_states import ask_each
-from ambry.cli.verifying import bytes_option, verify_partitions
+from ambry.cli.verifying import bytes_option, let_be_equal, verify_partitions
 from ambry.cluster import changes
-from ambry.cluster.map import ClusterMap, Replica
+from ambry.cluster.map import ClusterMap, Replica, ReplicaState
 from ambry.config import parse_size
 from ambry.errors import AmbryError, ChangeRefused
 from ambry.protocol.datanode import ReplicaStatus
+
+_LOOK_S: Final = 0.2
 
 REPLICA_COLUMNS: Final = ("node", "datacentre", "disk", "state", "incarnation")
 
@@ -160,7 +167,9 @@ def unseal_partitions(numbers: str, hosts: str, is_dry: bool, as_json: bool) -> 
 @click.option("--from", "source", required=True, metavar="NODE", help="Its replica leaves when the new one serves.")
 @click.option("--to", "target", required=True, metavar="NODE", help="Its replica joins.")
 @shared_hosts_option
+@timeout_option
 @zookeeper_option
+@asks_datanodes
 @dry_run_option
 @json_option
 def move_partition(
@@ -168,22 +177,52 @@ def move_partition(
     source: str,
     target: str,
     allow_shared_hosts: bool,
+    timeout_s: float,
     hosts: str,
+    credentials: Credentials,
     is_dry: bool,
     as_json: bool,
 ) -> None:
-    """Begin to move a replica: the new one joins. When it serves, run it again, and the old one is taken off."""
+    """Begin to move a replica: the new one joins. When it serves, run it again, and the old one is taken off.
 
-    def move(old: ClusterMap) -> ClusterMap:
-        listed = old.partitions.get(number)
-        there = next((one for one in listed.replicas if one.node == target), None) if listed else None
-        if there is None:
-            return changes.add_replica(old, number, target, allow_shared_hosts=allow_shared_hosts)
-        if there.state != "serving":
-            raise ChangeRefused(f"the replica on {target} has not caught up yet (it is {there.state})")
-        return changes.remove_replica(old, number, source)
+    First the old one takes no more puts, and the others of its datacentre get all that it has acknowledged: in time.
+    """
+    what = f"move partition {number} from {source} to {target}"
+    found = layout_at(hosts).cluster_map
+    states = {one["node"]: one["state"] for one in row_of(found, number)["replicas"]}
+    if target not in states:
+        add = partial(changes.add_replica, number=number, node=target, allow_shared_hosts=allow_shared_hosts)
+        change_layout(hosts, add, what, is_dry=is_dry, as_json=as_json)
+        return
+    for name, state in ((target, states[target]), (source, states.get(source))):
+        if state == ReplicaState.JOINING:
+            raise ChangeRefused(f"the replica on {name} has not caught up yet: it is {state}")
+    remove = partial(changes.remove_replica, number=number, node=source)
+    remove(found)
+    if not is_dry:
+        _let_leave(hosts, credentials, number, source, what, timeout_s)
+    change_layout(hosts, remove, what, is_dry=is_dry, as_json=as_json)
 
-    change_layout(hosts, move, f"move partition {number} from {source} to {target}", is_dry=is_dry, as_json=as_json)
+
+def _let_leave(hosts: str, credentials: Credentials, number: int, node: str, what: str, timeout_s: float) -> None:
+    """Let a replica take no more puts, and the others of its datacentre have all that it took. Raises ChangeRefused.
+
+    Once its datanode has the map in which it leaves, it refuses puts under older ones: what it has then is all.
+    """
+    give_up_at = time.monotonic() + timeout_s
+    with registry_at(hosts) as registry:
+        leaves = registry.apply(partial(changes.leave, number=number, node=node), f"{what}: {node} leaves", who())
+        found = leaves.cluster_map
+        while not registry.live().get(node, {}).get("map_version", 0) >= found.partitions[number].membership:
+            if time.monotonic() > give_up_at:
+                raise ChangeRefused(
+                    f"{node} does not say that it knows that its replica of {number} leaves: run this again, or remove "
+                    "the replica if the datanode does not come back"
+                )
+            time.sleep(_LOOK_S)
+    listed = found.replicas_in(number, found.nodes[node].datacentre)
+    nodes = [one.node for one in listed if one.state is not ReplicaState.JOINING]
+    let_be_equal(found, credentials, number, nodes, give_up_at - time.monotonic(), "run it again")
 
 
 @partition.command("compare")

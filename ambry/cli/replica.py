@@ -4,7 +4,6 @@ of the datanode that has it, and change nothing but what it does next.
 
 import asyncio
 import time
-from dataclasses import replace
 from functools import partial
 from typing import Final
 
@@ -28,7 +27,7 @@ from ambry.cli.operator import (
 )
 from ambry.cli.partition import REPLICA_COLUMNS, row_of
 from ambry.cli.replica_states import ASK_S, Comparison, connected
-from ambry.cli.verifying import compared
+from ambry.cli.verifying import compared, let_be_equal
 from ambry.cluster import changes
 from ambry.cluster.map import ClusterMap, ReplicaState
 from ambry.cluster.quorum import witness_quorum
@@ -125,17 +124,8 @@ def _let_others_be_equal(found: ClusterMap, credentials: Credentials, number: in
     left_over = [one for one in listed if one.node != node]
     if witness_quorum(len(left_over)) >= witness_quorum(len(listed)):
         return
-    stay = tuple(one for one in left_over if one.state is ReplicaState.SERVING)
-    partition = replace(found.partitions[number], replicas=stay)
-    others = replace(found, partitions={**found.partitions, number: partition})
-    before = after = _compared(others, credentials, number)
-    give_up_at = time.monotonic() + timeout_s
-    while (left := set(after.differing) & set(before.differing)) and time.monotonic() < give_up_at:
-        time.sleep(_LOOK_S)
-        after = _compared(others, credentials, number)
-    if after.unreachable or left:
-        why = f"{', '.join(after.unreachable)} is out of reach" if after.unreachable else f"{len(left)} blobs differ"
-        raise ChangeRefused(f"the other replicas of partition {number} are to be equal first, and {why}; or force it")
+    stay = [one.node for one in left_over if one.state is ReplicaState.SERVING]
+    let_be_equal(found, credentials, number, stay, timeout_s, "or force it")
 
 
 # --- asked of a datanode ---------------------------------------------------------------------------------------

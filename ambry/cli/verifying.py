@@ -1,7 +1,9 @@
 """Comparing the replicas of partitions for an operator: progress on a terminal, what was found, the exit status."""
 
 import asyncio
-from collections.abc import Sequence
+import time
+from collections.abc import Collection, Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 import click
@@ -13,7 +15,9 @@ from ambry.cli.progress import progress_of
 from ambry.cli.replica_states import Comparison, compare_all
 from ambry.clock import SystemClock
 from ambry.cluster.map import ClusterMap
+from ambry.errors import ChangeRefused
 
+_LOOK_S: Final = 0.5
 _IDS_SHOWN_MAX: Final = 20
 _PARTITIONS_SHOWN_MAX: Final = 50
 
@@ -36,6 +40,33 @@ def compared(
         now_ms = SystemClock().now_ms()
         identity = credentials.identity("verify")
         return asyncio.run(compare_all(found, identity, numbers, now_ms, progress.advance, is_bytes=is_bytes))
+
+
+def let_be_equal(
+    found: ClusterMap,
+    credentials: Credentials,
+    number: int,
+    nodes: Collection[str],
+    timeout_s: float,
+    otherwise: str,
+) -> None:
+    """Wait until the replicas of a partition on some datanodes have all that any of them has now; what comes meanwhile
+    does not count. Raises ChangeRefused after `timeout_s`, or when one is out of reach; `otherwise` is what to do then.
+    """
+    partition = found.partitions[number]
+    some = replace(partition, replicas=tuple(one for one in partition.replicas if one.node in nodes))
+    only = replace(found, partitions={**found.partitions, number: some})
+    before = after = compared(only, credentials, [number])[0]
+    give_up_at = time.monotonic() + timeout_s
+    while (left := set(after.differing) & set(before.differing)) and time.monotonic() < give_up_at:
+        time.sleep(_LOOK_S)
+        after = compared(only, credentials, [number])[0]
+    if after.unreachable or left:
+        why = f"{', '.join(after.unreachable)} is out of reach" if after.unreachable else f"{len(left)} blobs differ"
+        who = ", ".join(sorted(nodes))
+        raise ChangeRefused(
+            f"the replicas of partition {number} on {who} are to be equal first, and {why}; {otherwise}"
+        )
 
 
 def verify_partitions(

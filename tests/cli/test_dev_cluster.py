@@ -12,7 +12,7 @@ from pathlib import Path
 import click.testing
 import pytest
 
-from ambry.blob.blob_id import parse_text
+from ambry.blob.blob_id import parse_text, text_from_binary
 from ambry.blob.state import NEVER, BlobState
 from ambry.cli.connections import Identity
 from ambry.cli.dev_cluster import Plan, Running, running
@@ -22,6 +22,7 @@ from ambry.cli.replica_states import connected
 from ambry.errors import NoSuchReplica, StaleMap
 from ambry.protocol.datanode import Change, GetRequest, UpdateRequest
 from tests.cli.processes import ask, get, put
+from tests.replication.cluster import record
 from tests.zookeeper_server import install
 
 pytestmark = pytest.mark.timeout(280)
@@ -144,14 +145,11 @@ def test_a_partition_moves_and_requests_under_the_old_map_are_refused(cluster: R
     settled(cluster)
     assert all_there(near(cluster), digests)
     blob_id = next((each for each in digests if parse_text(each).partition == 1), None) or ""
-    secret = cluster.secret_file.read_text().strip().encode()
-    asyncio.run(_is_fenced(cluster, secret, source, stays, before.version, after.version, blob_id))
+    asyncio.run(_is_fenced(cluster, source, stays, before.version, after.version, blob_id))
 
 
-async def _is_fenced(
-    cluster: Running, secret: bytes, source: str, stays: str, old: int, new: int, blob_id: str
-) -> None:
-    connections = await connected(layout_at(cluster.zookeeper.hosts).cluster_map, Identity("test", secret, None))
+async def _is_fenced(cluster: Running, source: str, stays: str, old: int, new: int, blob_id: str) -> None:
+    connections = await connected(layout_at(cluster.zookeeper.hosts).cluster_map, identity(cluster))
     deadline = asyncio.get_running_loop().time() + 30
     binary = parse_text(blob_id).binary() if blob_id else bytes(12) + (1).to_bytes(4, "big") + bytes(16)
     join = UpdateRequest(binary, Change.JOIN, BlobState(0, NEVER), 1)
@@ -167,8 +165,73 @@ async def _is_fenced(
         await connections.close()
 
 
+def put_at(cluster: Running, partition: int, nodes: list[str]) -> str:
+    """A new blob on some datanodes of the first datacentre only."""
+
+    async def scenario() -> str:
+        connections = await connected(layout_at(cluster.zookeeper.hosts).cluster_map, identity(cluster))
+        deadline = asyncio.get_running_loop().time() + 30
+        made = record(b"not everywhere", partition)
+        try:
+            for name in nodes:
+                await connections.remote(name).put(made, deadline)
+        finally:
+            await connections.close()
+        return text_from_binary(made.blob_id)
+
+    return asyncio.run(scenario())
+
+
+def identity(cluster: Running) -> Identity:
+    return Identity("test", cluster.secret_file.read_text().strip().encode(), None)
+
+
+def test_a_replica_moves_only_when_the_others_have_all_that_it_acknowledged(cluster: Running) -> None:
+    settled(cluster)
+    before = layout_at(cluster.zookeeper.hosts).cluster_map
+    here = [one.node for one in before.replicas_in(2, 1)]
+    (target,) = [name for name in before.nodes if name.startswith("datanode-1-") and name not in here]
+    source, *stay = here
+    move = ("partition", "move", "2", "--from", source, "--to", target, "--allow-shared-hosts")
+    operate(cluster, *move)
+    settled(cluster)
+    for name in (*stay, target):
+        operate(cluster, "replica", "pause", "2", name)
+    blob_id = put_at(cluster, 2, [source])
+    assert "1 blobs differ; run it again" in failing(cluster, *move, "--timeout", "3")
+    states = {one.node: one.state for one in layout_at(cluster.zookeeper.hosts).cluster_map.replicas_in(2, 1)}
+    assert states == {source: "leaving", **dict.fromkeys([*stay, target], "serving")}
+    assert all_there(near(cluster), put_some(cluster, 10, seed=6))
+    for name in (*stay, target):
+        operate(cluster, "replica", "resume", "2", name)
+    operate(cluster, *move)
+    rows = json.loads(operate(cluster, "blob", "locate", blob_id, "--json"))
+    assert {row["node"] for row in rows if row["node"].startswith("datanode-1-")} == {*stay, target}
+    assert {row["answer"] for row in rows if row["node"] in {*stay, target}} == {"here"}
+
+
+def test_a_replica_is_not_removed_while_those_that_stay_differ(cluster: Running) -> None:
+    settled(cluster)
+    goes, has, lacks = (one.node for one in layout_at(cluster.zookeeper.hosts).cluster_map.replicas_in(3, 1))
+    operate(cluster, "replica", "pause", "3", lacks)
+    blob_id = put_at(cluster, 3, [goes, has])
+    remove = ("replica", "remove", "3", goes)
+    assert "1 blobs differ; or force it" in failing(cluster, *remove, "--timeout", "1")
+    assert goes in {one.node for one in layout_at(cluster.zookeeper.hosts).cluster_map.replicas_in(3, 1)}
+    operate(cluster, "replica", "resume", "3", lacks)
+    operate(cluster, *remove)
+    rows = json.loads(operate(cluster, "blob", "locate", blob_id, "--json"))
+    assert {row["node"]: row["answer"] for row in rows if row["node"] in {goes, has, lacks}} == {
+        has: "here",
+        lacks: "here",
+    }
+
+
 def failing(cluster: Running, *arguments: str) -> str:
-    environment = {"AMBRY_ZOOKEEPER": cluster.zookeeper.hosts}
+    environment = {
+        "AMBRY_ZOOKEEPER": cluster.zookeeper.hosts,
+        "AMBRY_CLUSTER_SECRET": cluster.secret_file.read_text().strip(),
+    }
     result = click.testing.CliRunner().invoke(main, arguments, env=environment)
     assert result.exit_code == 1
     return result.output
@@ -188,9 +251,10 @@ def test_nodes_partitions_and_replicas_are_listed_and_changed_by_command(cluster
     operate(cluster, "partition", "unseal", "all")
     assert json.loads(operate(cluster, "partition", "show", "5", "--json"))["number"] == 5
     settled(cluster)
-    assert len(json.loads(operate(cluster, "replica", "list", "--json"))) == 26
+    listed = len(json.loads(operate(cluster, "replica", "list", "--json")))
     node = json.loads(operate(cluster, "partition", "show", "5", "--json"))["replicas"][0]["node"]
     operate(cluster, "replica", "remove", "5", node)
+    assert len(json.loads(operate(cluster, "replica", "list", "--json"))) == listed - 1
     operate(cluster, "replica", "add", "5", node, "--allow-shared-hosts")
     settled(cluster)
     assert "add a replica of 5" in operate(cluster, "cluster", "history")
