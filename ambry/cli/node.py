@@ -69,7 +69,7 @@ def rows_of(
                 "address": f"{host}:{port}",
                 "state": state if found else f"waits to be added ({state})",
                 "disks": len(disks),
-                "capacity": sum(capacity for _, capacity in disks),
+                "capacity": sum(capacity for _, capacity, *_ in disks),
                 "replicas": held.get(name, 0),
                 "map": live.get(name, {}).get("map_version", ""),
                 "admin": record.get("admin", ""),
@@ -135,7 +135,7 @@ def node_from(name: str, record: dict[str, Any], cluster_map: ClusterMap) -> Nod
     if record.get("fingerprint") != cluster_map.fingerprint:
         raise ChangeRefused(f"{name} belongs to cluster {record.get('fingerprint')}")
     number = next((one.number for one in cluster_map.datacentres.values() if one.name == record["datacentre"]), 0)
-    disks = tuple(Disk(str(path), int(capacity)) for path, capacity in record["disks"])
+    disks = tuple(Disk(str(path), int(capacity)) for path, capacity, *_ in record["disks"])
     return Node(name, number, str(record["rack"]), str(record["host"]), int(record["port"]), disks)
 
 

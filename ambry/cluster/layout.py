@@ -171,6 +171,7 @@ def _pack(content: dict[str, object]) -> bytes:
 
 
 # --- reading ---------------------------------------------------------------------------------------------------
+# Keys that are not known here, and elements behind those that are, come from a newer version: they are passed over.
 
 
 def decode_head(data: bytes) -> Head:
@@ -250,7 +251,7 @@ def _unpack(data: bytes, name: str) -> dict[str, Any]:
 
 
 def _read_base(content: dict[str, Any]) -> tuple[dict[int, Datacentre], dict[str, Node]]:
-    datacentres = {number: Datacentre(number, name) for number, name in content["datacentres"]}
+    datacentres = {number: Datacentre(number, name) for number, name, *_ in content["datacentres"]}
     nodes = {
         one["name"]: Node(
             intern(one["name"]),
@@ -258,7 +259,7 @@ def _read_base(content: dict[str, Any]) -> tuple[dict[int, Datacentre], dict[str
             one["rack"],
             one["host"],
             one["port"],
-            tuple(Disk(intern(path), capacity) for path, capacity in one["disks"]),
+            tuple(Disk(intern(path), capacity) for path, capacity, *_ in one["disks"]),
         )
         for one in content["nodes"]
     }
@@ -276,14 +277,14 @@ def _without(former: Mapping[int, Partition], pieces: Iterable[str]) -> dict[int
 
 
 def _read_partitions(content: dict[str, Any], partitions: dict[int, Partition]) -> None:
-    disks = [(intern(node), intern(path)) for node, path in content["disks"]]
+    disks = [(intern(node), intern(path)) for node, path, *_ in content["disks"]]
     states = _STATES
     unhex = bytes.fromhex
-    for number, capacity, is_sealed, membership, rows in content["partitions"]:
+    for number, capacity, is_sealed, membership, rows, *_ in content["partitions"]:
         replicas = tuple(
             [
                 Replica(disks[disk][0], disks[disk][1], states[state], unhex(incarnation) or None)
-                for disk, state, incarnation in rows
+                for disk, state, incarnation, *_ in rows
             ]
         )
         partitions[number] = Partition(number, capacity, bool(is_sealed), membership, replicas)
