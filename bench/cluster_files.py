@@ -28,7 +28,7 @@ import sysconfig
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -63,10 +63,10 @@ class AnyFrontend:
         return self._chance.choice(self._ports)
 
 
-def wires_of(plan: Plan) -> Wires:
-    """A wire before each datanode of a cluster that is to be started."""
+def wires_of(plan: Plan, known_as: Callable[[str], str] = str) -> Wires:
+    """A wire before each datanode of a cluster that is to be started; `known_as` names who dials."""
     ports = {name: port for name, port in ports_of(plan).items() if name.startswith("datanode-")}
-    return Wires({name: ((plan.node_host, port), ("127.0.0.1", port)) for name, port in ports.items()})
+    return Wires({name: ((plan.node_host, port), ("127.0.0.1", port)) for name, port in ports.items()}, known_as)
 
 
 @dataclass(slots=True)
@@ -99,7 +99,7 @@ class Trouble:
         self.made[what] += 1
         process = self.cluster.processes[name]
         if what == "cut":
-            self.wires.cut(name)
+            self.wires.cut((name, "*"), ("*", name))
         elif what == "stop":
             process.send_signal(signal.SIGSTOP)
         else:
@@ -108,7 +108,7 @@ class Trouble:
 
     def _end(self, name: str, what: str) -> None:
         if what == "cut":
-            self.wires.mend(name)
+            self.wires.mend((name, "*"), ("*", name))
         elif what == "stop":
             self.cluster.processes[name].send_signal(signal.SIGCONT)
         else:

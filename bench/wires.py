@@ -1,18 +1,26 @@
-"""TCP in front of servers that can be cut and mended: a partition of the network on one machine.
+"""TCP in front of servers, with a switch for each way between two processes: a partition of the network on one machine.
 
-A wire listens where a server says that it is reached, and passes bytes on to where it listens. While it is cut nothing
-passes either way and nobody is told, as when packets are lost; what was sent meanwhile arrives when it is mended. It
-carries what others send to this server, not what it sends to others: so a cut is one-way, the meaner kind.
-Knows addresses and bytes, nothing of what they mean.
+A wire listens where a server says that it is reached, and passes bytes on to where it listens. Who dialled is in the
+first frame, the Hello of the wire protocol; a name that nobody knows better stays as it is. While a way is cut, what
+its sender says is held and nobody is told, as when packets are lost; when it is mended what was held arrives, as TCP
+would send it again. A way is (sender, receiver), each a name or a pattern of names: ("datanode-1-2", "*") is one
+process that hears and is not heard, with ("*", "datanode-1-2") it is alone, and ("*-1-*", "*-2-*") with its reverse
+parts two datacentres. Knows Hellos, and nothing else of what the bytes mean.
 """
 
 import asyncio
 import contextlib
+import fnmatch
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Final, TypeAlias
 
+from ambry.errors import ProtocolError
+from ambry.protocol.frame import FrameDecoder
+from ambry.protocol.handshake import decode_hello
+
 Address: TypeAlias = tuple[str, int]
+Way: TypeAlias = tuple[str, str]
 
 _PIECE_BYTES: Final = 1 << 16
 
@@ -20,14 +28,16 @@ _PIECE_BYTES: Final = 1 << 16
 class Wires:
     """Wires by name, on a thread of their own."""
 
-    def __init__(self, ends: Mapping[str, tuple[Address, Address]]) -> None:
-        """`ends` of each: where it listens, and where it leads."""
+    def __init__(self, ends: Mapping[str, tuple[Address, Address]], known_as: Callable[[str], str] = str) -> None:
+        """`ends` of each: where it listens, and where it leads. `known_as` is a better name for what a Hello says."""
         self._ends = dict(ends)
+        self._known_as = known_as
         self._loop = asyncio.new_event_loop()
-        self._whole: dict[str, asyncio.Event] = {}
         self._ready = threading.Event()
         self._thread = threading.Thread(target=self._loop.run_until_complete, args=[self._serve()], name="wires")
         self._stop = asyncio.Event()
+        self._cut: list[Way] = []
+        self._mended = asyncio.Event()
 
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
@@ -41,27 +51,33 @@ class Wires:
             self._thread.join(30)
             self._loop.close()
 
-    def cut(self, name: str) -> None:
-        """Nothing passes any more."""
-        self._loop.call_soon_threadsafe(self._whole[name].clear)
+    def cut(self, *ways: Way) -> None:
+        """Nothing passes these ways any more."""
+        self._loop.call_soon_threadsafe(self._cut.extend, ways)
 
-    def mend(self, name: str) -> None:
-        """All passes again, what waited first."""
-        self._loop.call_soon_threadsafe(self._whole[name].set)
+    def mend(self, *ways: Way) -> None:
+        """All passes again, what was held first. What somebody else has cut stays so."""
+        self._loop.call_soon_threadsafe(self._mend, ways)
+
+    def _mend(self, ways: tuple[Way, ...]) -> None:
+        for way in ways:
+            self._cut.remove(way)
+        self._mended.set()
+        self._mended = asyncio.Event()
+
+    async def _whole(self, sender: str, receiver: str) -> None:
+        """Wait until a way is not cut."""
+        while any(fnmatch.fnmatchcase(sender, one) and fnmatch.fnmatchcase(receiver, two) for one, two in self._cut):
+            await self._mended.wait()
 
     async def _serve(self) -> None:
         servers = []
         for name, (listens, leads) in self._ends.items():
-            whole = self._whole[name] = asyncio.Event()
-            whole.set()
 
             def connected(
-                reader: asyncio.StreamReader,
-                writer: asyncio.StreamWriter,
-                leads: Address = leads,
-                whole: asyncio.Event = whole,
+                reader: asyncio.StreamReader, writer: asyncio.StreamWriter, name: str = name, leads: Address = leads
             ) -> asyncio.Task[None]:
-                return asyncio.ensure_future(_carry(reader, writer, leads, whole))
+                return asyncio.ensure_future(self._carry(reader, writer, name, leads))
 
             servers.append(await asyncio.start_server(connected, *listens))
         self._ready.set()
@@ -73,28 +89,44 @@ class Wires:
             task.cancel()
         await asyncio.gather(*others, return_exceptions=True)
 
-
-async def _carry(
-    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, leads: Address, whole: asyncio.Event
-) -> None:
-    """One connection, both ways."""
-    with contextlib.suppress(OSError):
-        await whole.wait()
-        far_reader, far_writer = await asyncio.open_connection(*leads)
-        try:
-            ways = [_pass_on(reader, far_writer, whole), _pass_on(far_reader, writer, whole)]
-            await asyncio.gather(*ways, return_exceptions=True)
-        finally:
-            far_writer.close()
-    writer.close()
-
-
-async def _pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, whole: asyncio.Event) -> None:
-    try:
-        while piece := await reader.read(_PIECE_BYTES):
-            await whole.wait()
-            writer.write(piece)
-            await writer.drain()
-    finally:
-        # One end is gone: the other end is to know.
+    async def _carry(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, server: str, leads: Address
+    ) -> None:
+        """One connection, both ways."""
+        with contextlib.suppress(OSError):
+            client, begin = await self._who(reader)
+            await self._whole(client, server)
+            far_reader, far_writer = await asyncio.open_connection(*leads)
+            far_writer.write(begin)
+            try:
+                ways = [
+                    self._pass_on(reader, far_writer, client, server),
+                    self._pass_on(far_reader, writer, server, client),
+                ]
+                await asyncio.gather(*ways, return_exceptions=True)
+            finally:
+                far_writer.close()
         writer.close()
+
+    async def _who(self, reader: asyncio.StreamReader) -> tuple[str, bytes]:
+        """Who dialled, and what it has said so far; "" for somebody who says no Hello."""
+        decoder, said = FrameDecoder(), b""
+        with contextlib.suppress(ProtocolError):
+            while piece := await reader.read(_PIECE_BYTES):
+                said += piece
+                decoder.feed(piece)
+                for frame in decoder.frames(1):
+                    return self._known_as(decode_hello(frame.header).node), said
+        return "", said
+
+    async def _pass_on(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, sender: str, receiver: str
+    ) -> None:
+        try:
+            while piece := await reader.read(_PIECE_BYTES):
+                await self._whole(sender, receiver)
+                writer.write(piece)
+                await writer.drain()
+        finally:
+            # One end is gone: the other end is to know.
+            writer.close()

@@ -59,6 +59,9 @@ class Plan:
     node_host: str = _LOOPBACK
     """Where datanodes say that they are reached. They listen on 127.0.0.1; something else may stand before them."""
 
+    storage: str = ""
+    """More lines for the `[storage]` table of each datanode."""
+
     def datacentre(self, number: int) -> str:
         """The name of a datacentre."""
         return f"dc{number}"
@@ -237,7 +240,7 @@ def running(plan: Plan) -> Iterator[Running]:
                 cluster.start(name, "frontend")
                 cluster.urls[name] = f"http://{_LOOPBACK}:{ports[name]}"
             for url in cluster.urls.values():
-                _wait_for(cluster, lambda url=url: _answers(f"{url}/healthCheck"), f"{url} does not get ready")
+                _wait_for(cluster, lambda url=url: answers(f"{url}/healthCheck"), f"{url} does not get ready")
         yield cluster
 
 
@@ -289,6 +292,7 @@ admin_port = {cluster.ports[f"admin-{datacentre}-{number}"]}
 [storage]
 journal_bytes = "64 MiB"
 reserve_bytes = "16 MiB"
+{plan.storage}
 [[disk]]
 path = "{name}/disk0"
 capacity_bytes = {capacity}
@@ -326,7 +330,7 @@ def _add_nodes(registry: Registry, cluster: Running, plan: Plan, names: list[str
 
     def have_it() -> bool:
         live = registry.live()
-        ready = [_answers(str(live[name]["admin"]) + "/healthCheck") for name in names if name in live]
+        ready = [answers(str(live[name]["admin"]) + "/healthCheck") for name in names if name in live]
         return len(ready) == len(names) and all(ready) and all(live[name]["map_version"] >= version for name in names)
 
     _wait_for(cluster, have_it, "the datanodes do not get ready")
@@ -344,7 +348,8 @@ def _wait_for(cluster: Running, condition: "object", problem: str) -> None:
         time.sleep(0.05)
 
 
-def _answers(url: str) -> bool:
+def answers(url: str) -> bool:
+    """Whether a process of the cluster says 200 there."""
     try:
         with urllib.request.urlopen(url, timeout=5) as answer:  # noqa: S310 -- of our own making
             return bool(answer.status == 200)

@@ -16,6 +16,7 @@ import click
 from tests.prove.compaction import prove_compaction, prove_model
 from tests.prove.flips import prove_flips
 from tests.prove.fuzz import prove_fuzz
+from tests.prove.histories import prove_histories
 from tests.prove.images import prove_images
 from tests.prove.kills import prove_kills
 from tests.prove.machine import prove_machine
@@ -28,6 +29,7 @@ COUNTED: Final[dict[str, Callable[[int, float, int], dict[str, object]]]] = {
     "compaction": prove_compaction,
     "compaction-model": prove_model,
     "fuzz": prove_fuzz,
+    "histories": prove_histories,
     "kills": prove_kills,
     "machine": prove_machine,
     "planted": prove_planted,
@@ -46,6 +48,7 @@ PROOFS: Final[dict[str, Callable[[int, float], dict[str, object]]]] = {
     "soak": prove_soak,
     "syscalls": prove_syscalls,
     "planted": prove_planted,
+    "histories": prove_histories,
     "kills": lambda seed, seconds: prove_kills(seed, seconds, 0),
 }
 
@@ -60,7 +63,12 @@ def _commit() -> str:
 @click.option("--seconds", type=float, default=60.0, help="Budget of each proof.")
 @click.option("--seed", type=int, default=None, help="Repeat a run.")
 @click.option(
-    "--count", type=int, default=0, help="How much to do, whatever time it takes: kills, steps, schedules, faults, ..."
+    "--count",
+    "--operations",
+    "count",
+    type=int,
+    default=0,
+    help="How much to do, whatever time it takes: kills, steps, schedules, faults, operations, ...",
 )
 def main(name: str, seconds: float, seed: int | None, count: int) -> None:
     """Prove, print figures, and how to repeat it."""
