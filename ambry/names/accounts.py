@@ -463,12 +463,16 @@ _NAMES_PER_STEP: Final = 500
 def drop_names(session: Session, account: int, container: int) -> bool:
     """Drop some rows of names of a container that was given up; whether there were any."""
     of = (account, container)
-    some = (*of, *of, _NAMES_PER_STEP)
-    count = 0
-    for table in ("current_names", "names", "uploads"):
+    some = (*of, _NAMES_PER_STEP)
+    # Rows that are alone are found through the current ones, so they go first.
+    count = session.execute(
+        "DELETE FROM names WHERE position IN "
+        "(SELECT position FROM current_names WHERE account = ? AND container = ? ORDER BY name LIMIT ?)",
+        some,
+    )
+    for table, which in (("current_names", ""), ("names", "is_alone = 0 AND "), ("uploads", "")):
+        of_container = f"FROM {table} WHERE {which}account = ? AND container = ?"
         count += session.execute(
-            f"DELETE FROM {table} WHERE account = ? AND container = ? AND name IN "
-            f"(SELECT name FROM {table} WHERE account = ? AND container = ? ORDER BY name LIMIT ?)",
-            some,
+            f"DELETE {of_container} AND name IN (SELECT name {of_container} ORDER BY name LIMIT ?)", (*of, *some)
         )
     return bool(count)

@@ -3,6 +3,11 @@
 Each locks its names, reads what is there, decides, and writes rows; a table of current rows is kept with them in the
 same transaction. So of several creates of one name exactly one goes through. Blobs are not touched here: whoever asks
 for a change has stored the blob before, and deletes afterwards what a change has set free.
+
+Most names have one row for ever, and names come in no order: each table or index that is sorted by names costs a page
+for each of them. So the row of such a name is *alone*: it is in no index, and the current row says its position.
+`begin_history` puts it into the index before the name gets another row; it never becomes alone again.
+Invariant: a row that is alone is a PUT, the only row of its name, and the current row of the name has its position.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -23,7 +28,7 @@ from ambry.names.rows import (
     owns_its_blob,
     row_of,
 )
-from ambry.names.sql import FOREVER, Session, Value
+from ambry.names.sql import FOREVER, Dialect, Session
 
 _Item = TypeVar("_Item")
 
@@ -37,17 +42,28 @@ ANY: Final = "*"
 
 _INSERT: Final = f"INSERT INTO names ({COLUMNS}, source, arrived_ms) VALUES ({', '.join('?' * 15)})"
 _INSERT_IF_NEW: Final = f"{_INSERT} ON CONFLICT DO NOTHING"
+_ALONE: Final = f"({', '.join('?' * 15)}, 1)"
+_INSERT_ALONE: Final = f"INSERT INTO names ({COLUMNS}, source, arrived_ms, is_alone) VALUES {_ALONE}"
 _OF_NAME: Final = "account = ? AND container = ? AND name = ?"
-_INSERT_CURRENT: Final = f"""INSERT INTO current_names (account, container, name, {CURRENT_COLUMNS})
-VALUES ({", ".join("?" * 10)})"""
-_SET_CURRENT: Final = f"""{_INSERT_CURRENT} ON CONFLICT (account, container, name) DO UPDATE
+OF_INDEX: Final = f"is_alone = 0 AND {_OF_NAME}"
+"""Rows of a name with a history. Only a query that says so can use the index."""
+
+_COPIED: Final = f"account, container, name, {CURRENT_COLUMNS}, position"
+_INSERT_CURRENT: Final = f"INSERT INTO current_names ({_COPIED})"
+_LAST_ROWS: Final = f"{_INSERT_CURRENT} SELECT {_COPIED} FROM names WHERE position > last_insert_rowid() - ?"
+"""SQLite: one writer at a time, so the rows of one INSERT have positions that follow each other."""
+
+_SET_CURRENT: Final = f"""INSERT INTO current_names (account, container, name, {CURRENT_COLUMNS})
+VALUES ({", ".join("?" * 10)}) ON CONFLICT (account, container, name) DO UPDATE
 SET version = excluded.version, datacentre = excluded.datacentre, blob_id = excluded.blob_id, size = excluded.size,
-created_ms = excluded.created_ms, expires_at_ms = excluded.expires_at_ms, digest = excluded.digest"""
+created_ms = excluded.created_ms, expires_at_ms = excluded.expires_at_ms, digest = excluded.digest, position = 0"""
 _DROP_CURRENT: Final = f"DELETE FROM current_names WHERE {_OF_NAME}"
-_NEWEST: Final = f"""SELECT version, kind FROM names WHERE {_OF_NAME}
+_NEWEST: Final = f"""SELECT version, kind FROM names WHERE {OF_INDEX}
 ORDER BY version DESC, datacentre DESC, kind DESC LIMIT 1"""
-_CURRENT: Final = f"SELECT {CURRENT_COLUMNS} FROM current_names WHERE {_OF_NAME}"
-_ALL: Final = f"SELECT {COLUMNS} FROM names WHERE {_OF_NAME}"
+_CURRENT: Final = f"SELECT {CURRENT_COLUMNS}, position FROM current_names WHERE {_OF_NAME}"
+_ALL: Final = f"SELECT {COLUMNS} FROM names WHERE {OF_INDEX}"
+_POSITION: Final = f"position = (SELECT position FROM current_names WHERE {_OF_NAME})"
+_ONLY: Final = f"SELECT {COLUMNS} FROM names WHERE {_POSITION}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,12 +123,14 @@ def put(session: Session, row: NameRow, condition: Condition, now_ms: int) -> Na
     """
     key = row.key
     session.lock(key.lock())
-    newest = _newest(session, key)
-    if newest is not None:
-        condition.check_put(etags_of(read_current(session, key), now_ms))
-        row = row.at_version(max(row.version, newest[0] + 1))
-    else:
-        condition.check_put(frozenset())
+    current, position = _current_and_position(session, key)
+    condition.check_put(etags_of(current, now_ms))
+    newest = (current.version, RowKind.PUT) if current is not None and position else _newest_of_history(session, key)
+    if newest is None:
+        _insert_alone(session, [row], HERE, now_ms)
+        return row
+    row = row.at_version(max(row.version, newest[0] + 1))
+    begin_history(session, key)
     _insert(session, row, now_ms)
     _set_current(session, row)
     return row
@@ -137,7 +155,7 @@ def put_each(session: Session, puts: Sequence[tuple[NameRow, Condition]], now_ms
                 outcomes[number] = error
             else:
                 outcomes[number] = new[row.key] = row
-    _insert_new(session, list(new.values()), now_ms)
+    _insert_alone(session, list(new.values()), HERE, now_ms)
     for number, (row, condition) in enumerate(puts):
         if number not in outcomes:
             try:
@@ -171,6 +189,7 @@ def delete(session: Session, marker: NameRow, condition: Condition, now_ms: int)
     if current is None:
         return None
     marker = marker.at_version(max(marker.version, newest[0] + 1))
+    begin_history(session, key)
     _insert(session, marker, now_ms)
     session.execute(_DROP_CURRENT, _of(key))
     return marker
@@ -190,6 +209,7 @@ def purge(session: Session, key: Key, version: tuple[int, int], record: bytes, n
     if found.kind == RowKind.MARKER and found.passed_on:
         raise NotAllowed("this version says where the blob went; it is no delete that could be undone")
     mark = NameRow(key.account, key.container, key.name, *version, RowKind.PURGE, record, 0, now_ms, FOREVER)
+    begin_history(session, key)
     session.execute(_INSERT_IF_NEW, (*mark.values(), HERE, now_ms))
     _settle(session, key, [*rows, mark])
     return found.blob_id if found.kind == RowKind.MARKER or owns_its_blob(found, rows) else None
@@ -240,6 +260,8 @@ def move(session: Session, source: NameRow, target: Key, blob_id: bytes, conditi
         current.expires_at_ms,
         current.digest,
     )
+    begin_history(session, source.key)
+    begin_history(session, target)
     _insert(session, marker, now_ms)
     _insert(session, moved, now_ms)
     session.execute(_DROP_CURRENT, _of(source.key))
@@ -260,6 +282,7 @@ def extend(session: Session, key: Key, version: tuple[int, int], expires_at_ms: 
         raise NameNotFound("the name has no such version")
     if expires_at_ms <= found.expires_at_ms:
         return
+    begin_history(session, key)
     _write_extension(session, found, expires_at_ms, HERE, now_ms)
     _settle(session, key, read_all(session, key))
 
@@ -272,18 +295,39 @@ def apply(session: Session, rows: Iterable[NameRow], source: int, now_ms: int) -
         by_key.setdefault(row.key, []).append(row)
     for key in sorted(by_key, key=Key.lock):
         session.lock(key.lock())
-        is_changed = 0
-        for row in by_key[key]:
-            if row.kind == RowKind.EXTEND:
-                is_changed += _write_extension(session, row, row.expires_at_ms, source, now_ms)
-            else:
-                is_changed += max(session.execute(_INSERT_IF_NEW, (*row.values(), source, now_ms)), 0)
-            if row.passed_on:
-                session.execute("INSERT INTO passed_on VALUES (?, ?) ON CONFLICT DO NOTHING", (row.passed_on, now_ms))
-        if is_changed:
-            _settle(session, key, read_all(session, key))
-        count += is_changed
+        count += _apply_to(session, key, by_key[key], source, now_ms)
     return count
+
+
+def _apply_to(session: Session, key: Key, rows: list[NameRow], source: int, now_ms: int) -> int:
+    """Take over rows of one name."""
+    for row in rows:
+        if row.passed_on:
+            session.execute("INSERT INTO passed_on VALUES (?, ?) ON CONFLICT DO NOTHING", (row.passed_on, now_ms))
+    known = {(row.version, row.datacentre, row.kind) for row in read_all(session, key)}
+    # An extension that is known may be a later one: `_write_extension` looks.
+    new = [row for row in rows if row.kind == RowKind.EXTEND or (row.version, row.datacentre, row.kind) not in known]
+    if not known and len(new) == 1 and new[0].kind == RowKind.PUT:
+        _insert_alone(session, new, source, now_ms)
+        return 1
+    if not new:
+        return 0
+    begin_history(session, key)
+    count = 0
+    for row in new:
+        if row.kind == RowKind.EXTEND:
+            count += _write_extension(session, row, row.expires_at_ms, source, now_ms)
+        else:
+            count += max(session.execute(_INSERT_IF_NEW, (*row.values(), source, now_ms)), 0)
+    if count:
+        _settle(session, key, read_all(session, key))
+    return count
+
+
+def begin_history(session: Session, key: Key) -> None:
+    """Before a name gets another row than its only one: from here on its rows are found in the index."""
+    if session.execute(f"UPDATE names SET is_alone = 0 WHERE {_POSITION}", _of(key)) == 1:
+        session.execute(f"UPDATE current_names SET position = 0 WHERE {_OF_NAME}", _of(key))
 
 
 # --- what there is ---------------------------------------------------------------------------------------------
@@ -291,13 +335,12 @@ def apply(session: Session, rows: Iterable[NameRow], source: int, now_ms: int) -
 
 def read_current(session: Session, key: Key) -> Current | None:
     """What a name stands for; None if it does not exist. It may have expired."""
-    found = session.row(_CURRENT, _of(key))
-    return None if found is None else Current(*found)
+    return _current_and_position(session, key)[0]
 
 
 def read_all(session: Session, key: Key) -> list[NameRow]:
     """Every row of a name."""
-    return [row_of(found) for found in session.rows(_ALL, _of(key))]
+    return [row_of(found) for found in session.rows(_ALL, _of(key)) or session.rows(_ONLY, _of(key))]
 
 
 def is_known(session: Session, key: Key) -> bool:
@@ -335,8 +378,22 @@ def _of(key: Key) -> tuple[int, int, bytes]:
     return key.account, key.container, key.name
 
 
+def _current_and_position(session: Session, key: Key) -> tuple[Current | None, int]:
+    """What a name stands for, and where its row is if that is alone; else 0."""
+    found = session.row(_CURRENT, _of(key))
+    return (None, 0) if found is None else (Current(*found[:-1]), found[-1])
+
+
 def _newest(session: Session, key: Key) -> tuple[int, int] | None:
     """Highest version that was ever used for this name, and the kind of its row."""
+    current, position = _current_and_position(session, key)
+    if current is not None and position:
+        return current.version, RowKind.PUT
+    return _newest_of_history(session, key)
+
+
+def _newest_of_history(session: Session, key: Key) -> tuple[int, int] | None:
+    """The same of a name whose row is not alone."""
     found = session.row(_NEWEST, _of(key))
     return None if found is None else (found[0], found[1])
 
@@ -351,24 +408,25 @@ def _known(session: Session, keys: list[Key]) -> set[Key]:
     for part in _in_powers_of_two(keys):
         asked = ", ".join(["(?, ?, ?)"] * len(part))
         sql = f"""WITH asked (account, container, name) AS (VALUES {asked}) SELECT account, container, name FROM asked
-WHERE EXISTS (SELECT 1 FROM names WHERE names.account = asked.account AND names.container = asked.container
-AND names.name = asked.name)"""
+WHERE EXISTS (SELECT 1 FROM current_names AS known WHERE known.account = asked.account
+AND known.container = asked.container AND known.name = asked.name)
+OR EXISTS (SELECT 1 FROM names AS known WHERE known.is_alone = 0 AND known.account = asked.account
+AND known.container = asked.container AND known.name = asked.name)"""
         found.update(Key(*row) for row in session.rows(sql, [value for key in part for value in _of(key)]))
     return found
 
 
-def _insert_new(session: Session, rows: list[NameRow], now_ms: int) -> None:
+def _insert_alone(session: Session, rows: list[NameRow], source: int, now_ms: int) -> None:
     """Rows of names that have none, and what these names stand for from now on."""
     for part in _in_powers_of_two(rows):
-        session.execute(_INSERT + _more(15, len(part)), [v for row in part for v in (*row.values(), HERE, now_ms)])
-        session.execute(
-            _INSERT_CURRENT + _more(10, len(part)), [value for row in part for value in _current_values(row)]
-        )
-
-
-def _more(columns: int, rows: int) -> str:
-    """Question marks for the rows of an INSERT behind its first."""
-    return f", ({', '.join('?' * columns)})" * (rows - 1)
+        insert = _INSERT_ALONE + f", {_ALONE}" * (len(part) - 1)
+        values = [value for row in part for value in (*row.values(), source, now_ms)]
+        if session.dialect is Dialect.SQLITE:
+            session.execute(insert, values)
+            session.execute(_LAST_ROWS, (len(part),))
+        else:
+            made = f"WITH made AS ({insert} RETURNING {_COPIED})"
+            session.execute(f"{made} {_INSERT_CURRENT} SELECT {_COPIED} FROM made", values)
 
 
 def _in_powers_of_two(items: Sequence[_Item]) -> Iterator[Sequence[_Item]]:
@@ -382,21 +440,21 @@ def _in_powers_of_two(items: Sequence[_Item]) -> Iterator[Sequence[_Item]]:
 
 
 def _set_current(session: Session, row: NameRow) -> None:
-    session.execute(_SET_CURRENT, _current_values(row))
-
-
-def _current_values(row: NameRow) -> tuple[Value, ...]:
-    return (
-        row.account,
-        row.container,
-        row.name,
-        row.version,
-        row.datacentre,
-        row.blob_id,
-        row.size,
-        row.created_ms,
-        row.expires_at_ms,
-        row.digest,
+    """What a name with a history stands for."""
+    session.execute(
+        _SET_CURRENT,
+        (
+            row.account,
+            row.container,
+            row.name,
+            row.version,
+            row.datacentre,
+            row.blob_id,
+            row.size,
+            row.created_ms,
+            row.expires_at_ms,
+            row.digest,
+        ),
     )
 
 
@@ -412,7 +470,7 @@ def _settle(session: Session, key: Key, rows: list[NameRow]) -> None:
 def _write_extension(session: Session, row: NameRow, expires_at_ms: int, source: int, now_ms: int) -> int:
     """One row for the latest expiry of a version; the maximum wins, so its order does not matter. 1 if it is new."""
     of_version = (row.account, row.container, row.name, row.version, row.datacentre, RowKind.EXTEND)
-    where = f"{_OF_NAME} AND version = ? AND datacentre = ? AND kind = ?"
+    where = f"{OF_INDEX} AND version = ? AND datacentre = ? AND kind = ?"
     known = session.row(f"SELECT expires_at_ms FROM names WHERE {where}", of_version)
     if known is not None and known[0] >= expires_at_ms:
         return 0

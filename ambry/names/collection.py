@@ -10,7 +10,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Final
 
-from ambry.names.changes import read_all
+from ambry.names.changes import OF_INDEX, begin_history, read_all
 from ambry.names.rows import COLUMNS, Key, NameRow, RowKind, effective, moment_of, owns_its_blob, row_of
 from ambry.names.sql import FOREVER, Dialect, Session
 
@@ -165,7 +165,7 @@ def drop_rows(session: Session, superseded: list[Superseded]) -> int:
         session.lock(one.key.lock())
         for row in one.rows:
             count += session.execute(
-                f"DELETE FROM names WHERE {_OF_NAME} AND version = ? AND datacentre = ? AND kind = ?",
+                f"DELETE FROM names WHERE {OF_INDEX} AND version = ? AND datacentre = ? AND kind = ?",
                 (row.account, row.container, row.name, row.version, row.datacentre, row.kind),
             )
         for blob_id in one.blob_ids:
@@ -198,8 +198,9 @@ def drop_expired(session: Session, key: Key, before_ms: int) -> bool:
     if any(row.kind != RowKind.PUT or row.expires_at_ms >= before_ms for row in versions):
         return False
     of_key = (key.account, key.container, key.name)
+    begin_history(session, key)
     session.execute(f"DELETE FROM current_names WHERE {_OF_NAME}", of_key)
-    session.execute(f"DELETE FROM names WHERE {_OF_NAME}", of_key)
+    session.execute(f"DELETE FROM names WHERE {OF_INDEX}", of_key)
     return True
 
 

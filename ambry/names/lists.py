@@ -15,8 +15,9 @@ from typing import Final
 
 from ambry.errors import BadRequest
 from ambry.limits import NAME_BYTES_MAX, NAME_LIST_ROWS_MAX
+from ambry.names.changes import read_all
 from ambry.names.name import after_prefix
-from ambry.names.rows import COLUMNS, CURRENT_COLUMNS, Current, NameRow, effective, row_of
+from ambry.names.rows import CURRENT_COLUMNS, Current, Key, NameRow, effective
 from ambry.names.sql import Row, Session
 
 _ROWS_AHEAD: Final = 4
@@ -151,21 +152,27 @@ def list_versions(session: Session, query: Query) -> VersionPage:
     read = 0
     while True:
         # The names first, then each one's rows: a name with many versions does not hide the next one.
-        found = session.row(
-            "SELECT name FROM names WHERE account = ? AND container = ? AND name >= ? ORDER BY name LIMIT 1",
-            (query.account, query.container, start),
-        )
-        if found is None or not found[0].startswith(query.prefix):
+        name = _first_name(session, query, start)
+        if name is None or not name.startswith(query.prefix):
             return VersionPage(versions, None)
         if len(versions) >= query.count_max or read > NAME_LIST_ROWS_MAX:
-            return VersionPage(versions, _token(found[0]))
-        rows = session.rows(
-            f"SELECT {COLUMNS} FROM names WHERE account = ? AND container = ? AND name = ?",
-            (query.account, query.container, found[0]),
-        )
+            return VersionPage(versions, _token(name))
+        rows = read_all(session, Key(query.account, query.container, name))
         read += len(rows)
-        versions += effective(map(row_of, rows))
-        start = found[0] + _FIRST
+        versions += effective(rows)
+        start = name + _FIRST
+
+
+def _first_name(session: Session, query: Query, start: bytes) -> bytes | None:
+    """The first name from `start` on that has any row: one with a history, or one that exists."""
+    found = [
+        session.row(
+            f"SELECT name FROM {table} account = ? AND container = ? AND name >= ? ORDER BY name LIMIT 1",
+            (query.account, query.container, start),
+        )
+        for table in ("names WHERE is_alone = 0 AND", "current_names WHERE")
+    ]
+    return min((row[0] for row in found if row is not None), default=None)
 
 
 # --- where a page begins ---------------------------------------------------------------------------------------

@@ -20,9 +20,11 @@ from ambry.access.accounts import (
 from ambry.access.keys import EVERYTHING, Grant, Masters, Right, make_key
 from ambry.access.snapshot import AccessData
 from ambry.errors import BadRequest, NoSuchAccount, VersionConflict
-from ambry.names import accounts
+from ambry.names import accounts, changes
+from ambry.names.changes import UNCONDITIONAL
 from ambry.names.open import open_database
-from ambry.names.sql import Database
+from ambry.names.rows import NameRow, RowKind
+from ambry.names.sql import Database, Session
 
 NOW_MS: Final = 1_700_000_000_000
 KEY: Final = make_key(
@@ -227,3 +229,36 @@ def test_all_of_a_version_survives_the_process(store_url: str) -> None:
             assert await read(database) == before
 
     asyncio.run(main())
+
+
+def test_dropping_the_names_of_a_container_takes_every_row_of_it_and_none_of_another(
+    store_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(accounts, "_NAMES_PER_STEP", 3)
+
+    async def test(database: Database) -> None:
+        def fill(session: Session) -> None:
+            for container in (1, 2):
+                rows = [
+                    NameRow(5, container, b"%d" % number, 10, 1, RowKind.PUT, bytes([container, number]) * 16, 1, 1)
+                    for number in range(10)
+                ]
+                # Every second name has two rows, and one of these is deleted.
+                for row in (*rows, *rows[::2]):
+                    changes.put(session, row, UNCONDITIONAL, 1)
+                changes.delete(session, replace(rows[0], kind=RowKind.MARKER), UNCONDITIONAL, 1)
+
+        def count(session: Session, container: int) -> list[int]:
+            sql = "SELECT COUNT(*) FROM {} WHERE account = 5 AND container = ?"
+            return [session.rows(sql.format(table), (container,))[0][0] for table in ("names", "current_names")]
+
+        await database.write(fill)
+        assert await database.read(lambda session: count(session, 1)) == [16, 9]
+        steps = 0
+        while await database.write(lambda session: accounts.drop_names(session, 5, 1)):
+            steps += 1
+        assert steps > 1
+        assert await database.read(lambda session: count(session, 1)) == [0, 0]
+        assert await database.read(lambda session: count(session, 2)) == [16, 9]
+
+    run(store_url, test)

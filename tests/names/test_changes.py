@@ -24,7 +24,7 @@ from ambry.names.gather import PutGatherer
 from ambry.names.lists import Query, list_names, list_versions
 from ambry.names.open import open_database
 from ambry.names.rows import Current, Key, NameRow, RowKind, current_of, effective, version_at
-from ambry.names.sql import FOREVER, Database
+from ambry.names.sql import FOREVER, Database, Session
 
 PLAIN = Condition()
 NOW = 1_700_000_000_000
@@ -49,10 +49,24 @@ def run(url: str, story: Callable[[Database], Awaitable[None]]) -> None:
         database = open_database(url)
         try:
             await story(database)
+            await database.read(check_alone)
         finally:
             await database.close()
 
     asyncio.run(tell())
+
+
+def check_alone(session: Session) -> None:
+    """Rows that are alone are puts, the only ones of their names, and those that their names stand for."""
+    columns = "position, account, container, name, version, blob_id"
+    alone = session.rows(f"SELECT {columns} FROM names WHERE is_alone = 1 AND kind = 1")
+    named = session.rows(f"SELECT {columns} FROM current_names WHERE position > 0")
+    assert sorted(alone) == sorted(named)
+    assert session.rows("SELECT COUNT(*) FROM names WHERE is_alone <> 0") == [(len(alone),)]
+    for _, account, container, name, *_ in alone:
+        of_name = (account, container, name)
+        sql = "SELECT COUNT(*) FROM names WHERE account = ? AND container = ? AND name = ?"
+        assert session.rows(sql, of_name) == [(1,)], name
 
 
 async def put(database: Database, a_row: NameRow, condition: Condition = PLAIN, now: int = NOW) -> NameRow:
@@ -413,8 +427,54 @@ def test_puts_that_gather_are_answered_each_for_itself(store_url: str) -> None:
         assert outcomes[:50] == rows[:50]
         assert all(isinstance(outcome, NameExists) for outcome in outcomes[50:])
         assert await current(database, b"never") is None
+        await database.read(check_alone)
         await database.close()
         with pytest.raises(NameStoreUnavailable):
             await gatherer.put(row(b"later", 1001), PLAIN, NOW)
 
+    async def tell() -> None:
+        await story(open_database(store_url))
+
+    asyncio.run(tell())
+
+
+def test_a_name_with_one_row_is_in_no_index_until_it_gets_another(store_url: str) -> None:
+    async def story(database: Database) -> None:
+        def indexed(session: Session) -> list[bytes]:
+            rows = session.rows(f"SELECT name FROM names WHERE {changes.OF_INDEX} ORDER BY position", (7, 8, b"a"))
+            return [row[0] for row in rows]
+
+        first = await put(database, row(b"a", 1))
+        assert await database.read(indexed) == []
+        assert await database.read(lambda session: changes.read_all(session, key(b"a"))) == [first]
+        # A condition that fails changes nothing.
+        with pytest.raises(NameExists):
+            await put(database, row(b"a", 2))
+        assert await database.read(indexed) == []
+        second = await put(database, row(b"a", 2), UNCONDITIONAL)
+        assert await database.read(indexed) == [b"a", b"a"]
+        assert await database.read(lambda session: changes.read_all(session, key(b"a"))) == [first, second]
+
     run(store_url, story)
+
+
+def test_rows_from_elsewhere_that_are_known_leave_a_name_as_it_was(store_url: str) -> None:
+    async def story(database: Database) -> None:
+        theirs = row(b"a", 1, datacentre=2)
+        for count in (1, 0, 0):
+            assert await database.write(lambda session: changes.apply(session, [theirs], 2, NOW)) == count
+            await database.read(check_alone)
+        assert await database.read(lambda session: session.rows("SELECT is_alone FROM names")) == [(1,)]
+
+    run(store_url, story)
+
+
+@pytest.mark.parametrize("sql", [changes._ALL, changes._ONLY, changes._NEWEST, changes._CURRENT])
+def test_a_name_is_found_without_looking_at_others(tmp_path: Path, sql: str) -> None:
+    async def story(database: Database) -> None:
+        plan = await database.read(lambda session: session.rows(f"EXPLAIN QUERY PLAN {sql}", (7, 8, b"a")))
+        told = " ".join(step[3] for step in plan)
+        assert "SEARCH" in told
+        assert "SCAN" not in told.replace("SCALAR", "")
+
+    run(f"sqlite:{tmp_path / 'names.sqlite'}", story)

@@ -8,7 +8,7 @@ from ambry.names.copying import TABLES
 from ambry.names.open import open_database
 
 NOT_COPIED = {"feeds", "alembic_version", "sqlite_sequence"}
-GIVEN_BY_THE_STORE = {"position", "xid"}
+GIVEN_BY_THE_STORE = {"position", "xid", "is_alone"}
 
 
 def test_a_copy_has_every_table_and_every_column_of_the_schema(tmp_path: Path) -> None:

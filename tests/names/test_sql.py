@@ -2,15 +2,19 @@
 
 import asyncio
 import sqlite3
+from dataclasses import replace
 from pathlib import Path
 
 import psycopg
 import pytest
 
 from ambry.errors import CannotStart, NameExists, NameStoreUnavailable
-from ambry.names import schema
+from ambry.names import changes, schema
+from ambry.names.changes import UNCONDITIONAL, Condition
+from ambry.names.lists import Query, list_versions
 from ambry.names.open import ensure_epoch, is_current, open_database, upgrade_apart
-from ambry.names.sql import Session
+from ambry.names.rows import COLUMNS, CURRENT_COLUMNS, NameRow, RowKind
+from ambry.names.sql import FOREVER, Session
 from ambry.names.sqlite import SqliteDatabase
 from tests.postgres_server import fresh_database
 
@@ -149,6 +153,43 @@ def test_tables_can_be_brought_up_by_a_process_of_its_own_that_says_what_fails(s
     broken.write_bytes(b"no database" * 500)
     with pytest.raises(CannotStart, match=r"broken\.sqlite: the name store cannot be opened"):
         upgrade_apart(f"sqlite:{broken}")
+
+
+def test_a_store_of_the_first_version_is_brought_up_and_its_names_can_be_read_and_changed(
+    store_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = NameRow(7, 8, b"old", 100, 1, RowKind.PUT, bytes(32), 5, 1)
+
+    def fill(session: Session) -> None:
+        session.execute(
+            f"INSERT INTO names ({COLUMNS}, source, arrived_ms) VALUES ({', '.join('?' * 15)})", (*old.values(), 0, 1)
+        )
+        session.execute(
+            f"INSERT INTO current_names (account, container, name, {CURRENT_COLUMNS}) VALUES ({', '.join('?' * 10)})",
+            (7, 8, b"old", 100, 1, bytes(32), 5, 1, FOREVER, ""),
+        )
+
+    async def run() -> None:
+        with monkeypatch.context() as earlier:
+            earlier.setattr(schema, "HEAD", "0001")
+            database = open_database(store_url)
+            await database.write(fill)
+            await database.close()
+        database = open_database(store_url)
+        assert await database.read(lambda session: session.row(schema.VERSION_QUERY)) == (schema.HEAD,)
+        assert await database.read(lambda session: changes.read_all(session, old.key)) == [old]
+        newer = replace(old, size=6)
+        with pytest.raises(NameExists):
+            await database.write(lambda session: changes.put(session, newer, Condition(), 2))
+        put = await database.write(lambda session: changes.put(session, newer, UNCONDITIONAL, 2))
+        assert put.version == 101
+        other = replace(old, name=b"other")
+        await database.write(lambda session: changes.put(session, other, Condition(), 2))
+        versions = (await database.read(lambda session: list_versions(session, Query(7, 8)))).versions
+        assert versions == [put, old, other]
+        await database.close()
+
+    asyncio.run(run())
 
 
 def test_a_store_of_a_newer_version_is_refused(store_url: str) -> None:
