@@ -62,6 +62,9 @@ TAILS_BYTES_MAX: Final = 32 * MIB
 LOG_FAILURES_MAX: Final = 3
 """Logs of a disk that may fail to be written or synced, since its opening, before it takes no more writes."""
 
+JOURNAL_FAILURES_MAX: Final = 3
+"""Journals of a disk that may fail and be replaced, since its opening, before it takes no more writes."""
+
 JOURNAL_BYTES: Final = 256 * MIB
 """Bounds the time of recovery: the journal is read once and its records are written again."""
 

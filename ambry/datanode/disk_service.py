@@ -270,14 +270,17 @@ class DiskService:
 
     def _make_checkpoints(self) -> None:
         """At every interval, or when the journal fills up; first the rest of the journal is made usable."""
+        is_filled, replaced = False, 0
         try:
-            while not self._stopping.is_set() and self._fill_journal():
-                if self._checkpoint_wanted.is_set():
-                    self._checkpoint()
             while not self._stopping.is_set():
-                self._checkpoint_wanted.wait(self._interval_s)
-                if not self._stopping.is_set():
+                is_filled = is_filled or not self._fill_journal()
+                if is_filled:
+                    self._checkpoint_wanted.wait(self._interval_s)
+                if not self._stopping.is_set() and (is_filled or self._checkpoint_wanted.is_set()):
                     self._checkpoint()
+                if self.store.journals_replaced > replaced:
+                    is_filled, replaced = False, self.store.journals_replaced
+                    _log.error("the journal failed, and another took its place", disk=self.name, journals=replaced)
         except AmbryError as error:
             _log.error("no more checkpoints: the disk takes no more writes", disk=self.name, reason=str(error))
 
@@ -339,6 +342,11 @@ class DiskService:
                 "ambry_disk_journal_fill_ratio",
                 "Share of the journal to be checkpointed.",
                 lambda: self.store.journal_fill_ratio,
+            ),
+            (
+                "ambry_disk_journals_replaced",
+                "Journals that failed since the start, and were replaced.",
+                lambda: self.store.journals_replaced,
             ),
             (
                 "ambry_disk_is_writable",

@@ -8,9 +8,9 @@
 
 A crash before 3 loses the group, and nobody was answered. A crash after 3 redoes it. A failure in 2 fails the requests
 of that replica only and gives its place back: the bytes there were never acknowledged. If the disk itself failed, and
-was not just full, the segment takes no more records (`troubled`). Any failure in 3 or 4 fails the store: what the disk
-holds is not known any more, and the journal still has everything that was acknowledged, so the next opening restores
-it. A sync that failed is never repeated into a success.
+was not just full, the segment takes no more records (`troubled`). A failure in 3 undoes the whole group (`undo`): all
+of it is refused, nothing more goes to that journal, and another takes its place before the next group. A failure in 4
+fails the store: the journal has the group and the index does not. A sync that failed is never repeated into a success.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -49,11 +49,11 @@ from ambry.storage.index_entry import (
     merge,
     repair_key,
 )
-from ambry.storage.journal import BODY_ELSEWHERE
+from ambry.storage.journal import ALIGNMENT, BODY_ELSEWHERE, ENTRY_SIZE, GROUP_HEADER_SIZE
 from ambry.storage.journal import encode_entry as encode_journal_entry
 from ambry.storage.late_rows import LateRows
 from ambry.storage.record import RecordKind, decode_header, encode_meta, padding_after, record_size
-from ambry.storage.replica import Replica, check_capacity, no_replica
+from ambry.storage.replica import Replica, check_capacity, replica_of
 from ambry.storage.segment import Segment
 from ambry.storage.tail import Tails, reserve_ahead
 
@@ -138,14 +138,8 @@ class CommitGroup:
                 answer = error.as_answer()
             self.answers.append(answer)
 
-    def _replica_of(self, blob_id: bytes) -> Replica:
-        replica = self._replicas.get(int.from_bytes(blob_id[12:16], "big"))
-        if replica is None or len(blob_id) != BINARY_SIZE:
-            raise no_replica(blob_id)
-        return replica
-
     def _plan_put(self, request: PutRequest, key: bytes, value: bytes | None) -> Answer:
-        replica = self._replica_of(request.blob_id)
+        replica = replica_of(self._replicas, request.blob_id)
         body, vector, root = request.body, request.vector, request.root
         body_size = len(body)
         if not (vector_matches(vector, root, body_size) and blocks_match(body, vector)):
@@ -220,7 +214,7 @@ class CommitGroup:
         return StateAnswer(state, has_body=True)
 
     def _plan_update(self, request: UpdateRequest, key: bytes, value: bytes | None) -> Answer:
-        self._replica_of(request.blob_id)
+        replica_of(self._replicas, request.blob_id)
         entry = None if value is None else decode_entry(value)
         if entry is not None and entry.id_head != request.blob_id[:ID_HEAD_SIZE]:
             entry, known = None, False
@@ -255,7 +249,7 @@ class CommitGroup:
         has_body = entry is not None and entry.has_body
         if state == before:
             return StateAnswer(state, has_body)
-        replica = self._replica_of(blob_id)
+        replica = replica_of(self._replicas, blob_id)
         size = record_size(BINARY_SIZE, 0, 0)
         run = self._run_for(replica, size)
         segment = run.segment
@@ -285,7 +279,7 @@ class CommitGroup:
         self._plan_state(blob_id, key, entry, keeps_body=entry.has_body)
 
     def _plan_state(self, blob_id: bytes, key: bytes, entry: Entry, *, keeps_body: bool) -> None:
-        replica = self._replica_of(blob_id)
+        replica = replica_of(self._replicas, blob_id)
         size = record_size(BINARY_SIZE, 0, 0)
         try:
             run = self._run_for(replica, size)
@@ -419,8 +413,21 @@ class CommitGroup:
         except (DiskFull, DiskUnavailable) as error:
             run.error = error.as_answer()
 
-    def _give_back(self, run: _Run, error: AmbryError) -> None:
+    def undo(self) -> None:
+        """The journal did not take the group: give all places back. LSNs are lost, and nobody may be answered."""
+        for run in self._runs:
+            if not run.needs_sync:
+                self._tails.let_go(run.segment, tuple(zip(run.offsets, run.journal, strict=True)))
+            self._take_back(run)
+
+    def _take_back(self, run: _Run) -> None:
+        if run.replica.active.get(run.segment.expiry_class) is not run.segment:
+            # It was sealed in this group, with what is taken back.
+            run.replica.sealed_size -= run.segment.end - run.start
         run.segment.end = run.start
+
+    def _give_back(self, run: _Run, error: AmbryError) -> None:
+        self._take_back(run)
         for request in run.requests:
             self.answers[request] = error
 
@@ -461,6 +468,17 @@ class CommitGroup:
         """After the index: the newest LSNs are what peers may ask for."""
         for replica, lsn in self._end_lsns.items():
             replica.end_lsn = lsn
+
+
+def group_size_max(requests: Sequence[Mutation]) -> int:
+    """An upper bound of the journal's bytes for a group; bodies above JOURNAL_BODY_BYTES_MAX go elsewhere."""
+    size = GROUP_HEADER_SIZE + ALIGNMENT + len(requests) * (ENTRY_SIZE + 256)
+    for request in requests:
+        if isinstance(request, PutRequest):
+            size += len(request.properties)
+            if len(request.body) <= JOURNAL_BODY_BYTES_MAX:
+                size += len(request.body) + len(request.vector)
+    return size
 
 
 def _state_record(

@@ -17,8 +17,10 @@ from typing import Final, TypeAlias
 from xxhash import xxh3_64_intdigest
 
 from ambry.blob.state import NEVER
+from ambry.storage.accounts import Use
 from ambry.storage.index_entry import Entry, Place
 from ambry.storage.record import Header, RecordKind
+from ambry.storage.segment import DATA_OFFSET, Segment
 
 DAY_MS: Final = 86_400_000
 
@@ -137,6 +139,18 @@ class SegmentFacts:
         kept = self.size - self.garbage_bytes
         age = max(now_ms - self.created_ms, 0) + 1
         return self.garbage_bytes * age / (self.size + kept)
+
+
+def facts_of(segment: Segment, use: Use) -> SegmentFacts:
+    """What the totals say of a segment."""
+    return SegmentFacts(
+        number=segment.number,
+        size=segment.end - DATA_OFFSET,
+        live_bytes=use.live_bytes,
+        dead_bytes=use.dead_bytes,
+        created_ms=segment.created_ms,
+        expiry_class=segment.expiry_class,
+    )
 
 
 def choose(

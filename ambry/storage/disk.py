@@ -66,6 +66,13 @@ class Disk(Protocol):
         """Put a small file in place as a whole, durably: write, sync, rename, sync the folder."""
         ...
 
+    def rename(self, source: str, target: str) -> None:
+        """Give a file another name of the same folder, in place of whatever has it. Durable after `sync_folder`.
+
+        Only closed files, or such as are not used any more under their old name: an open one may be opened again by it.
+        """
+        ...
+
     def read(self, path: str) -> bytes:
         """A small file as a whole. Raises FileNotFoundError."""
         ...

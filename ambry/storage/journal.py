@@ -20,6 +20,10 @@ there, an acknowledged one is lost, and the disk is refused instead of going on 
 The ring grows: space is reserved for all of it at once, but the file's size is only as much as is filled with zeros,
 and the rest is filled in the background. Overwriting filled blocks needs no change of the file system's own records,
 so a sync costs 0.1 ms instead of 1 (docs/decisions/0001). Wrapping before the end of the file is legal at any group.
+
+A journal whose write or sync failed takes nothing more: what the disk holds of the last group is not known, and a later
+sync that succeeds would prove nothing. Another one takes its place, a new file with nothing in it but a checkpoint,
+once logs and index have everything (docs/decisions/0018).
 """
 
 import contextlib
@@ -31,12 +35,14 @@ from typing import Any, Final
 import msgpack
 from xxhash import xxh3_64_intdigest
 
-from ambry.errors import DirectoryUnusable, DiskFull
+from ambry.errors import AmbryError, DirectoryUnusable, DiskFull, DiskUnavailable
 from ambry.limits import COMMIT_GROUP_BYTES_MAX, COMMIT_GROUP_RECORDS_MAX, KIB, MIB
 from ambry.storage.disk import Disk, File
 from ambry.storage.record import RECORD_BYTES_MAX
 
 PATH: Final = "journal"
+NEXT_PATH: Final = "journal.next"
+"""What takes the journal's place, until it does. One that a crash has left is removed at the opening."""
 MAGIC: Final = b"AJRN"
 SLOT_MAGIC: Final = b"ACKP"
 GROUP_MAGIC: Final = b"AGRP"
@@ -199,19 +205,58 @@ class Journal:
         self.position = RING_AT
         self.sequence = 0
         self.epoch = 0
+        self.failure: AmbryError | None = None
+        """Why this file takes nothing more. What it took before is read on."""
 
     @classmethod
     def create(cls, disk: Disk, disk_id: bytes, size: int) -> "Journal":
-        """A new journal of `size` bytes; usable up to FILL_BYTES at once. Durable but for its name's folder sync."""
+        """A new journal of `size` bytes; usable up to FILL_BYTES at once. Durable. Raises DiskFull."""
         file = disk.create(PATH)
         file.reserve(0, size)
+        journal = cls._begin(file, disk_id, size, Checkpoint(1, RING_AT, 0, 0, ()))
+        disk.sync_folder("")
+        return journal
+
+    @classmethod
+    def create_next(cls, disk: Disk, disk_id: bytes, size: int, checkpoint: Checkpoint) -> "Journal":
+        """A journal beside the one that is there, durable under NEXT_PATH: empty, and `checkpoint` points to its start.
+
+        Raises DiskFull, and then nothing is left of it; DiskUnavailable.
+        """
+        assert checkpoint.position == RING_AT
+        disk.remove(NEXT_PATH)
+        file = disk.create(NEXT_PATH)
+        try:
+            # On a disk that is nearly full it stays small, as in `open`.
+            with contextlib.suppress(DiskFull):
+                file.reserve(0, size)
+            journal = cls._begin(file, disk_id, size, checkpoint)
+        except DiskFull:
+            file.close()
+            disk.remove(NEXT_PATH)
+            raise
+        journal.start_at(RING_AT, checkpoint.sequence, checkpoint.epoch, RING_AT)
+        return journal
+
+    @classmethod
+    def _begin(cls, file: File, disk_id: bytes, size: int, checkpoint: Checkpoint) -> "Journal":
         usable_end = min(size, RING_AT + 2 * FILL_BYTES)
         file.pwrite([bytes(usable_end)], 0)
         journal = cls(file, disk_id, usable_end, size)
         journal.write_header()
-        journal.write_checkpoint(Checkpoint(1, RING_AT, 0, 0, ()))
-        disk.sync_folder("")
+        journal.write_checkpoint(checkpoint)
         return journal
+
+    def take_place(self, disk: Disk) -> None:
+        """Give this journal, which `create_next` made, the name of the one that is there. Durable when it returns.
+
+        When it fails, either may be there after a crash: nothing may have been acknowledged by this one.
+        """
+        disk.rename(NEXT_PATH, PATH)
+        disk.sync_folder("")
+        # By its new name: a descriptor that was given up is opened again by the name that the file was opened with.
+        self._file.close()
+        self._file = disk.open(PATH)
 
     @classmethod
     def open(cls, disk: Disk, disk_id: bytes, size: int) -> "Journal | None":
@@ -240,8 +285,7 @@ class Journal:
 
     def write_header(self) -> None:
         """Say whose journal it is. Durable when it returns."""
-        self._file.pwrite([_header_of(self.disk_id)], 0)
-        self._file.sync()
+        self._write_and_sync(_header_of(self.disk_id), 0)
 
     def has_header(self) -> bool:
         """Whether the header is what it has to be. May block."""
@@ -263,8 +307,7 @@ class Journal:
         )
         data = head + xxh3_64_intdigest(head, self._seed).to_bytes(8, "little") + payload
         assert len(data) <= SLOT_BYTES
-        self._file.pwrite([data], SLOTS_AT + checkpoint.generation % 2 * SLOT_BYTES)
-        self._file.sync()
+        self._write_and_sync(data, SLOTS_AT + checkpoint.generation % 2 * SLOT_BYTES)
 
     def free_to(self, position: int, sequence: int) -> None:
         """The ring before `position` may be overwritten; `sequence` is that of the checkpoint."""
@@ -278,11 +321,20 @@ class Journal:
     def read_entries(
         self, position: int, sequence: int, epoch: int, partition: int, segment: int
     ) -> Iterator[JournalEntry]:
-        """The whole records that the groups from a checkpoint on have for one segment."""
-        for group in self.read_groups(position, sequence, epoch):
+        """The whole records that the groups from a checkpoint on have for one segment.
+
+        Raises DiskUnavailable when the last group that was appended cannot be reached.
+        """
+        groups = self.read_groups(position, sequence, epoch)
+        for group in groups:
+            if group.sequence > self.sequence:
+                # The group at which this journal failed is there all the same; nobody was answered, and it was undone.
+                return
             for entry in group.entries:
                 if (entry.partition, entry.segment) == (partition, segment) and not entry.flags & BODY_ELSEWHERE:
                     yield entry
+        if groups.sequence < self.sequence:
+            raise DiskUnavailable(f"{PATH} cannot be read up to group {self.sequence}, but to {groups.sequence}")
 
     def secure(self, groups: "GroupReader") -> None:
         """Make durable what was read last: the newest checkpoint and the last group.
@@ -325,7 +377,10 @@ class Journal:
         return self._usable_end - RING_AT
 
     def append(self, count: int, payload: Sequence[bytes | memoryview]) -> None:
-        """Write and sync one group. Only when it returns may anyone be answered. The caller saw `has_room`."""
+        """Write and sync one group. Only when it returns may anyone be answered. The caller saw `has_room`.
+
+        When it raises an error of the store, the journal has failed: the group may be there after a crash, or not.
+        """
         data = seal_group(self.sequence + 1, self.epoch, self._seed, count, payload)
         place = self._place_for(len(data))
         if place is None:
@@ -334,8 +389,12 @@ class Journal:
             # From here on this group is what the writer must not catch up with. It need not lie where the last
             # checkpoint points to: a group that did not fit there begins the ring anew, and may reach beyond.
             self._freed_to = place
-        self._file.pwrite([data], place)
-        self._file.sync()
+        try:
+            self._write_and_sync(data, place)
+        except DiskFull as error:
+            # Its space was reserved, so this is no disk that is full; and part of the group may be there.
+            self.failure = error.as_answer()
+            raise
         self.sequence += 1
         self.position = place + len(data)
         self._is_empty = False
@@ -347,8 +406,7 @@ class Journal:
 
     def fill(self, offset: int, size: int) -> None:
         """Fill with zeros and sync: outside the usable ring, so beside the writer."""
-        self._file.pwrite([bytes(size)], offset)
-        self._file.sync()
+        self._write_and_sync(bytes(size), offset)
 
     def filled(self, offset: int, size: int) -> None:
         """Make a filled part usable; under the writer's lock."""
@@ -358,6 +416,16 @@ class Journal:
     def close(self) -> None:
         """Close the file."""
         self._file.close()
+
+    def _write_and_sync(self, data: bytes, offset: int) -> None:
+        if self.failure is not None:
+            raise DiskUnavailable(f"{PATH} takes nothing more: {self.failure}")
+        try:
+            self._file.pwrite([data], offset)
+            self._file.sync()
+        except DiskUnavailable as error:
+            self.failure = error.as_answer()
+            raise
 
     def _place_for(self, size: int) -> int | None:
         """Where the next group of `size` bytes goes. The writer never catches up with the freed position."""

@@ -307,6 +307,11 @@ class RealDisk:
             os.rename(temporary, target)
         self.sync_folder(path.rpartition("/")[0])
 
+    def rename(self, source: str, target: str) -> None:
+        """Give a file another name of the same folder. Durable after `sync_folder`. Raises FileNotFoundError."""
+        with _errors_of(f"renaming of {source}"):
+            os.rename(self._full(source), self._full(target))
+
     def read(self, path: str) -> bytes:
         """A small file as a whole. Raises FileNotFoundError."""
         with _errors_of(f"read of {path}"):

@@ -1,7 +1,8 @@
 """Opening a disk's store: first use, the way back after a crash, and the index made anew from the logs.
 
     1. disk.meta: the epoch is raised durably, so that no LSN of a former opening is ever used again
-    2. journal: the newest checkpoint says which ends are certain and where the journal begins
+    2. journal: the newest checkpoint says which ends are certain and where the journal begins. The folder was synced
+       in 1: a journal that took another's place just before a kill has its name for good
     3. replicas: replica.meta, segment headers; segments that are not listed have no records and are removed
     4. redo: the newest checkpoint and the last group are made certain; then every valid group of the journal is written
        to its places again, and index entries that the index lacks are put again (it says itself up to which group it
@@ -45,7 +46,7 @@ from ambry.storage.index_entry import (
     partition_range,
     repair_key,
 )
-from ambry.storage.journal import BODY_ELSEWHERE, Checkpoint, Group, GroupReader, Journal, JournalEntry
+from ambry.storage.journal import BODY_ELSEWHERE, NEXT_PATH, Checkpoint, Group, GroupReader, Journal, JournalEntry
 from ambry.storage.journal import PATH as JOURNAL_PATH
 from ambry.storage.late_rows import LateRows, settle
 from ambry.storage.plain_scan import PlainRecord, plain_pages
@@ -165,6 +166,8 @@ def _open_identity(
         journal = Journal.open(disk, meta.disk_id, settings.journal_bytes)
         if journal is None:
             raise DirectoryUnusable(f"{JOURNAL_PATH} is missing or damaged, and with it the newest acknowledged blobs")
+        # A crash came before it took the journal's place; the journal has everything.
+        disk.remove(NEXT_PATH)
         return meta, journal, False
     if listed_partitions(disk):
         raise DirectoryUnusable(f"{DISK_META_PATH} is missing, but there are replicas on this disk")

@@ -5,9 +5,10 @@ segments, which appear in `segments` before the index names them and are never t
 """
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from ambry.blob.blob_id import BINARY_SIZE
 from ambry.errors import CorruptRecord, DirectoryUnusable, DiskFull, NoSuchReplica
 from ambry.storage.disk import Disk
 from ambry.storage.index_entry import end_lsn_key
@@ -201,6 +202,14 @@ def settle_ends(replica: Replica) -> None:
 def no_replica(blob_id: bytes) -> NoSuchReplica:
     """The refusal of a blob whose partition has no replica on this disk."""
     return NoSuchReplica("no replica of this partition here", partition=int.from_bytes(blob_id[12:16], "big"))
+
+
+def replica_of(replicas: Mapping[int, Replica], blob_id: bytes) -> Replica:
+    """The replica of a blob's partition. Raises NoSuchReplica, also for what is no blob id."""
+    replica = replicas.get(int.from_bytes(blob_id[12:16], "big"))
+    if replica is None or len(blob_id) != BINARY_SIZE:
+        raise no_replica(blob_id)
+    return replica
 
 
 def check_capacity(replica: Replica, size: int) -> None:

@@ -335,6 +335,18 @@ class SimDisk:
             self.step(Step("sync_folder", path.rpartition("/")[0]))
             folder.sync()
 
+    def rename(self, source: str, target: str) -> None:
+        """Give a file another name of the same folder. A crash may show it under both names, or the old files."""
+        with self.lock:
+            fault = self.begin("rename", source)
+            if fault is None or fault.done:
+                folder, name = self._place(source)
+                inode = self._inode(source)
+                self._name_step("rename", target, inode)
+                folder.change(_Name(self.steps, name, None))
+            if fault is not None:
+                raise fault.error(f"renaming of {source}: as told")
+
     def read(self, path: str) -> bytes:
         """A small file as a whole. Raises FileNotFoundError."""
         with self.lock:

@@ -12,7 +12,7 @@ How it all comes back after a crash is in `recovery.py`; what a group does is in
 import contextlib
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Final
 
@@ -43,14 +43,15 @@ from ambry.limits import (
     COMMIT_GROUP_RECORDS_MAX,
     HOT_RECORDS_BYTES_MAX,
     INDEX_ROOM_BYTES,
-    JOURNAL_BODY_BYTES_MAX,
+    JOURNAL_FAILURES_MAX,
     LOG_FAILURES_MAX,
     REPLICAS_PER_DISK_MAX,
     RETIRED_SEGMENT_S,
 )
 from ambry.storage.accounts import Accounts
-from ambry.storage.commit import Answer, CommitGroup, Mutation
-from ambry.storage.compaction_plan import FOR_EVER, Retention, SegmentFacts
+from ambry.storage.checkpoint import CheckpointPlan, plan_checkpoint, write_logs
+from ambry.storage.commit import Answer, CommitGroup, Mutation, group_size_max
+from ambry.storage.compaction_plan import FOR_EVER, Retention, SegmentFacts, facts_of
 from ambry.storage.compactor import Compaction, CompactionReport, OnDamage
 from ambry.storage.disk import Buffer, Disk
 from ambry.storage.erasures import Erasures
@@ -68,15 +69,23 @@ from ambry.storage.index_entry import (
     partition_range,
     unpack_entry,
 )
-from ambry.storage.journal import ALIGNMENT, ENTRY_SIZE, GROUP_BYTES_MAX, GROUP_HEADER_SIZE, Checkpoint, Journal
+from ambry.storage.journal import (
+    ALIGNMENT,
+    ENTRY_SIZE,
+    GROUP_BYTES_MAX,
+    GROUP_HEADER_SIZE,
+    RING_AT,
+    Checkpoint,
+    Journal,
+)
 from ambry.storage.late_rows import LateRows
 from ambry.storage.reading import checked_entry, read_record
 from ambry.storage.record import check_body, decode_header, read_whole
-from ambry.storage.replica import Replica, create_replica, no_replica
+from ambry.storage.replica import Replica, create_replica, no_replica, replica_of
 from ambry.storage.restoring import damaged_files, keys_within, save_damaged, unbacked
-from ambry.storage.segment import DATA_OFFSET, Damage, Segment
+from ambry.storage.segment import Damage, Segment
 from ambry.storage.survey import SURVEY_PREFIX, Survey, decode_survey, encode_survey, look_at, survey_key
-from ambry.storage.tail import Records, Tails, write_records
+from ambry.storage.tail import Tails
 
 _HOLE_BYTES_MAX: Final = GROUP_HEADER_SIZE + ALIGNMENT + ENTRY_SIZE + 256
 
@@ -84,18 +93,6 @@ _ROWS_PER_PAGE: Final = 256
 
 _MOVES_PER_READ_MAX: Final = 3
 """A read looks into the index again when compaction moved its blob meanwhile; one blob is not moved this often."""
-
-
-@dataclass(frozen=True, slots=True)
-class _CheckpointPlan:
-    """What a checkpoint has to make durable, as things stood when it began."""
-
-    covered: tuple[int, int, int]
-    """Position, sequence and epoch of the journal."""
-    held: dict[Segment, Records]
-    dirty: list[tuple[Replica, Segment]]
-    closed: list[tuple[Replica, set[int]]]
-    ends: tuple[tuple[int, int, int], ...]
 
 
 class DiskStore:
@@ -134,6 +131,8 @@ class DiskStore:
         self._tails = Tails(settings.segment_bytes)
         self._covered: tuple[int, int, int] | None = None
         self._log_failures = 0
+        self.journals_replaced = 0
+        """Journals that failed since the opening; another took the place of each. To be read only."""
         self._damages: list[tuple[int, int, Damage]] = []
         self._hot = HotRecords(HOT_RECORDS_BYTES_MAX)
         self._failure: AmbryError | None = None
@@ -144,11 +143,11 @@ class DiskStore:
     def commit(self, requests: Sequence[Mutation]) -> list[Answer]:
         """Commit one group; an answer or an error for each request, in order. Durable and visible when it returns.
 
-        Raises DiskUnavailable when the store has failed: then nobody knows which of the requests will be there after
-        the next opening, and none may be acknowledged.
+        Raises DiskUnavailable when the journal or the store has failed: then nobody knows which of the requests will be
+        there after a crash, and none may be acknowledged. A store whose journal failed goes on with another.
         """
         assert len(requests) <= COMMIT_GROUP_RECORDS_MAX
-        size_max = _group_size_max(requests)
+        size_max = group_size_max(requests)
         # A larger group would be taken for damage when the journal is read, or never find room.
         assert size_max <= min(GROUP_BYTES_MAX, self._journal.capacity)
         keys = [b"b" + request.blob_id[ID_HEAD_SIZE:] for request in requests]
@@ -161,7 +160,7 @@ class DiskStore:
         while True:
             with self._lock:
                 self.check_usable()
-                if self._journal.has_room(size):
+                if self._journal.failure is None and self._journal.has_room(size):
                     yield
                     return
             self.checkpoint()
@@ -177,13 +176,13 @@ class DiskStore:
             next_lsn=self._next_lsn,
             takes_puts=lambda size: size <= free_bytes,
         )
+        is_taken = True
         try:
             plan(group)
             # LSNs are never used again, whatever becomes of the group.
             self._next_lsn = group.next_lsn
             group.write_logs()
-            if group.count:
-                self._journal.append(group.count, group.journal_payload())
+            if group.count and (is_taken := self._takes(group)):
                 self._index.write(group.index_batch(self._accounts, self._late, self._journal.sequence))
                 group.publish()
             for replica, segment, error in group.troubled:
@@ -193,7 +192,19 @@ class DiskStore:
             # Also for a bug: ends were moved for records that may not be there, so nothing may follow them.
             self._fail(error)
             raise
+        if not is_taken:
+            raise DiskUnavailable(f"the journal did not take this: {self._journal.failure}")
         return group.answers
+
+    def _takes(self, group: CommitGroup) -> bool:
+        """Append a group to the journal; False when the journal failed, and the group is undone."""
+        try:
+            self._journal.append(group.count, group.journal_payload())
+        except AmbryError:
+            assert self._journal.failure is not None
+            group.undo()
+            return False
+        return True
 
     # --- quarantine --------------------------------------------------------------------------------------------
 
@@ -341,7 +352,7 @@ class DiskStore:
 
         Raises BlobNotFound, BlobDeleted, NotHere, NoSuchReplica, CorruptRecord, DiskUnavailable.
         """
-        replica = self._replica(request.blob_id)
+        replica = replica_of(self._replicas, request.blob_id)
         key = blob_key(request.blob_id)
         for _ in range(_MOVES_PER_READ_MAX):
             value = self._index.get(key)
@@ -390,18 +401,9 @@ class DiskStore:
         """
         with self._checkpoint_lock:
             try:
-                while True:
-                    self._rescue()
-                    with self._lock:
-                        self.check_usable()
-                        if any(replica.set_aside for replica in self._replicas.values()):
-                            continue
-                        plan = self._plan_checkpoint(always=always)
-                    if plan is None:
-                        return
-                    if self._write_and_sync(plan):
+                while (plan := self._next_plan(always=always)) is not None:
+                    if self._write_and_sync(plan) and self._finish_checkpoint(plan):
                         break
-                self._finish_checkpoint(plan)
             except DiskFull:
                 # Nothing that was written is in doubt, and the journal still has it.
                 raise
@@ -414,38 +416,17 @@ class DiskStore:
         for partition, number, damage in damages:
             self.quarantine(partition, number, damage)
 
-    def _plan_checkpoint(self, *, always: bool) -> "_CheckpointPlan | None":
-        replicas = self._replicas.values()
-        if not (self._journal.used_bytes or always or any(one.dirty for one in replicas)):
-            return None
-        plan = _CheckpointPlan(
-            covered=(self._journal.position, self._journal.sequence, self._journal.epoch),
-            held=self._tails.held(),
-            dirty=[(replica, replica.segments[number]) for replica in replicas for number in sorted(replica.dirty)],
-            closed=[(replica, numbers) for replica in replicas if (numbers := replica.open_ended & replica.sealed)],
-            ends=tuple(
-                (replica.partition, number, replica.segments[number].end)
-                for replica in replicas
-                for number in sorted(replica.open_ended)
-            ),
-        )
-        for replica in replicas:
-            replica.dirty = set()
-        return plan
+    def _next_plan(self, *, always: bool) -> CheckpointPlan | None:
+        while True:
+            self._rescue()
+            with self._lock:
+                self.check_usable()
+                if not any(replica.set_aside for replica in self._replicas.values()):
+                    return plan_checkpoint(self._replicas.values(), self._journal, self._tails.held(), always=always)
 
-    def _write_and_sync(self, plan: "_CheckpointPlan") -> bool:
+    def _write_and_sync(self, plan: CheckpointPlan) -> bool:
         """Write the tails and sync the logs; False when a log failed and was set aside. Raises DiskFull."""
-        errors: dict[Segment, AmbryError] = {}
-
-        def write_and_sync(segment: Segment) -> None:
-            try:
-                if segment in plan.held:
-                    write_records(segment, plan.held[segment])
-                segment.file.sync()
-            except (DiskFull, DiskUnavailable) as error:
-                errors[segment] = error.as_answer()
-
-        self._disk.run_all([partial(write_and_sync, segment) for _, segment in plan.dirty])
+        errors = write_logs(self._disk, plan)
         full: list[AmbryError] = []
         with self._lock:
             for replica, segment in plan.dirty:
@@ -457,29 +438,66 @@ class DiskStore:
                 elif error is not None:
                     self._set_aside(replica, segment, error)
                 elif segment in plan.held:
-                    self._tails.written(segment, plan.held[segment])
+                    self._tails.let_go(segment, plan.held[segment])
         if full:
             raise full[0]
         return not errors
 
-    def _finish_checkpoint(self, plan: "_CheckpointPlan") -> None:
-        """Everything up to the plan is in logs and synced; what comes now makes the journal before it superfluous."""
+    def _finish_checkpoint(self, plan: CheckpointPlan) -> bool:
+        """Everything up to the plan is in logs and synced; what comes now makes the journal before it superfluous.
+
+        False when the journal failed, and another checkpoint has to replace it.
+        """
         self._check_index_room()
         self._index.flush()
+        if plan.replaces_journal:
+            # Lengths wait: the group at which the journal failed may come back with it in a crash, and lengthen a
+            # segment that was sealed after it.
+            self._replace_journal(plan)
+            return True
         with self._lock:
             for replica, closed in plan.closed:
                 replica.close_ends(self._disk, closed)
         position, sequence, epoch = plan.covered
         generation = self._generation + 1
-        self._journal.write_checkpoint(Checkpoint(generation, position, sequence, epoch, plan.ends))
+        try:
+            self._journal.write_checkpoint(Checkpoint(generation, position, sequence, epoch, plan.ends))
+        except DiskUnavailable:
+            # A crash may find this checkpoint or the one before it: both are right.
+            return False
         self._generation = generation
         with self._lock:
             self._journal.free_to(position, sequence)
-            self._covered = plan.covered
-            for partition, number, end in plan.ends:
-                segment = self._replicas[partition].segments.get(number)
-                if segment is not None:
-                    segment.synced_end = end
+            self._note_covered(plan.covered, plan.ends)
+        return True
+
+    def _replace_journal(self, plan: CheckpointPlan) -> None:
+        """Let another journal take the place of one that failed: nothing that was acknowledged is only there any more.
+
+        Until its name is durable a crash leads back to the old one, which is redone as ever: nothing was acknowledged
+        since. Raises DiskFull, when another time may do better; DiskUnavailable when it happens too often, or when the
+        disk does not take the new one either.
+        """
+        if self.journals_replaced >= JOURNAL_FAILURES_MAX:
+            assert self._journal.failure is not None
+            raise self._journal.failure
+        _, sequence, epoch = plan.covered
+        checkpoint = Checkpoint(self._generation + 1, RING_AT, sequence, epoch, plan.ends)
+        journal = Journal.create_next(self._disk, self._journal.disk_id, self._settings.journal_bytes, checkpoint)
+        with self._lock:
+            journal.take_place(self._disk)
+            self._journal.close()
+            self._journal = journal
+            self._generation = checkpoint.generation
+            self._note_covered((RING_AT, sequence, epoch), plan.ends)
+            self.journals_replaced += 1
+
+    def _note_covered(self, covered: tuple[int, int, int], ends: tuple[tuple[int, int, int], ...]) -> None:
+        self._covered = covered
+        for partition, number, end in ends:
+            segment = self._replicas[partition].segments.get(number)
+            if segment is not None:
+                segment.synced_end = end
 
     # --- logs that fail ----------------------------------------------------------------------------------------
 
@@ -530,15 +548,23 @@ class DiskStore:
                     segment.tail = {}
 
     def fill_journal(self) -> bool:
-        """Make the next part of the journal usable; False when all of it is."""
-        with self._lock:
-            self.check_usable()
-            part = self._journal.next_fill()
-        if part is None:
-            return False
-        self._journal.fill(*part)
-        with self._lock:
-            self._journal.filled(*part)
+        """Make the next part of the journal usable; False when all of it is, or the journal has failed.
+
+        Raises DiskFull, DiskUnavailable.
+        """
+        # No other journal takes the place of this one meanwhile.
+        with self._checkpoint_lock:
+            with self._lock:
+                self.check_usable()
+                part = self._journal.next_fill()
+            if part is None:
+                return False
+            try:
+                self._journal.fill(*part)
+            except DiskUnavailable:
+                return False
+            with self._lock:
+                self._journal.filled(*part)
         return True
 
     def add_replica(self, partition: int, capacity: int) -> None:
@@ -581,7 +607,7 @@ class DiskStore:
         with self._lock:
             replica = self._replicas[partition]
             return tuple(
-                self._facts_of(replica, replica.segments[number])
+                facts_of(replica.segments[number], self._accounts.of_segment(partition, number))
                 for number in sorted(replica.sealed - replica.open_ended)
             )
 
@@ -723,17 +749,6 @@ class DiskStore:
         """How long what is dead is kept."""
         return Retention(self._settings.deleted_retention_ms, self._settings.expired_retention_ms)
 
-    def _facts_of(self, replica: Replica, segment: Segment) -> SegmentFacts:
-        use = self._accounts.of_segment(replica.partition, segment.number)
-        return SegmentFacts(
-            number=segment.number,
-            size=segment.end - DATA_OFFSET,
-            live_bytes=use.live_bytes,
-            dead_bytes=use.dead_bytes,
-            created_ms=segment.created_ms,
-            expiry_class=segment.expiry_class,
-        )
-
     # --- facts -------------------------------------------------------------------------------------------------
 
     @property
@@ -758,7 +773,9 @@ class DiskStore:
 
     @property
     def journal_fill_ratio(self) -> float:
-        """Share of the journal that waits for a checkpoint."""
+        """Share of the journal that waits for a checkpoint; 1 when only that can replace it."""
+        if self._journal.failure is not None:
+            return 1.0
         return self._journal.used_bytes / self._journal.capacity
 
     def free_bytes(self) -> int:
@@ -773,12 +790,6 @@ class DiskStore:
             raise NoSuchReplica("no replica of this partition here", partition=partition)
         return replica
 
-    def _replica(self, blob_id: bytes) -> Replica:
-        replica = self._replicas.get(int.from_bytes(blob_id[12:16], "big"))
-        if replica is None or len(blob_id) != BINARY_SIZE:
-            raise no_replica(blob_id)
-        return replica
-
     def check_usable(self) -> None:
         """Raise DiskUnavailable when the store has failed."""
         if self._failure is not None:
@@ -787,14 +798,3 @@ class DiskStore:
     def _fail(self, error: BaseException) -> None:
         if self._failure is None:
             self._failure = error if isinstance(error, AmbryError) else DiskUnavailable(f"a fault of ours: {error!r}")
-
-
-def _group_size_max(requests: Sequence[Mutation]) -> int:
-    """An upper bound of the journal's bytes for a group; bodies above JOURNAL_BODY_BYTES_MAX go elsewhere."""
-    size = GROUP_HEADER_SIZE + ALIGNMENT + len(requests) * (ENTRY_SIZE + 256)
-    for request in requests:
-        if isinstance(request, PutRequest):
-            size += len(request.properties)
-            if len(request.body) <= JOURNAL_BODY_BYTES_MAX:
-                size += len(request.body) + len(request.vector)
-    return size

@@ -58,10 +58,12 @@ class Tails:
         """Write a segment's tail to its file. Raises DiskFull or DiskUnavailable: then it is held on."""
         records = tuple(segment.tail.items())
         write_records(segment, records)
-        self.written(segment, records)
+        self.let_go(segment, records)
 
-    def written(self, segment: Segment, records: Records) -> None:
-        """These records are in the file: nobody needs to hold them. Those of a segment that was set aside stay."""
+    def let_go(self, segment: Segment, records: Records) -> None:
+        """Hold these records no more: they are in the file, or their group is undone. Those of a segment that was set
+        aside stay.
+        """
         if segment not in self._replicas:
             return
         for offset, data in records:

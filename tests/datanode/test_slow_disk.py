@@ -90,6 +90,9 @@ class SlowDisk:
     def replace(self, path: str, data: bytes) -> None:
         self.real.replace(path, data)
 
+    def rename(self, source: str, target: str) -> None:
+        self.real.rename(source, target)
+
     def read(self, path: str) -> bytes:
         return self.real.read(path)
 

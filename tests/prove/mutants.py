@@ -25,14 +25,15 @@ UNDECIDED: Final = "ran into the time limit"
 _COMPACTION: Final = ("tests/storage/test_compaction.py",)
 _QUARANTINE: Final = ("tests/storage/test_quarantine.py",)
 _LOGS: Final = ("tests/storage/test_failed_logs.py",)
+_JOURNAL: Final = ("tests/storage/test_failed_journal.py",)
 _UPKEEP: Final = ("tests/datanode/test_upkeep.py",)
 
 MUTANTS: Final = (
     Mutant(
         "journal is not synced before the answer",
         "ambry/storage/journal.py",
-        "        self._file.pwrite([data], place)\n        self._file.sync()\n",
-        "        self._file.pwrite([data], place)\n",
+        "            self._file.pwrite([data], offset)\n            self._file.sync()\n",
+        "            self._file.pwrite([data], offset)\n",
     ),
     Mutant(
         "large body is not synced in its log",
@@ -42,22 +43,23 @@ MUTANTS: Final = (
     ),
     Mutant(
         "checkpoint does not sync the logs",
-        "ambry/storage/store.py",
-        "                segment.file.sync()\n            except",
-        "                pass\n            except",
+        "ambry/storage/checkpoint.py",
+        "            segment.file.sync()\n        except",
+        "            pass\n        except",
     ),
     Mutant(
         "checkpoint does not flush the index",
         "ambry/storage/store.py",
-        "        self._index.flush()\n        with self._lock:\n",
-        "        with self._lock:\n",
+        "        self._index.flush()\n        if plan.replaces_journal:\n",
+        "        if plan.replaces_journal:\n",
     ),
     Mutant(
         "index before the journal",
         "ambry/storage/store.py",
-        "                self._journal.append(group.count, group.journal_payload())\n",
+        "            if group.count and (is_taken := self._takes(group)):\n",
+        "            if group.count:\n"
         "                self._index.write(group.index_batch(self._accounts, self._late, self._journal.sequence + 1))\n"
-        "                self._journal.append(group.count, group.journal_payload())\n",
+        "            if group.count and (is_taken := self._takes(group)):\n",
     ),
     Mutant(
         "an LSN is given out twice",
@@ -229,15 +231,15 @@ MUTANTS: Final = (
     Mutant(
         "held records are forgotten unwritten",
         "ambry/storage/tail.py",
-        "        write_records(segment, records)\n        self.written",
-        "        self.written",
+        "        write_records(segment, records)\n        self.let_go",
+        "        self.let_go",
         _LOGS,
     ),
     Mutant(
         "a checkpoint does not write what is held",
-        "ambry/storage/store.py",
-        "                    write_records(segment, plan.held[segment])\n",
-        "                    pass\n",
+        "ambry/storage/checkpoint.py",
+        "                write_records(segment, plan.held[segment])\n",
+        "                pass\n",
         _LOGS,
     ),
     Mutant(
@@ -260,6 +262,92 @@ MUTANTS: Final = (
         "                    relocation.relocate(segment)\n",
         "                    pass\n",
         _LOGS,
+    ),
+    Mutant(
+        "a group that the journal did not take is acknowledged",
+        "ambry/storage/store.py",
+        "            group.undo()\n            return False\n",
+        "            return True\n",
+        _JOURNAL,
+    ),
+    Mutant(
+        "a sync of the journal that failed is tried again",
+        "ambry/storage/journal.py",
+        "        except DiskUnavailable as error:\n            self.failure = error.as_answer()\n            raise\n",
+        "        except DiskUnavailable:\n            pass\n",
+        _JOURNAL,
+    ),
+    Mutant(
+        "a refused group keeps its place",
+        "ambry/storage/store.py",
+        "            group.undo()\n",
+        "",
+        _JOURNAL,
+    ),
+    Mutant(
+        "a refused group stays in memory",
+        "ambry/storage/commit.py",
+        "                self._tails.let_go(run.segment, tuple(zip(run.offsets, run.journal, strict=True)))\n",
+        "                pass\n",
+        _JOURNAL,
+    ),
+    Mutant(
+        "a failed journal is replaced before the index is flushed",
+        "ambry/storage/store.py",
+        "        self._index.flush()\n        if plan.replaces_journal:\n",
+        "        if not plan.replaces_journal:\n            self._index.flush()\n        if plan.replaces_journal:\n",
+        _JOURNAL,
+    ),
+    Mutant(
+        "another journal begins before its name is durable",
+        "ambry/storage/journal.py",
+        '        disk.rename(NEXT_PATH, PATH)\n        disk.sync_folder("")\n',
+        "        disk.rename(NEXT_PATH, PATH)\n",
+        _JOURNAL,
+    ),
+    Mutant(
+        "another journal does not know the ends of the logs",
+        "ambry/storage/store.py",
+        "Checkpoint(self._generation + 1, RING_AT, sequence, epoch, plan.ends)",
+        "Checkpoint(self._generation + 1, RING_AT, sequence, epoch, ())",
+        _JOURNAL,
+    ),
+    Mutant(
+        "another journal begins behind a group that it does not have",
+        "ambry/storage/store.py",
+        "Checkpoint(self._generation + 1, RING_AT, sequence, epoch, plan.ends)",
+        "Checkpoint(self._generation + 1, RING_AT, sequence + 1, epoch, plan.ends)",
+        _JOURNAL,
+    ),
+    Mutant(
+        "lengths of segments are written down while a refused group may come back",
+        "ambry/storage/store.py",
+        "        if plan.replaces_journal:\n            # Lengths",
+        "        with self._lock:\n            for replica, closed in plan.closed:\n"
+        "                replica.close_ends(self._disk, closed)\n"
+        "        if plan.replaces_journal:\n            # Lengths",
+        _JOURNAL,
+    ),
+    Mutant(
+        "a log that is set aside takes records of a refused group",
+        "ambry/storage/journal.py",
+        "            if group.sequence > self.sequence:\n",
+        "            if False:\n",
+        _JOURNAL,
+    ),
+    Mutant(
+        "a log is set aside although the journal cannot be read",
+        "ambry/storage/journal.py",
+        "        if groups.sequence < self.sequence:\n",
+        "        if False:\n",
+        _JOURNAL,
+    ),
+    Mutant(
+        "journals are replaced for ever",
+        "ambry/storage/store.py",
+        "        if self.journals_replaced >= JOURNAL_FAILURES_MAX:\n",
+        "        if False:\n",
+        _JOURNAL,
     ),
     Mutant(
         "damage in the middle of the journal is taken for its end",

@@ -98,9 +98,18 @@ def _run(world: World) -> bool:
             action(world)
         except (DiskFull, DiskUnavailable):
             continue
-        if len(world.models) > 1:
-            # The answer of a group never came; a store that goes on has to show which of the two it was.
+        if len(world.models) > 1 and not _has_settled(world):
             break
+    return True
+
+
+def _has_settled(world: World) -> bool:
+    """The answer of a group never came; a store that goes on, perhaps with another journal, shows which it was."""
+    try:
+        world.store.checkpoint()
+        world.settle()
+    except (DiskFull, DiskUnavailable):
+        return False
     return True
 
 

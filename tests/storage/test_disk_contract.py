@@ -125,6 +125,20 @@ def test_sync_keeps_what_is_read(file: File) -> None:
     assert file.pread(10, 0) == b"abc"
 
 
+def test_a_rename_takes_the_place_of_what_had_the_name(disk: AnyDisk) -> None:
+    for name in ("old", "new"):
+        file = disk.create(name)
+        file.pwrite([name.encode()], 0)
+        file.sync()
+        file.close()
+    disk.rename("new", "old")
+    disk.sync_folder("")
+    assert disk.names("") == ["old"]
+    assert disk.read("old") == b"new"
+    with pytest.raises(FileNotFoundError):
+        disk.rename("new", "old")
+
+
 def test_several_files_are_synced_at_once(disk: AnyDisk) -> None:
     files = [disk.create(f"file{number}") for number in range(5)]
     for file in files:

@@ -130,7 +130,7 @@ def test_a_segment_that_is_set_aside_while_a_checkpoint_writes_it_keeps_its_reco
     tails.keep(segment, ())
     assert tails.size == others
     # The checkpoint has written what it began with.
-    tails.written(segment, held[segment])
+    tails.let_go(segment, held[segment])
     assert tails.size == others
     assert tuple(segment.tail.items()) == held[segment]
 

@@ -249,7 +249,9 @@ class StoreMachine(RuleBasedStateMachine):
         else:
             self.world.disk.fail(operation, 1, DiskUnavailable, path=path, done=done)
         answers = self.world.commit(group, DiskUnavailable)
-        if answers is None:
+        if answers is None and self.world.store.failure is None:
+            self.go_on_with_another_journal(ending, cuts)
+        elif answers is None:
             self.recover_from_failure(ending, cuts)
         else:
             self.world.disk.clear_faults()
@@ -272,7 +274,34 @@ class StoreMachine(RuleBasedStateMachine):
         except AmbryError:
             self.recover_from_failure(ending, cuts)
         else:
+            self.world.hits["journal replaced"] += operation == "sync" and path == "journal"
             self.world.disk.clear_faults()
+
+    def go_on_with_another_journal(self, ending: str, cuts: list[tuple[int, str]]) -> None:
+        """The group is not there, and may be after a crash, until another journal has the failed one's place."""
+        world = self.world
+        world.disk.clear_faults()
+        if len(cuts) == 1:
+            self.end(ending)
+            self.reopen(cuts)
+            return
+        # Not settled before: what a crash in the middle makes of the group is only seen after it.
+        world.disk.stop_after(cuts[0][0] if cuts else None)
+        try:
+            world.store.checkpoint()
+        except PowerCut:
+            HITS["cut while the journal is replaced"] += 1
+            self.end(ending)
+            self.reopen(cuts)
+        except DiskUnavailable:
+            # Too often: the log of a large body may have failed before, and other journals.
+            self.recover_from_failure(ending, cuts)
+        else:
+            world.disk.stop_after(None)
+            world.hits["journal replaced"] += 1
+            world.check()
+            self.end(ending)
+            self.reopen([])
 
     def recover_from_failure(self, ending: str, cuts: list[tuple[int, str]]) -> None:
         """The store takes nothing more and reads on; the next opening has everything that was acknowledged."""
@@ -338,6 +367,7 @@ BRANCHES: Final = frozenset(
         "records copied",
         "forgotten",
         "buried",
+        "journal replaced",
         "store failed",
         "request in trouble",
     }
