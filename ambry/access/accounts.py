@@ -67,6 +67,16 @@ class NamedBlobs(StrEnum):
     NO_UPDATE = "NO_UPDATE"
 
 
+class QuotaMode(StrEnum):
+    """What becomes of a request beyond a quota: `quotaMode`."""
+
+    THROTTLING = "THROTTLING"
+    """It is refused."""
+
+    TRACKING = "TRACKING"
+    """It is served, counted and warned: to find out what a quota would do."""
+
+
 @dataclass(frozen=True, slots=True)
 class ContainerPolicy:
     """What a container asks of its blobs and grants to everybody. None is: no limit, nothing special."""
@@ -94,6 +104,7 @@ class ContainerPolicy:
     quota_blobs: int | None = None
     quota_requests_per_s: int | None = None
     quota_bytes_per_s: int | None = None
+    quota_mode: QuotaMode = QuotaMode.THROTTLING
     anonymous_read: bool = False
 
     @property
@@ -143,6 +154,7 @@ POLICY_KEYS: Final = {
     "quota_blobs": "quotaBlobs",
     "quota_requests_per_s": "quotaRequestsPerSecond",
     "quota_bytes_per_s": "quotaBytesPerSecond",
+    "quota_mode": "quotaMode",
     "anonymous_read": "anonymousRead",
 }
 """Field of ContainerPolicy to its key in JSON."""
@@ -156,7 +168,11 @@ _COUNTS: Final = {
     "quota_requests_per_s": (1, QUOTA_MAX),
     "quota_bytes_per_s": (1, QUOTA_MAX),
 }
-_ENUMS: Final[Mapping[str, type[StrEnum]]] = {"durability": Durability, "named_blobs": NamedBlobs}
+_ENUMS: Final[Mapping[str, type[StrEnum]]] = {
+    "durability": Durability,
+    "named_blobs": NamedBlobs,
+    "quota_mode": QuotaMode,
+}
 
 assert set(POLICY_KEYS) == {each.name for each in fields(ContainerPolicy)}
 

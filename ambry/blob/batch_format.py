@@ -16,7 +16,9 @@
 Integers are little-endian. Imports nothing but the standard library, since clients use it too.
 """
 
+import json
 import struct
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Final
@@ -86,6 +88,24 @@ def encode_put(head: bytes, body_size: int, check: int) -> bytes:
 def encode_end(count: int, status: int = 0, head: bytes = b"") -> bytes:
     """What every batch ends with; a status and a head say why it broke off."""
     return pack_item(MAGIC, VERSION, ItemKind.END, status, len(head), count, 0, 0, 0, 0) + head
+
+
+def encode_checks(checks: Mapping[int, int]) -> bytes:
+    """The head of an end: the checks of bodies that were sent before their check was known, by number of the item."""
+    return (
+        json.dumps({"checks": {str(number): f"{check:016x}" for number, check in checks.items()}}).encode()
+        if checks
+        else b""
+    )
+
+
+def decode_checks(head: bytes) -> dict[int, int]:
+    """The same read. Raises BadRequest."""
+    try:
+        document = json.loads(head) if head else {}
+        return {int(number): int(check, 16) for number, check in document.get("checks", {}).items()}
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise BadRequest("the end of a batch has a head of another make", field="body") from error
 
 
 def decode_item(data: bytes | bytearray | memoryview, offset: int = 0) -> Item:

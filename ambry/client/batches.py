@@ -2,12 +2,22 @@
 
 import json
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from itertools import islice
 from typing import Any, Final
 
 import xxhash
 
-from ambry.blob.batch_format import CONTENT_TYPE, ITEM_SIZE, Item, ItemKind, decode_item, encode_end, encode_put
+from ambry.blob.batch_format import (
+    CONTENT_TYPE,
+    ITEM_SIZE,
+    Item,
+    ItemKind,
+    decode_checks,
+    decode_item,
+    encode_end,
+    encode_put,
+)
 from ambry.client.session import Session, error_of
 from ambry.client.values import BatchEntry, BlobInfo, Stored
 from ambry.errors import AmbryError, BadDigest, ConnectionLost
@@ -80,10 +90,24 @@ def _ask(
         if item.kind is ItemKind.END:
             if item.status:
                 raise error_of(json.loads(head), item.status, request_id)
-            return found, request_id
+            checks = _checks(head)
+            return [
+                (_checked(one, checks.get(number)), head, body) for number, (one, head, body) in enumerate(found)
+            ], request_id
         found.append((item, head, answer[at + ITEM_SIZE + item.head_size : at + item.size]))
         at += item.size
     raise ConnectionLost("a batch without its end")
+
+
+def _checks(head: bytes) -> dict[int, int]:
+    try:
+        return decode_checks(head)
+    except AmbryError as error:
+        raise ConnectionLost("the answer is no batch") from error
+
+
+def _checked(item: Item, check: int | None) -> Item:
+    return item if check is None else replace(item, check=check)
 
 
 def _decoded(answer: bytes, at: int) -> Item:

@@ -115,6 +115,11 @@ class Frontend:
         metrics.watch_counter(
             "ambry_requests_refused", "Requests beyond a rate or a fair share.", lambda: shares.refused
         )
+        metrics.watch_counter(
+            "ambry_requests_over_quota",
+            "Requests beyond a quota that is only tracked.",
+            lambda: shares.over + quotas.over,
+        )
 
     def _make_quotas(self, access: Access, datanodes: Mapping[str, Datanode], clock: Clock) -> StorageQuotas:
         async def ask() -> dict[bytes, Used]:

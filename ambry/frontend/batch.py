@@ -14,10 +14,10 @@ from typing import Any, Final, TypeAlias
 
 from aiohttp import web
 from multidict import CIMultiDict
-from xxhash import xxh3_64_intdigest
+from xxhash import xxh3_64, xxh3_64_intdigest
 
 from ambry.access.keys import Right
-from ambry.blob.batch_format import CONTENT_TYPE, MAGIC, VERSION, ItemKind, encode_end, pack_item
+from ambry.blob.batch_format import CONTENT_TYPE, MAGIC, VERSION, ItemKind, encode_checks, encode_end, pack_item
 from ambry.blob.blob_id import TEXT_SIZE, binary_from_text
 from ambry.blob.properties import Properties, decode_properties
 from ambry.blob.requests import Buffer, GetAnswer
@@ -59,14 +59,16 @@ class BatchReads:
         budget = self._services.operations.budget
         await budget.enter(_SHARE_BYTES)
         writer = _Writer(response, self._services)
+        checks: dict[int, int] = {}
         try:
             await response.prepare(call.request)
             for first in range(0, len(ids), BATCH_WINDOW):
-                for found in await self._window(call, ids[first : first + BATCH_WINDOW], option):
+                window = await self._window(call, ids[first : first + BATCH_WINDOW], option)
+                for number, found in enumerate(window, first):
                     if isinstance(found, OpenBlob) and len(found.head) < found.size:
                         await writer.flush()
                         budget.give(_SHARE_BYTES)
-                        await self._large(writer, found)
+                        checks[number] = await self._large(writer, found)
                         await budget.take(_SHARE_BYTES)
                     else:
                         writer.add(*_answer_of(found, with_body=True))
@@ -74,7 +76,7 @@ class BatchReads:
                         await writer.flush()
         finally:
             budget.give(_SHARE_BYTES)
-        writer.add(encode_end(len(ids)))
+        writer.add(encode_end(len(ids), head=encode_checks(checks)))
         await writer.flush()
         await response.write_eof()
         return response
@@ -167,16 +169,19 @@ class BatchReads:
         except AmbryError as error:
             return error
 
-    async def _large(self, writer: "_Writer", blob: OpenBlob) -> None:
-        """A blob in pieces. Its check is left out: it would have to stand before the bytes."""
+    async def _large(self, writer: "_Writer", blob: OpenBlob) -> int:
+        """A blob in pieces. Its check, which is known after the bytes only, comes at the end of the batch."""
         writer.add(_blob_item(blob, _head_of(blob.properties), blob.size, 0))
+        check = xxh3_64()
         reader = self._services.operations.reader(blob, 0, blob.size)
         try:
             while piece := await reader.next():
+                check.update(piece)
                 writer.add(piece)
                 await writer.flush()
         finally:
             await reader.close()
+        return check.intdigest()
 
 
 class _Writer:

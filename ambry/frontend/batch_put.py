@@ -187,7 +187,7 @@ class BatchPut:
         now_ms = self._call.now_ms
         expires_at_ms = sent.expires_at_ms(now_ms)
         check_ttl(self._container.policy, expires_at_ms, now_ms)
-        self._services.quotas.reserve(self._container, len(body))
+        self._call.visit.is_over |= self._services.quotas.reserve(self._container, len(body))
         properties = replace(sent.properties, size=len(body))
         outcome = self._services.operations.put_small(
             body,

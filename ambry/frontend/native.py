@@ -73,6 +73,7 @@ _CLIENT_GONE: Final = 499
 _ONE_WRITE_BYTES_MAX: Final = 64 * KIB
 """Bodies up to this are copied behind their headers; above it the copy costs more than a second write."""
 
+_QUOTA_WARNING: Final = "x-ambry-user-quota-warning"
 _RESOLVES_EMPTY: Final = "x-ambry-resolve-range-on-empty-blob"
 _CONDITIONS: Final = ("If-Match", "If-Unmodified-Since", "If-None-Match", "If-Modified-Since")
 
@@ -159,6 +160,8 @@ class NativeApi:
                     response = await route.operation(admitted(call, route))
                 except AmbryError as error:
                     response = self._failed(request, error, request_id)
+            if visit.is_over and not response.prepared:
+                response.headers[_QUOTA_WARNING] = "beyond the quota of the container, which is only tracked"
             if services.is_stopping:
                 response.force_close()
             status = response.status
@@ -241,7 +244,7 @@ class NativeApi:
             plan, warnings = self._put_plan(call, container, await form.open(), None)
         else:
             plan, warnings = self._put_plan(call, container, request.headers.items(), body_size(request))
-        self._services.quotas.reserve(container, plan.size or 0)
+        call.visit.is_over |= self._services.quotas.reserve(container, plan.size or 0)
         let_continue(request)
         blob_id = await self._services.operations.put(source, plan)
         now_ms = self._services.clock.now_ms()
@@ -258,7 +261,7 @@ class NativeApi:
     def _named_plan(self, call: Call, container: Container) -> tuple[PutPlan, int, Headers]:
         """The same for an upload under a name, and how large it may be."""
         plan, warnings = self._put_plan(call, container, call.request.headers.items(), body_size(call.request))
-        self._services.quotas.reserve(container, plan.size or 0)
+        call.visit.is_over |= self._services.quotas.reserve(container, plan.size or 0)
         return plan, _size_max(call), warnings
 
     @staticmethod

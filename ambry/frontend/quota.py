@@ -8,7 +8,7 @@ container has a quota. A composite blob counts with its manifest and each of its
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 
-from ambry.access.accounts import Container
+from ambry.access.accounts import Container, QuotaMode
 from ambry.errors import AmbryError, QuotaExceeded
 from ambry.limits import USAGE_POLL_MS
 from ambry.logs import get_logger
@@ -23,7 +23,7 @@ Used = tuple[int, int]
 class StorageQuotas:
     """What containers hold, as far as this process knows."""
 
-    __slots__ = ("_ask", "_has_quotas", "_put", "_put_before", "_used", "_watch")
+    __slots__ = ("_ask", "_has_quotas", "_put", "_put_before", "_used", "_watch", "over")
 
     def __init__(self, ask: Callable[[], Awaitable[Mapping[bytes, Used]]], has_quotas: Callable[[], bool]) -> None:
         """`ask` gives what every container uses, by its eight bytes."""
@@ -33,6 +33,8 @@ class StorageQuotas:
         self._put: dict[bytes, Used] = {}
         self._put_before: dict[bytes, Used] = {}
         self._watch: asyncio.Task[None] | None = None
+        self.over = 0
+        """Uploads beyond the space of a container that only wants to know of them."""
 
     def start(self) -> None:
         """Ask from now on."""
@@ -43,20 +45,23 @@ class StorageQuotas:
         watch, self._watch = self._watch, None
         await end_task(watch)
 
-    def reserve(self, container: Container, size: int) -> None:
-        """Room for one more blob, of this size as far as it is known. Raises QuotaExceeded.
+    def reserve(self, container: Container, size: int) -> bool:
+        """Room for one more blob of this size, as far as it is known; whether it is beyond a quota that is tracked.
 
-        It counts until the datanodes are asked again, also if the blob is not stored after all.
+        Raises QuotaExceeded. It counts until the datanodes are asked again, also if the blob is not stored after all.
         """
         policy = container.policy
         if policy.quota_bytes is None and policy.quota_blobs is None:
-            return
+            return False
         count, total = self.used(container.owner)
         is_full = policy.quota_blobs is not None and count + 1 > policy.quota_blobs
-        if is_full or (policy.quota_bytes is not None and total + size > policy.quota_bytes):
+        is_full = is_full or (policy.quota_bytes is not None and total + size > policy.quota_bytes)
+        if is_full and policy.quota_mode is QuotaMode.THROTTLING:
             raise QuotaExceeded("the container has used up its space", retry_after_s=USAGE_POLL_MS // 1000)
         before = self._put.get(container.owner, (0, 0))
         self._put[container.owner] = (before[0] + 1, before[1] + size)
+        self.over += is_full
+        return is_full
 
     def used(self, owner: bytes) -> Used:
         """Blobs and bytes of a container."""

@@ -10,7 +10,7 @@ into debt waits until it is paid off. All figures are this process's own. Pure: 
 from dataclasses import dataclass
 from typing import Final
 
-from ambry.access.accounts import Container
+from ambry.access.accounts import Container, QuotaMode
 from ambry.errors import Overloaded, QuotaExceeded
 from ambry.limits import REQUESTS_UNDER_WAY_FAIR, RETRY_AFTER_S_MAX
 
@@ -30,7 +30,7 @@ class _Bucket:
 class Shares:
     """What the containers have of one process."""
 
-    __slots__ = ("_buckets", "_fair", "_processes", "_under_way", "refused", "total")
+    __slots__ = ("_buckets", "_fair", "_processes", "_under_way", "over", "refused", "total")
 
     def __init__(self, *, processes: int = 1, fair: int = REQUESTS_UNDER_WAY_FAIR) -> None:
         """`processes` share the port, so each has that part of every rate."""
@@ -40,14 +40,16 @@ class Shares:
         self._buckets: dict[bytes, _Bucket] = {}
         self.total = 0
         self.refused = 0
+        self.over = 0
+        """Requests beyond the rate of a container that only wants to know of them."""
 
-    def enter(self, container: Container, now: float) -> None:
-        """Begin a request. Raises Overloaded, QuotaExceeded."""
-        if container.policy.has_rates:
-            self.take_request(container, now)
+    def enter(self, container: Container, now: float) -> bool:
+        """Begin a request; whether it is beyond a rate that is only tracked. Raises Overloaded, QuotaExceeded."""
+        is_over = container.policy.has_rates and self.take_request(container, now)
         if not self.try_enter(container.owner):
             self.refused += 1
             raise Overloaded("this container has its share of the requests under way", retry_after_s=1)
+        return is_over
 
     def try_enter(self, owner: bytes) -> bool:
         """Begin a request of a container without rates; False if it has its share."""
@@ -71,10 +73,14 @@ class Shares:
         """Count bytes that came in or went out."""
         rate = container.policy.quota_bytes_per_s
         if rate is not None and size:
-            self._bucket(container, now).bytes -= size
+            bucket = self._bucket(container, now)
+            bucket.bytes -= size
+            if container.policy.quota_mode is QuotaMode.TRACKING:
+                # Nobody pays this debt; it must not wait for the day on which the quota is enforced.
+                bucket.bytes = max(bucket.bytes, -rate)
 
-    def take_request(self, container: Container, now: float) -> None:
-        """One request of the container's rate. Raises QuotaExceeded."""
+    def take_request(self, container: Container, now: float) -> bool:
+        """One request of the container's rate; whether it is beyond one that is only tracked. Raises QuotaExceeded."""
         policy = container.policy
         bucket = self._bucket(container, now)
         wait_s = 0.0
@@ -83,10 +89,14 @@ class Shares:
         if policy.quota_bytes_per_s is not None and bucket.bytes <= 0:
             wait_s = max(wait_s, -bucket.bytes * self._processes / policy.quota_bytes_per_s)
         if wait_s or bucket.bytes <= 0:
+            if policy.quota_mode is QuotaMode.TRACKING:
+                self.over += 1
+                return True
             self.refused += 1
             retry_after_s = max(1, min(RETRY_AFTER_S_MAX, int(wait_s) + 1))
             raise QuotaExceeded("the container has used up its rate", retry_after_s=retry_after_s)
         bucket.requests -= 1
+        return False
 
     def _bucket(self, container: Container, now: float) -> _Bucket:
         """The container's bucket, with what has flowed in since it was looked at."""
@@ -124,21 +134,23 @@ class Visit:
     containers pays more; nobody gets around a rate by naming another container first.
     """
 
-    __slots__ = ("_began", "_containers", "_shares")
+    __slots__ = ("_began", "_containers", "_shares", "is_over")
 
     def __init__(self, shares: Shares, began: float) -> None:
         """`began` is monotonic."""
         self._shares = shares
         self._began = began
         self._containers: list[Container] = []
+        self.is_over = False
+        """The request is beyond a quota that is only tracked."""
 
     def enter(self, container: Container) -> None:
         """Count the request for this container, unless it is counted already. Raises Overloaded, QuotaExceeded."""
         if not self._containers:
-            self._shares.enter(container, self._began)
+            self.is_over |= self._shares.enter(container, self._began)
             self._containers.append(container)
         elif container.policy.has_rates and container not in self._containers:
-            self._shares.take_request(container, self._began)
+            self.is_over |= self._shares.take_request(container, self._began)
             self._containers.append(container)
 
     def end(self, size: int, now: float) -> None:

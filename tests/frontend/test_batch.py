@@ -1,6 +1,7 @@
 """Batches over HTTP: every item is what its single request would be, in order, and a whole answer has its end."""
 
 import asyncio
+import contextlib
 import io
 import json
 import random
@@ -11,6 +12,8 @@ from typing import Any
 
 import aiohttp
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 from xxhash import xxh3_64_intdigest
 
 from ambry.blob.batch_format import (
@@ -18,7 +21,9 @@ from ambry.blob.batch_format import (
     ITEM_SIZE,
     Item,
     ItemKind,
+    decode_checks,
     decode_item,
+    encode_checks,
     encode_end,
     encode_put,
 )
@@ -157,9 +162,27 @@ def test_blobs_of_any_size_come_whole_and_in_order(is_warm: bool) -> None:
         ids = [(await running.put(body))[1:] for body in bodies]
         found = await batch(session, "get", ids * 3)
         assert [one.body for one in found] == bodies * 3
+        async with session.post("/batch/get", data="\n".join(ids * 3)) as answer:
+            items, end = taken_apart(await answer.read())
+        late = decode_checks(json.dumps(end.head).encode())
+        checks = [late.get(number, one.item.check) for number, one in enumerate(items)]
+        assert checks == [xxh3_64_intdigest(body) for body in bodies * 3]
+        assert set(late) == {number for number, one in enumerate(items) if one.body and not one.item.check}
+        assert {len(items[number].body) for number in late} >= {700_000, 70_000}
         assert await batch(session, "get", []) == []
 
     run(test, cut=SMALL)
+
+
+@given(head=st.one_of(st.binary(max_size=60), st.text(max_size=60).map(lambda text: text.encode("utf-8"))))
+@example(head=b'{"checks": {"1": "zz"}}')
+@example(head=b'{"checks": [1]}')
+@example(head=b"[" * 100_000)
+def test_any_head_of_an_end_has_checks_or_is_refused(head: bytes) -> None:
+    with contextlib.suppress(BadRequest):
+        assert all(isinstance(one, int) for pair in decode_checks(head).items() for one in pair)
+    assert decode_checks(encode_checks({3: 2**64 - 1, 0: 0})) == {3: 2**64 - 1, 0: 0}
+    assert encode_checks({}) == b""
 
 
 def test_a_batch_deletes() -> None:

@@ -97,7 +97,7 @@ async def post(running: Serving, path: str, document: Any, headers: Mapping[str,
     return answer
 
 
-async def made(running: Serving, **policy: int) -> None:
+async def made(running: Serving, **policy: Any) -> None:
     containers = [{"containerName": "c", **policy}, {"containerName": "d"}]
     await post(running, "/accounts", {"accounts": [{"accountName": "ours", "containers": containers}]})
 
@@ -121,6 +121,37 @@ def test_a_full_container_takes_no_more_until_something_is_deleted(tmp_path: Pat
         await storage.refresh()
         assert storage.used(owner) == (2, 600)
         assert (await running.ask("POST", "/", named("c"), b"x" * 400)).status == 201
+
+    run(tmp_path, test)
+
+
+@pytest.mark.usefixtures("both_ways")
+def test_quotas_that_are_only_tracked_let_all_through_and_say_so(tmp_path: Path) -> None:
+    async def test(running: Serving) -> None:
+        await made(running, quotaBlobs=2, quotaRequestsPerSecond=2, quotaBytesPerSecond=50, quotaMode="TRACKING")
+        warned = []
+        for number in range(4):
+            answer = await running.ask("POST", "/", named("c"), b"x" * 100)
+            assert answer.status == 201
+            warned.append("x-ambry-user-quota-warning" in answer.headers)
+            running.clock.advance(1000 if number == 0 else 0)
+        assert warned == [False, True, True, True]
+        path = answer.headers["location"]
+        assert "x-ambry-user-quota-warning" in (await running.ask("GET", path)).headers
+        by_name = await running.ask("PUT", "/named/ours/c/name", None, b"x")
+        assert (by_name.status, "x-ambry-user-quota-warning" in by_name.headers) == (201, True)
+        metrics = (await running.ask("GET", "/metrics")).body.decode()
+        (line,) = [line for line in metrics.splitlines() if line.startswith("ambry_requests_over_quota_total ")]
+        assert float(line.split()[1]) >= 5
+        assert "ambry_requests_refused_total 0.0" in metrics
+        # Once it is enforced, nobody pays for what was let through.
+        container = await running.ask("GET", "/accounts/containers", named("c"))
+        (found,) = json.loads(container.body)["containers"]
+        change = {"containerId": found["containerId"], "snapshotVersion": found["snapshotVersion"],
+                  "quotaMode": "THROTTLING", "quotaBlobs": None}  # fmt: skip
+        await post(running, "/accounts/containers", {"containers": [change]}, {"x-ambry-target-account-name": "ours"})
+        running.clock.advance(3000)
+        assert (await running.ask("GET", path)).status == 200
 
     run(tmp_path, test)
 
