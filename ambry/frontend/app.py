@@ -92,6 +92,7 @@ class Frontend:
         )
         if database is not None:
             self.services.names = NamedOperations(database, self.operations, clock, datacentre)
+            self._followers = _followers(settings, self.services, datacentre)
             self.upkeep = self._make_upkeep(database, datacentre, datanodes, node)
             self.upkeep.watch(metrics)
             self.closing = self._make_closing(database, datanodes, node)
@@ -103,7 +104,6 @@ class Frontend:
                 datanodes=datanodes,
             )
             self.erasure.watch(metrics)
-            self._followers = _followers(settings, self.services, datacentre)
             watch_feeds(metrics, self._followers)
         self._background: list[asyncio.Task[None]] = []
         self.tls = _tls_context(settings)
@@ -162,6 +162,7 @@ class Frontend:
                 for one in services.access.snapshot.containers.values()
                 if one.policy.versioning
             ],
+            followed=[one.source.datacentre for one in self._followers],
         )
 
     async def load(self) -> None:

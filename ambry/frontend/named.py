@@ -35,7 +35,7 @@ from ambry.frontend.connection import BodyResponse, Connection, Services
 from ambry.frontend.digests import render_repr_digest
 from ambry.frontend.headers import expiry, parse_ttl
 from ambry.frontend.named_answers import page_json, versions_json
-from ambry.frontend.named_feed import encode_page, parse_place, read_page
+from ambry.frontend.named_feed import encode_page, hand_out, parse_place
 from ambry.frontend.named_operations import Name, NamedBlob, NamedOperations
 from ambry.frontend.policy import check_ttl
 from ambry.frontend.put import PutPlan
@@ -164,9 +164,7 @@ class NamedApi:
         if not reader.isdigit() or len(reader) > 5:
             raise BadRequest("datacentre is the number of who asks", field="datacentre")
         epoch, after = _ascii(sent, "epoch"), parse_place(_ascii(sent, "after"))
-        page = await self._names.database.read(
-            lambda session: read_page(session, int(reader), epoch, after, call.now_ms)
-        )
+        page = await hand_out(self._names.database, int(reader), epoch, after, call.now_ms)
         return self._json(call, encode_page(page))
 
     # --- writing -----------------------------------------------------------------------------------------------

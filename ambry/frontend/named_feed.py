@@ -24,12 +24,13 @@ from aiohttp import ClientError, ClientSession, ClientTimeout
 from ambry.blob.value import value
 from ambry.clock import Clock
 from ambry.errors import AmbryError, BadConfiguration, BadRequest, NameStoreUnavailable
-from ambry.limits import NAME_FEED_POLL_MS, NAME_FEED_ROWS_MAX, NAME_LEASE_MS, REQUEST_DEADLINE_MS
+from ambry.limits import NAME_FEED_POLL_MS, NAME_FEED_ROWS_MAX, NAME_LEASE_MS, NAME_UPKEEP_MS, REQUEST_DEADLINE_MS
 from ambry.logs import get_logger
 from ambry.metrics import Metrics
 from ambry.names import collection
 from ambry.names.changes import apply
-from ambry.names.collection import FeedRow, Place
+from ambry.names.collection import FeedRow, Place, end_of_feed
+from ambry.names.horizon import feed_of, is_noted, note_reader
 from ambry.names.name import check_name
 from ambry.names.open import Epoch, read_epoch
 from ambry.names.rows import NameRow, RowKind, Versions
@@ -68,6 +69,23 @@ def read_page(session: Session, reader: int, epoch: str, after: Place, now_ms: i
     # Full pages are in the past: what is behind the last row has waited at least as long.
     behind_ms = max(now_ms - found[-1].arrived_ms, 0) if len(found) == NAME_FEED_ROWS_MAX else 0
     return FeedPage(own.number, tuple(one.row for one in found), found[-1].place, behind_ms)
+
+
+async def hand_out(database: Database, reader: int, epoch: str, after: Place, now_ms: int) -> FeedPage:
+    """The next rows for a datacentre, and a note of what it has: that is all before them."""
+
+    def read(session: Session) -> tuple[FeedPage, Place, bool]:
+        page = read_page(session, reader, epoch, after, now_ms)
+        has = after if page.epoch == epoch else Place()
+        if not page.rows:
+            # What is behind, it has sent itself.
+            has = max(has, end_of_feed(session))
+        return page, has, is_noted(session, reader, page.epoch, has)
+
+    page, has, is_known = await database.read(read)
+    if not is_known:
+        await database.write(lambda session: note_reader(session, reader, page.epoch, has, now_ms))
+    return page
 
 
 def encode_page(page: FeedPage) -> bytes:
@@ -170,6 +188,7 @@ class FeedFollower:
         self._versions = versions
         self._clock = clock
         self._holder = holder
+        self._noted_ms = 0
         self.state = FeedState()
 
     def lag_s(self) -> float:
@@ -198,7 +217,7 @@ class FeedFollower:
         """Fetch one page, if it is this process's turn; whether there may be more at once."""
         database, source = self._database, self.source
         now_ms = self._clock.now_ms()
-        lease = f"feed/{source.datacentre}"
+        lease = feed_of(source.datacentre)
         if not await database.write(
             lambda session: collection.take_lease(session, self._holder, now_ms, now_ms + NAME_LEASE_MS, lease)
         ):
@@ -215,7 +234,9 @@ class FeedFollower:
             if answer.status != 200:
                 raise NameStoreUnavailable(f"{source.name} answered {answer.status}", is_certain=True)
         page = decode_page(bytes(body))
-        if page.rows or page.epoch != epoch:
+        if page.rows or page.epoch != epoch or now_ms - self._noted_ms >= NAME_UPKEEP_MS // 2:
+            # Now and then without a row: upkeep wants to know up to which moment everything is here.
+            self._noted_ms = now_ms
             await database.write(lambda session: self._take(session, lease, page, now_ms))
             for row in page.rows:
                 self._versions.observe(row.version)

@@ -31,6 +31,7 @@ from ambry.logs import get_logger
 from ambry.metrics import Metrics
 from ambry.names import collection
 from ambry.names.collection import Place
+from ambry.names.horizon import Horizon, Reading, read_reading
 from ambry.names.open import read_epoch
 from ambry.names.rows import Key
 from ambry.names.sql import Database
@@ -71,8 +72,9 @@ class NamedUpkeep:
         clock: Clock,
         holder: str,
         versioned: Callable[[], Collection[tuple[int, int]]],
+        followed: Collection[int] = (),
     ) -> None:
-        """`versioned` says which containers keep all versions."""
+        """`versioned` says which containers keep all versions; `followed` are the datacentres whose rows come here."""
         self._database = database
         self._operations = operations
         self._cluster_map = cluster_map
@@ -81,6 +83,10 @@ class NamedUpkeep:
         self._clock = clock
         self._holder = holder
         self._versioned = versioned
+        self._followed = frozenset(followed)
+        self._horizon = Horizon()
+        self.held_ms = 0
+        """How long rows have been waiting for another datacentre alone."""
         self.counts = UpkeepCounts()
 
     def watch(self, metrics: Metrics) -> None:
@@ -91,6 +97,11 @@ class NamedUpkeep:
             "ambry_names_blobs_deleted", "Blobs of old versions deleted.", lambda: counts.blobs_deleted
         )
         metrics.watch_counter("ambry_names_expired", "Names dropped after their expiry.", lambda: counts.names_expired)
+        metrics.watch_gauge(
+            "ambry_names_held_seconds",
+            "For how long rows of names that are of no use any more have waited for another datacentre to read them.",
+            lambda: self.held_ms / 1000,
+        )
         metrics.watch_counter("ambry_names_orphans", "Named blobs without a row deleted.", lambda: counts.orphans)
 
     async def run(self) -> None:
@@ -121,13 +132,24 @@ class NamedUpkeep:
         """Drop versions that were superseded, deleted or purged long enough ago, after their blobs."""
         database = self._database
         epoch = (await database.read(read_epoch)).number
+        reading = await self._reading(epoch)
+        horizon = self._horizon.look(epoch, reading, self._clock.now_ms())
         while True:
             now_ms = self._clock.now_ms()
             before_ms = now_ms - NAME_RETENTION_MS
             versioned = frozenset(self._versioned())
-            found, place = await database.read(
-                lambda session: collection.find_superseded(session, epoch, before_ms, versioned, NAME_COLLECT_ROWS)  # noqa: B023 -- awaited in this turn
+            step = await database.read(
+                lambda session: collection.find_superseded(
+                    session,
+                    epoch,
+                    before_ms,  # noqa: B023 -- awaited in this turn
+                    versioned,  # noqa: B023 -- awaited in this turn
+                    NAME_COLLECT_ROWS,
+                    horizon,
+                )
             )
+            found, place = step.found, step.place
+            self.held_ms = step.held_ms
             if place is None:
                 return
             for one in found:
@@ -140,6 +162,11 @@ class NamedUpkeep:
             self.counts.rows_dropped += sum(len(one.rows) for one in found)
             await asyncio.sleep(_PAUSE_S)
 
+    async def _reading(self, epoch: str) -> Reading:
+        """How far datacentres have read each other's rows by now."""
+        others = frozenset(self._cluster_map().datacentres) - {self._datacentre}
+        return await self._database.read(lambda session: read_reading(session, epoch, others, self._followed))
+
     async def _delete_blob(self, blob_id: bytes) -> None:
         with contextlib.suppress(BlobNotFound, BlobDeleted, BlobExpired, BadBlobId):
             parse_binary(blob_id)
@@ -151,6 +178,11 @@ class NamedUpkeep:
     async def collect_expired(self) -> None:
         """Drop names that expired more than the assumed skew of clocks, and a day, ago."""
         before_ms = self._clock.now_ms() - NAME_ORPHAN_AGE_MS - CLOCK_SKEW_MS_MAX
+        epoch = (await self._database.read(read_epoch)).number
+        reached_ms = (await self._reading(epoch)).reached_ms
+        if reached_ms is not None:
+            # A longer life that was given elsewhere may still be on its way.
+            before_ms = min(before_ms, reached_ms - CLOCK_SKEW_MS_MAX)
         while True:
             keys = await self._database.read(
                 lambda session: collection.find_expired(session, before_ms, NAME_COLLECT_ROWS)

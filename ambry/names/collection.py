@@ -21,7 +21,7 @@ _FEED: Final = "collected"
 _OF_NAME: Final = "account = ? AND container = ? AND name = ?"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, order=True)
 class Place:
     """Where in a feed: behind this row. Positions are compared within one epoch only."""
 
@@ -114,27 +114,79 @@ def read_feed(session: Session, after: Place, count_max: int, *, without_source:
     return [FeedRow(Place(one[0], one[1]), one[2], row_of(one[3:])) for one in found]
 
 
+def end_of_feed(session: Session) -> Place:
+    """The place behind every row that a feed can have by now, wherever it came from."""
+    if session.dialect is Dialect.SQLITE:
+        found = session.row("SELECT 0, position FROM names ORDER BY position DESC LIMIT 1")
+    else:
+        found = session.row(
+            "SELECT xid, position FROM names WHERE xid < pg_snapshot_xmin(pg_current_snapshot())::text::bigint"
+            " ORDER BY xid DESC, position DESC LIMIT 1"
+        )
+    return Place() if found is None else Place(*found)
+
+
 # --- versions whose time is over -------------------------------------------------------------------------------
 
 
-def find_superseded(
-    session: Session, epoch: str, before_ms: int, versioned: Collection[tuple[int, int]], count_max: int
-) -> tuple[list[Superseded], Place | None]:
-    """What the next rows of the feed that are older than `before_ms` have superseded, and the place behind them.
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A step of the walk: what it found, and the place behind it; None: there is no row whose time is over.
 
-    None: there is no such row yet. Containers of `versioned` keep every version but those that were purged.
+    `held_ms` is how old the first row is that waits for another datacentre alone, 0 if there is none.
+    """
+
+    found: tuple[Superseded, ...]
+    place: Place | None
+    held_ms: int = 0
+
+
+def find_superseded(
+    session: Session,
+    epoch: str,
+    before_ms: int,
+    versioned: Collection[tuple[int, int]],
+    count_max: int,
+    horizon: Place | None = None,
+) -> Step:
+    """What the next rows of the feed that are older than `before_ms` have superseded.
+
+    Containers of `versioned` keep every version but those that were purged. Nothing behind `horizon` is looked at,
+    and no name with a marker or a purge there: another datacentre may not know of it.
     """
     found: dict[Key, Superseded] = {}
     place = None
+    held_ms = 0
     for one in read_feed(session, read_place(session, _FEED, epoch), count_max):
         if one.arrived_ms > before_ms:
+            break
+        if horizon is not None and one.place > horizon:
+            held_ms = before_ms - one.arrived_ms
             break
         place = one.place
         key = one.row.key
         if key not in found:
             is_versioned = (key.account, key.container) in versioned
             found[key] = _superseded(key, read_all(session, key), before_ms, is_versioned=is_versioned)
-    return [one for one in found.values() if one.rows], place
+            takes_away = any(row.kind in _TAKE_AWAY for row in found[key].rows)
+            if horizon is not None and takes_away and _newest_taking_away(session, key) > horizon:
+                # The walk comes to the row that waits, and then to this name again.
+                found[key] = Superseded(key, (), ())
+    return Step(tuple(one for one in found.values() if one.rows), place, held_ms)
+
+
+_TAKE_AWAY: Final = frozenset({RowKind.MARKER, RowKind.PURGE})
+"""Rows that take something away."""
+
+
+def _newest_taking_away(session: Session, key: Key) -> Place:
+    """Where the newest row of a name lies that takes something away."""
+    xid = "0" if session.dialect is Dialect.SQLITE else "xid"
+    found = session.rows(
+        f"SELECT {xid}, position FROM names WHERE {_OF_NAME} AND kind IN (?, ?)",
+        (key.account, key.container, key.name, *sorted(_TAKE_AWAY)),
+    )
+    return max((Place(*one) for one in found), default=Place())
 
 
 def _superseded(key: Key, rows: list[NameRow], before_ms: int, *, is_versioned: bool) -> Superseded:
@@ -158,7 +210,7 @@ def _superseded(key: Key, rows: list[NameRow], before_ms: int, *, is_versioned: 
     return Superseded(key, gone, blob_ids)
 
 
-def drop_rows(session: Session, superseded: list[Superseded]) -> int:
+def drop_rows(session: Session, superseded: Collection[Superseded]) -> int:
     """Take rows away whose blobs are gone; how many."""
     count = 0
     for one in sorted(superseded, key=lambda each: each.key.lock()):
