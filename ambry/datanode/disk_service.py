@@ -356,6 +356,12 @@ class DiskService:
         ]
         for name, text, read in watch:
             metrics.watch_gauge(name, text, read, disk=disk)
+        metrics.watch_counter(
+            "ambry_disk_index_throttled_seconds",
+            "How long commits have waited for the index to be flushed.",
+            lambda: self.store.index.throttled_s,
+            disk=disk,
+        )
 
 
 def _groups(writes: Sequence[_Write]) -> Iterator[list[_Write]]:

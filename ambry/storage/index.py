@@ -17,6 +17,9 @@ from typing import Protocol
 class Index(Protocol):
     """An ordered map of bytes with atomic batches."""
 
+    throttled_s: float
+    """How long writes have waited because the index could not keep up."""
+
     def get(self, key: bytes) -> bytes | None:
         """The value of a key, or None. May block."""
         ...

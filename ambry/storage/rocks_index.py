@@ -8,8 +8,10 @@ The choices, for 10^8 blobs (two entries each, 27 to 50 bytes of file an entry) 
 - Bloom filters (10 bits of the whole key) and index blocks stay on the heap, not in the block cache: the answer
   "certainly absent", which every put needs, must never wait for a filter that was evicted. They cost about 1.5 bytes
   an entry, 300 MB for 10^8 blobs; the cache has only data blocks.
-- Nothing stalls writes: level 0 may grow and compaction may lag. The commit groups of the disk are throttled above us.
-  Only memtables that wait for their flush have a bound (MEMTABLES_MAX), since they are memory.
+- RocksDB never stalls a write, since it would do so with the interpreter held, and every thread of the process would
+  wait: 128 ms were measured. Level 0 may grow and compaction may lag; the commit groups of the disk are throttled above
+  us. Only memtables that wait for their flush have a bound (MEMTABLES_MAX), since they are memory: whoever comes beyond
+  it waits here, without the interpreter, before RocksDB is asked.
 - Level 1 is as large as level 0 at its trigger, so one compaction rewrites about twice what it adds.
 
 Measured with rocksdict 0.3.29, Python 3.11, 2 cores, 300 000 blobs over 64 partitions: `write` 0.85 us an entry,
@@ -23,6 +25,7 @@ releases the interpreter; `flush` does too. `write` and `scan` hold it.
 import contextlib
 import re
 import shutil
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
@@ -35,6 +38,12 @@ from ambry.limits import GIB, KIB, MIB
 MEMTABLES_MAX: Final = 6
 """Memtables in memory, the active one included. Beyond it `write` waits for a flush."""
 
+_SPARE_MEMTABLES: Final = 8
+"""RocksDB slows writes down at one memtable below its own limit, and a batch may begin one or two: that is far off."""
+
+_THROTTLE_S: Final = 0.001
+"""Between two looks whether a memtable was flushed."""
+
 OPEN_FILES_MAX: Final = 512
 """Table files that RocksDB keeps open; 10^8 blobs are about 400."""
 
@@ -42,11 +51,14 @@ _LEVEL_ZERO_FILES: Final = 4
 _NEVER: Final = 1 << 20
 _BLOCK_BYTES: Final = 4 * KIB
 
+_UNFLUSHED: Final = "rocksdb.num-immutable-mem-table"
+_BACKGROUND_ERRORS: Final = "rocksdb.background-errors"
 _PROPERTIES: Final = {
     "file_bytes": "rocksdb.total-sst-files-size",
     "memtable_bytes": "rocksdb.cur-size-all-mem-tables",
     "reader_bytes": "rocksdb.estimate-table-readers-mem",
     "cache_bytes": "rocksdb.block-cache-usage",
+    "cache_bytes_max": "rocksdb.block-cache-capacity",
 }
 
 
@@ -83,16 +95,21 @@ class RocksIndex:
     when another has the database open, DiskUnavailable when it is damaged.
     """
 
-    __slots__ = ("_database", "_is_closed", "_key_may_exist", "_write_options")
+    __slots__ = ("_database", "_is_closed", "_key_may_exist", "_write_options", "throttled_s")
 
     def __init__(self, path: Path | str, cache_bytes: int, memtable_bytes: int) -> None:
         with _errors_of(f"open of index {path}"):
-            self._database = rocksdict.Rdict(str(path), _options(cache_bytes, memtable_bytes))
+            options = _options(cache_bytes, memtable_bytes)
+            # Named for the family as well: of one that exists, rocksdict takes the options that its folder remembers
+            # otherwise, and those have RocksDB's own cache of 8 MiB.
+            self._database = rocksdict.Rdict(str(path), options, column_families={"default": options})
         self._key_may_exist = self._database.key_may_exist
         self._write_options = rocksdict.WriteOptions()
         # The stub calls it a method; it is a property.
         self._write_options.disable_wal = True  # type: ignore[method-assign,assignment]
         self._is_closed = False
+        self.throttled_s = 0.0
+        """How long writes have waited for flushes."""
 
     def get(self, key: bytes) -> bytes | None:
         """The value of a key, or None. May block; releases the interpreter meanwhile. Raises DiskUnavailable."""
@@ -115,8 +132,12 @@ class RocksIndex:
         return values
 
     def write(self, batch: Sequence[tuple[bytes, bytes | None]]) -> None:
-        """Put (key, value) and delete (key, None), in order, all or nothing. Raises DiskUnavailable or DiskFull."""
+        """Put (key, value) and delete (key, None), in order, all or nothing. Raises DiskUnavailable or DiskFull.
+
+        May wait for a flush, without the interpreter.
+        """
         with _errors_of("write to the index"):
+            self._wait_for_flush()
             group = rocksdict.WriteBatch(raw_mode=True)
             put, delete = group.put, group.delete
             for key, value in batch:
@@ -125,6 +146,16 @@ class RocksIndex:
                 else:
                     put(key, value)
             self._database.write(group, self._write_options)
+
+    def _wait_for_flush(self) -> None:
+        """Our own throttle. A database whose flush has failed is not waited for: it says so to whoever writes."""
+        ask = self._database.property_int_value
+        if (ask(_UNFLUSHED) or 0) < MEMTABLES_MAX - 1:
+            return
+        began_s = time.monotonic()
+        while (ask(_UNFLUSHED) or 0) >= MEMTABLES_MAX - 1 and not ask(_BACKGROUND_ERRORS):
+            time.sleep(_THROTTLE_S)
+        self.throttled_s += time.monotonic() - began_s
 
     def scan(self, start: bytes, stop: bytes, limit: int) -> list[tuple[bytes, bytes]]:
         """Up to `limit` entries with start <= key < stop, ascending. Keep pages small: it holds the interpreter."""
@@ -151,8 +182,8 @@ class RocksIndex:
     def figures(self) -> dict[str, float]:
         """What RocksDB says of itself, in bytes: files, memory, and all it has written since it was opened.
 
-        `flushed_bytes` is what left the memtables, `written_bytes` that and what compaction wrote. Raises
-        DiskUnavailable.
+        `flushed_bytes` is what left the memtables, `written_bytes` that and what compaction wrote; `stalls` is how
+        often RocksDB held up a write by itself. Raises DiskUnavailable.
         """
         with _errors_of("figures of the index"):
             database = self._database
@@ -161,6 +192,7 @@ class RocksIndex:
             told = database.property_value("rocksdb.cfstats-no-file-histogram") or ""
         flushed = re.search(r"Flush\(GB\): cumulative ([\d.]+)", told)
         written = re.search(r"Cumulative compaction: ([\d.]+) GB write", told)
+        numbers["stalls"] = float(sum(map(int, re.findall(r"total-(?:delays|stops): (\d+)", told))))
         numbers["flushed_bytes"] = float(flushed[1]) * GIB if flushed else 0.0
         numbers["written_bytes"] = float(written[1]) * GIB if written else 0.0
         return numbers
@@ -191,7 +223,7 @@ def _options(cache_bytes: int, memtable_bytes: int) -> rocksdict.Options:
     # LZ4 took two entries of a blob from 98 to 53 bytes in a trial, and made a read from the cache 3 % slower.
     options.set_compression_type(rocksdict.DBCompressionType.lz4())
     options.set_write_buffer_size(memtable_bytes)
-    options.set_max_write_buffer_number(MEMTABLES_MAX)
+    options.set_max_write_buffer_number(MEMTABLES_MAX + _SPARE_MEMTABLES)
     options.set_max_background_jobs(2)
     options.set_compaction_style(rocksdict.DBCompactionStyle.level())
     options.set_level_zero_file_num_compaction_trigger(_LEVEL_ZERO_FILES)

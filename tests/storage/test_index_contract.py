@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ambry.errors import DirectoryInUse, DiskFull, DiskUnavailable
-from ambry.limits import MIB
+from ambry.limits import KIB, MIB
 from ambry.storage.index import Index, IndexSource
 from ambry.storage.rocks_index import RocksIndex, RocksIndexSource
 from ambry.storage.sim_index import SimIndex, SimIndexSource
@@ -295,3 +295,29 @@ def test_a_call_fails_when_told() -> None:
     assert index.get(b"a") is None
     index.write([(b"a", b"1")])
     assert index.get(b"a") == b"1"
+
+
+def test_a_writer_that_is_faster_than_flushes_waits_here_and_not_in_rocksdb(tmp_path: Path) -> None:
+    chance = random.Random(20_261_130)
+    # Memtables this small are full after a few batches, and a flush, which syncs a file, takes longer than that.
+    index = RocksIndex(tmp_path / "index", cache_bytes=1 * MIB, memtable_bytes=64 * KIB)
+    entries: dict[bytes, bytes] = {}
+    while index.throttled_s < 0.05:
+        batch = {chance.randbytes(16): chance.randbytes(80) for _ in range(100)}
+        index.write(list(batch.items()))
+        entries |= batch
+        assert len(entries) < 2_000_000, "flushes are faster than it can write"
+    figures = index.figures()
+    assert figures["stalls"] == 0, "RocksDB holds up the writer with the interpreter held"
+    assert figures["memtable_bytes"] < 10 * 64 * KIB
+    some = chance.sample(sorted(entries), 500)
+    assert index.get_many(some) == [entries[key] for key in some]
+    index.close()
+
+
+def test_an_index_that_is_there_is_opened_with_the_cache_that_is_asked_for(tmp_path: Path) -> None:
+    for cache_bytes in (1 * MIB, 64 * MIB, 3 * MIB):
+        index = RocksIndex(tmp_path / "index", cache_bytes, memtable_bytes=1 * MIB)
+        assert index.figures()["cache_bytes_max"] == cache_bytes
+        index.write([(b"a", b"1")])
+        index.close()
