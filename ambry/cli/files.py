@@ -160,7 +160,7 @@ class _Plan:
                 raise BadRequest("source and target are the same")
             yield Job(source, goal, found.entry.size, found.entry.modified_ms, found.entry.id)
             return
-        if isinstance(source, Remote) and isinstance(goal, Remote) and is_below(goal, source):
+        if is_below(goal, source):
             raise BadRequest("a folder cannot go into itself")
         if isinstance(source, Local):
             self.local_folders.append(source)
@@ -205,8 +205,10 @@ def job_between(source: Place, base: Place, entry: Entry, root: Path | None) -> 
     return Job(origin, base.below(entry.key), entry.size, entry.modified_ms, entry.id, root)
 
 
-def is_below(place: Remote, folder: Remote) -> bool:
-    """Whether names below a place are below a folder too."""
+def is_below(place: Place, folder: Place) -> bool:
+    """Whether names of a store that are below a place are below a folder too."""
+    if isinstance(place, Local) or isinstance(folder, Local):
+        return False
     return place.container == folder.container and place.folder().path.startswith(folder.folder().path)
 
 
@@ -264,7 +266,8 @@ def rm(
             if isinstance(blob_id := _target(text), str):
                 _remove_blob(client, text, blob_id, report, as_json=as_json, is_dry=dry_run)
         names = _names(client, places, bars, report.complain, recursive=recursive)
-        for name, error in ((name, None) for name in names) if dry_run else remove(client, names, bars, stop):
+        wanted = ((name, None) for name in names)
+        for name, error in wanted if dry_run else remove(client, wanted, bars, stop):
             if error is None:
                 report.removed(name)
             else:

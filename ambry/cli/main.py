@@ -22,6 +22,7 @@ _COMMANDS: Final = {
     "stat": ("ambry.cli.blobs", "Show what is known about a blob."),
     "cp": ("ambry.cli.files", "Copy files and folders to a store, from it, or within it."),
     "mv": ("ambry.cli.files", "Move files and folders to a store, from it, or within it."),
+    "sync": ("ambry.cli.sync", "Make a folder have what another one has, in a store or here."),
     "rm": ("ambry.cli.files", "Delete blobs and names."),
     "ls": ("ambry.cli.looking", "List names and files."),
     "find": ("ambry.cli.looking", "Find names and files by name, size and age."),

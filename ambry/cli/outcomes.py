@@ -78,6 +78,8 @@ class Report:
         self._is_dry = is_dry
         self._removed = 0
         self.files = self.size = self.skipped = self.failed = 0
+        self.same = 0
+        """Files that needed nothing; whoever compares counts them."""
 
     def complain(self, name: str, error: Exception) -> None:
         """Something is left out or went wrong."""
@@ -111,6 +113,7 @@ class Report:
             parts = [f"{self._past} {_files(self.files)}, {shown(self.size)}"] if self._past != "removed" else []
             if self._removed or not parts:
                 parts.append(f"removed {_files(self._removed)}")
+            parts += [f"same {self.same}"] if self.same else []
             parts += [f"skipped {self.skipped}"] if self.skipped else []
             parts += [f"failed {self.failed}"] if self.failed else []
             click.echo("; ".join(parts))

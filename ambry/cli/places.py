@@ -245,6 +245,11 @@ def _regex(parts: Sequence[str]) -> str:
     return "(?s:" + "".join(pieces) + ")"
 
 
+def path_regex(pattern: str) -> str:
+    """A pattern with slashes as a regular expression."""
+    return _regex(pattern.split("/"))
+
+
 def glob_regex(part: str) -> re.Pattern[str]:
     """A pattern without slashes as a regular expression."""
     return re.compile(f"(?s:{_part_regex(part)})")

@@ -284,15 +284,19 @@ class _Patience:
 
 
 def remove(
-    client: Client, names: Iterable[Remote], bars: Transferring, stop: threading.Event
+    client: Client, names: Iterable[tuple[Remote, str | None]], bars: Transferring, stop: threading.Event
 ) -> Iterator[tuple[Remote, Exception | None]]:
-    """Delete names, many at a time; each with what went wrong. Names that are gone already are fine."""
+    """Delete names, many at a time; each with what went wrong. Names that are gone already are fine.
 
-    def one(name: Remote) -> tuple[Remote, Exception | None]:
+    With the id of a blob, a name is deleted only if it stands for that.
+    """
+
+    def one(wanted: tuple[Remote, str | None]) -> tuple[Remote, Exception | None]:
+        name, blob_id = wanted
         if stop.is_set():
             raise CancelledError
         try:
-            client.delete(str(name))
+            client.delete(str(name), if_match=blob_id)
         except GONE:
             pass
         except AmbryError as error:
