@@ -87,7 +87,7 @@ class PreconditionFailed(AmbryError):
 
 
 class NotAllowed(AmbryError):
-    """The blob's state does not allow the change: a shorter TTL, or the undelete of a live blob."""
+    """The state does not allow the change: a shorter TTL, the undelete of a live blob, a part of what is complete."""
 
     code = 17
     name = "not_allowed"
@@ -112,6 +112,13 @@ class NameExists(AmbryError):
 
     code = 24
     name = "name_exists"
+
+
+class NoSuchUpload(AmbryError):
+    """No upload in parts has this id: it never began, was aborted, or its time is over. Its parts are gone."""
+
+    code = 26
+    name = "no_such_upload"
 
 
 class BadName(BadRequest):

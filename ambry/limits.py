@@ -387,6 +387,21 @@ CHUNK_BUFFERS_KEPT_MAX: Final = 16
 UPLOAD_DEADLINE_MS: Final = 7 * 86_400_000
 """From the first byte of an upload to its manifest: BLOB_BYTES_MAX at 10 MB/s. Then its chunks may be collected."""
 
+UPLOAD_PARTS_MAX: Final = 10_000
+"""Parts of one upload: as in S3. Their rows are read in one transaction when it is completed."""
+
+UPLOAD_PART_BYTES_MAX: Final = 5 * GIB
+"""One part: as in S3. Its chunks take 80 KiB of the name store."""
+
+UPLOAD_KEPT_MS: Final = 86_400_000
+"""How long a completed upload is remembered, so that whoever missed the answer can ask again."""
+
+UPLOAD_COLLECT_ROWS: Final = 100
+"""Uploads, or parts of one, that are collected in one step."""
+
+UPLOAD_LIST_BYTES_MAX: Final = 1 * MIB
+"""The list of parts that completes an upload, in JSON: 100 bytes for each."""
+
 UPDATE_CHUNKS_IN_FLIGHT_MAX: Final = 64
 """Chunks of one blob whose TTL is extended at a time: one commit group, without filling a disk's queue."""
 

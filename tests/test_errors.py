@@ -22,6 +22,7 @@ GIVEN_OUT: Final = {
     19: "no_such_path",
     24: "name_exists",
     25: "bad_name",
+    26: "no_such_upload",
     30: "blob_not_found",
     31: "blob_deleted",
     32: "blob_expired",

@@ -68,6 +68,7 @@ STATUS: Final[dict[type[AmbryError], int]] = {
     errors.HandshakeRefused: 503,
     errors.CannotStart: 500,
     errors.NameExists: 409,
+    errors.NoSuchUpload: 404,
     errors.NameNotFound: 404,
     errors.NameDeleted: 410,
     errors.NameExpired: 410,

@@ -32,6 +32,7 @@ from ambry.frontend.operations import Operations
 from ambry.frontend.quota import StorageQuotas, Used
 from ambry.frontend.request_id import RequestIds
 from ambry.frontend.shares import Shares
+from ambry.frontend.upload_operations import UploadOperations
 from ambry.frontend.usage import ask_usage, totals_of
 from ambry.limits import (
     HTTP_BACKLOG,
@@ -91,7 +92,8 @@ class Frontend:
             self.operations, metrics, RequestIds(chance), clock, node, access, shares, quotas, directory, database
         )
         if database is not None:
-            self.services.names = NamedOperations(database, self.operations, clock, datacentre)
+            self.services.names = names = NamedOperations(database, self.operations, clock, datacentre)
+            self.services.uploads = UploadOperations(database, self.operations, names.versions, clock, datacentre)
             self._followers = _followers(settings, self.services, datacentre)
             self.upkeep = self._make_upkeep(database, datacentre, datanodes, node)
             self.upkeep.watch(metrics)
@@ -148,6 +150,7 @@ class Frontend:
         self, database: Database, datacentre: int, datanodes: Mapping[str, Datanode], node: str
     ) -> NamedUpkeep:
         services, operations = self.services, self.operations
+        assert services.uploads is not None
         return NamedUpkeep(
             database=database,
             operations=operations,
@@ -157,6 +160,7 @@ class Frontend:
             clock=services.clock,
             # A process that comes back under the same name is another one.
             holder=f"{node}-{operations.chance.token(8).hex()}",
+            collect_uploads=services.uploads.collect,
             versioned=lambda: [
                 (one.account, one.number)
                 for one in services.access.snapshot.containers.values()

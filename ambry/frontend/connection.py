@@ -26,6 +26,7 @@ from ambry.frontend.operations import Operations
 from ambry.frontend.quota import StorageQuotas
 from ambry.frontend.request_id import RequestIds
 from ambry.frontend.shares import Shares
+from ambry.frontend.upload_operations import UploadOperations
 from ambry.limits import HTTP_BODY_IDLE_MS, HTTP_CONNECTIONS_MAX, HTTP_HEAD_MS
 from ambry.logs import get_logger
 from ambry.metrics import OTHER, Metrics
@@ -57,6 +58,8 @@ class Services:
     """The name store; None where the operator gave none."""
     names: NamedOperations | None = None
     """Operations on names, over that store."""
+    uploads: UploadOperations | None = None
+    """Uploads in parts, over that store."""
     is_stopping: bool = False
 
 

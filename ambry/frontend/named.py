@@ -105,14 +105,14 @@ class NamedApi:
     # --- reading -----------------------------------------------------------------------------------------------
 
     async def _get(self, call: Call) -> web.StreamResponse:
-        query = _query(call, _OF_NAMES)
+        query = query_of(call, _OF_NAMES)
         if "versions" in query:
             name = self._name(call, Right.LIST)
             return self._json(call, versions_json(await self._names.versions_of(name.key)))
         return await self._read(call, query, self._blobs.get)
 
     async def _head(self, call: Call) -> web.StreamResponse:
-        return await self._read(call, _query(call, frozenset({"version"})), self._blobs.head)
+        return await self._read(call, query_of(call, frozenset({"version"})), self._blobs.head)
 
     async def _read(self, call: Call, query: dict[str, bytes], respond: Respond) -> web.StreamResponse:
         """Find the blob behind a name and answer with it."""
@@ -136,7 +136,7 @@ class NamedApi:
         return await self._names.find(name.key, get_option(call))
 
     async def _list(self, call: Call) -> web.StreamResponse:
-        sent = _query(call, _OF_LISTS)
+        sent = query_of(call, _OF_LISTS)
         account, container_name, *_ = call.subject[len(PREFIX) :].split("/", 2)
         container = self._container(call, account, container_name, Right.LIST)
         query = Query(
@@ -156,7 +156,7 @@ class NamedApi:
     async def _feed(self, call: Call) -> web.StreamResponse:
         """Rows for another datacentre, for whoever may read everything."""
         call.caller.admit_over(None, Right.READ)
-        sent = _query(call, frozenset({"datacentre", "epoch", "after"}))
+        sent = query_of(call, frozenset({"datacentre", "epoch", "after"}))
         for key in ("datacentre", "epoch", "after"):
             if key not in sent:
                 raise BadRequest(f"{key} is missing", field=key)
@@ -171,9 +171,9 @@ class NamedApi:
 
     async def _put(self, call: Call) -> web.StreamResponse:
         headers = call.request.headers
-        _query(call, frozenset())
+        query_of(call, frozenset())
         name = self._name(call, Right.WRITE)
-        condition = _condition(call, name.container)
+        condition = condition_of(call, name.container)
         move_from, copy_from = _single(call, MOVE_FROM), _single(call, COPY_FROM)
         if move_from is None and copy_from is None:
             return await self._upload(call, name, condition)
@@ -214,13 +214,13 @@ class NamedApi:
         return self._created(call, name, row, warnings)
 
     async def _delete(self, call: Call) -> web.StreamResponse:
-        query = _query(call, frozenset({"version"}))
+        query = query_of(call, frozenset({"version"}))
         name = self._name(call, Right.DELETE)
         if "version" in query:
             await self._names.purge(name, parse_version(_ascii(query, "version")))
             marker = None
         else:
-            marker = await self._names.delete(name, _delete_condition(call))
+            marker = await self._names.delete(name, _deletecondition_of(call))
         answer = answers.empty_answer(202, self._services.clock.now_ms(), call.request_id)
         lines = [] if marker is None else [(answers.NAMED_VERSION, marker.version_text)]
         return BodyResponse(Answer(202, answer.headers + lines))
@@ -254,7 +254,7 @@ class NamedApi:
 
     def _subject_sent(self, call: Call, right: Right) -> Name:
         """The same for a path that was sent in a header. Raises BadRequest."""
-        _query(call, frozenset())
+        query_of(call, frozenset())
         parts = call.subject[len(PREFIX) :].split("/", 2)
         if len(parts) != 3 or not all(parts) or "?" in call.subject:
             raise BadRequest("a name is /named/ACCOUNT/CONTAINER/NAME", field="x-ambry-blob-id")
@@ -311,7 +311,7 @@ def _is_gone(call: Call) -> bool:
 # --- headers and queries ---------------------------------------------------------------------------------------
 
 
-def _query(call: Call, known: frozenset[str]) -> dict[str, bytes]:
+def query_of(call: Call, known: frozenset[str]) -> dict[str, bytes]:
     """Parameters of the query, percent-decoded. Raises BadRequest for one that is unknown or there twice.
 
     A misspelt `prefix` must not list, or a misspelt `version` not delete, something else than was meant.
@@ -356,12 +356,12 @@ def _single(call: Call, name: str) -> str | None:
     return values[0] if values else None
 
 
-def _condition(call: Call, container: Container) -> Condition:
+def condition_of(call: Call, container: Container) -> Condition:
     """What a put says about what is there. Raises BadRequest, Forbidden."""
     upsert = (_single(call, UPSERT) or "false").lower()
     if upsert not in {"true", "false"}:
         raise BadRequest(f"{UPSERT} is true or false", field=UPSERT)
-    condition = replace(_delete_condition(call), upsert=upsert == "true")
+    condition = replace(_deletecondition_of(call), upsert=upsert == "true")
     if container.policy.named_blobs is NamedBlobs.NO_UPDATE:
         if condition.if_match is not None:
             raise Forbidden("names of this container stand for one blob for ever")
@@ -369,7 +369,7 @@ def _condition(call: Call, container: Container) -> Condition:
     return condition
 
 
-def _delete_condition(call: Call) -> Condition:
+def _deletecondition_of(call: Call) -> Condition:
     headers = call.request.headers
     for name in ("If-Unmodified-Since", "If-Modified-Since"):
         if name in headers:

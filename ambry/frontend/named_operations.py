@@ -13,7 +13,7 @@ import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Any
 
 from ambry.access.accounts import Container
 from ambry.blob.blob_id import Kind, binary_from_text, parse_binary
@@ -35,7 +35,7 @@ from ambry.errors import (
 )
 from ambry.frontend.headers import GetOption
 from ambry.frontend.operations import Operations
-from ambry.frontend.put import PutPlan, Source
+from ambry.frontend.put import NOTHING, PutPlan, Source
 from ambry.limits import NAME_CHECK_FIRST_BYTES, NAME_ORPHAN_AGE_MS, UPLOAD_DEADLINE_MS
 from ambry.names import changes
 from ambry.names.changes import Condition
@@ -92,19 +92,6 @@ class _Counted:
         piece = await self._source.read()
         self.size += len(piece)
         return piece
-
-
-class _Nothing:
-    """The body of a zero-byte record."""
-
-    __slots__ = ()
-
-    async def read(self) -> bytes:
-        """The end."""
-        return b""
-
-
-_NOTHING: Final = _Nothing()
 
 
 class _Pieces:
@@ -424,7 +411,7 @@ class NamedOperations:
 
     async def _put_record(self, name: Name, properties: Properties, version: tuple[int, int]) -> bytes:
         plan = PutPlan(name.properties(properties, version), self._clock.now_ms(), NEVER, 0, owner=name.container.owner)
-        return binary_from_text((await self._operations.put(_NOTHING, plan)).encode("ascii"))
+        return binary_from_text((await self._operations.put(NOTHING, plan)).encode("ascii"))
 
     async def _write(self, job: Job[Answer], record: bytes) -> Answer:
         """Write what a zero-byte record says; where that surely did not happen, the record is taken back."""

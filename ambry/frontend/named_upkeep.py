@@ -1,4 +1,5 @@
-"""What happens to names in the background: versions whose retention is over, names that expired, blobs without a row.
+"""What happens to names in the background: versions whose retention is over, names that expired, blobs without a row,
+uploads in parts that ended.
 
 One process of all that share a name store does it at a time, under a lease. Everything is done in small steps that can
 be repeated: a blob is deleted before its row is dropped, and where the walk has got to is noted afterwards. A blob that
@@ -8,7 +9,7 @@ name store, since a store that was restored or rebuilt may not know them, nor of
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -71,10 +72,13 @@ class NamedUpkeep:
         datanodes: Mapping[str, Datanode],
         clock: Clock,
         holder: str,
+        collect_uploads: Callable[[], Awaitable[None]],
         versioned: Callable[[], Collection[tuple[int, int]]],
         followed: Collection[int] = (),
     ) -> None:
-        """`versioned` says which containers keep all versions; `followed` are the datacentres whose rows come here."""
+        """`versioned` says which containers keep all versions; `followed` are the datacentres whose rows come here;
+        uploads in parts are collected by who knows them.
+        """
         self._database = database
         self._operations = operations
         self._cluster_map = cluster_map
@@ -82,6 +86,7 @@ class NamedUpkeep:
         self._datanodes = datanodes
         self._clock = clock
         self._holder = holder
+        self._collect_uploads = collect_uploads
         self._versioned = versioned
         self._followed = frozenset(followed)
         self._horizon = Horizon()
@@ -124,6 +129,7 @@ class NamedUpkeep:
         await self.collect_versions()
         await self.collect_expired()
         await self.collect_orphans()
+        await self._collect_uploads()
         return True
 
     # --- versions ----------------------------------------------------------------------------------------------

@@ -60,6 +60,8 @@ from ambry.frontend.policy import check_ttl, preflight_headers, with_policy
 from ambry.frontend.put import PutPlan, Source
 from ambry.frontend.shares import Visit
 from ambry.frontend.signed_url import container_of_path, parse_url_wish
+from ambry.frontend.uploads_api import PATH as UPLOADS
+from ambry.frontend.uploads_api import UploadsApi
 from ambry.limits import BLOB_BYTES_MAX, KIB
 from ambry.logs import get_logger, request_scope
 from ambry.metrics import CONTENT_TYPE as METRICS_TYPE
@@ -90,6 +92,7 @@ class NativeApi:
         "_services",
         "_undelete_route",
         "_update_ttl_route",
+        "_uploads",
     )
 
     def __init__(self, services: Services) -> None:
@@ -103,6 +106,7 @@ class NativeApi:
         chunks, cluster, reads = ChunksApi(services), ClusterApi(services), BatchReads(services)
         segment = Route("segment", chunks.segment, Right.READ)
         self._preflight_route = Route("preflight", self._preflight)
+        self._uploads = UploadsApi(services, self._named_plan)
         self._named = NamedApi(services, Blobs(self._get_blob, self._head_blob, self._named_plan))
         self._fixed: dict[str, Methods] = {
             "/": {"POST": put, "PUT": put},
@@ -196,6 +200,8 @@ class NativeApi:
             return self._preflight_route, path
         if path.startswith(NAMED):
             return self._named.find(request.method, path)
+        if path == UPLOADS or path.startswith(UPLOADS + "/"):
+            return self._uploads.find(request.method, path)
         methods = self._fixed.get(path)
         if methods is None:
             subject, slash, rest = path[1:].partition("/")
@@ -481,7 +487,7 @@ class NativeApi:
         for rest, methods in self._of_blob.items():
             path = f"/{{id}}/{rest}" + ("/{segment}" if rest == "Segment" else "")
             found |= {(method, path) for method in methods}
-        return found | self._named.operations
+        return found | self._named.operations | self._uploads.operations
 
 
 # --- requests --------------------------------------------------------------------------------------------------

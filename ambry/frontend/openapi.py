@@ -10,6 +10,7 @@ from typing import Any, Final, TypeAlias
 
 from ambry import __version__
 from ambry.blob.batch_format import CONTENT_TYPE
+from ambry.limits import UPLOAD_PARTS_MAX
 
 Document: TypeAlias = dict[str, Any]
 
@@ -83,6 +84,9 @@ PARAMETERS: Final[Document] = {
         "x-ambry-resolve-range-on-empty-blob",
         "Whether a range of an empty blob is all of it.",
         {"type": "string", "enum": ["true", "false"]},
+    ),
+    "upload-name": _header(
+        "x-ambry-upload-name", "Path of the name that the blob gets, /named/ACCOUNT/CONTAINER/NAME.", _PRINTABLE
     ),
     "stats-type": _header(
         "x-ambry-stats-type", "What rows are of.", {"type": "string", "enum": ["ACCOUNT_REPORT", "PARTITION_REPORT"]}
@@ -465,6 +469,69 @@ def _names_paths() -> Document:
     }
 
 
+def _uploads_paths() -> Document:
+    upload = {
+        "name": "upload", "in": "path", "required": True, "description": "The id of an upload in parts.",
+        "schema": {"type": "string", "pattern": "^[0-9a-f]{32}$"},
+    }  # fmt: skip
+    part = {
+        "name": "part", "in": "path", "required": True, "description": "Number of a part; parts follow in order.",
+        "schema": {"type": "integer", "minimum": 1, "maximum": UPLOAD_PARTS_MAX},
+    }  # fmt: skip
+    stated = _json("What is known of it.", {
+        "uploadId": {"type": "string"},
+        "status": {"type": "string", "enum": ["OPEN", "COMPLETING", "COMPLETED"]},
+        "name": {"type": ["string", "null"]},
+        "createdMs": {"type": "integer"},
+        "deadlineMs": {"type": "integer", "description": "Until when it can be completed, or is remembered."},
+        "parts": {"type": "array", "items": {"type": "object"}},
+        "nextAfter": {"type": ["integer", "null"], "description": "The `after` of the next page."},
+    })  # fmt: skip
+    one = {"type": "object", "required": ["part", "etag"], "properties": {
+        "part": {"type": "integer", "minimum": 1}, "etag": {"type": "string"}
+    }}  # fmt: skip
+    chosen: Document = {
+        "type": "object",
+        "required": ["parts"],
+        "properties": {"parts": {"type": "array", "items": one}},
+    }
+    listed = operation("list_parts", "An upload in parts and its parts", {200: stated}, errors=(404,))
+    listed["parameters"] = [
+        _in_query("after", "The number behind which to begin.", {"type": "integer", "minimum": 0, "maximum": 9999}),
+        _in_query("max-parts", "Parts at most.", {"type": "integer", "minimum": 1, "maximum": 1000}),
+    ]
+    body: Document = {"description": "The bytes.", "content": {"application/octet-stream": {}}}
+    put = operation(
+        "put_part",
+        "Store a part, in place of the one of its number",
+        {200: _says("Stored, durably; its ETag completes the upload.")},
+        parameters=("want-repr-digest",),
+        body=body,
+        errors=(404, 409, 413, 507),
+    )
+    begun = operation(
+        "create_upload",
+        "Begin an upload in parts",
+        {201: stated},
+        parameters=("upload-name", "upsert", "if-match", "if-none-match", *_OF_UPLOAD[:-1]),
+        errors=(404, 409),
+    )
+    completed = operation(
+        "complete_upload",
+        "Make the blob of parts, with its name",
+        {201: _says("Stored, durably, with its name.")},
+        parameters=("upsert", "if-match", "if-none-match"),
+        body={"required": True, "content": {"application/json": {"schema": chosen}}},
+        errors=(404, 409, 413, 507),
+    )
+    aborted = operation("abort_upload", "Give it up", {202: _says("Given up.")}, errors=(404, 409))
+    return {
+        "/uploads": {"post": begun},
+        "/uploads/{upload}": {"parameters": [upload], "get": listed, "post": completed, "delete": aborted},
+        "/uploads/{upload}/{part}": {"parameters": [upload, part], "put": put},
+    }
+
+
 def _accounts_paths() -> Document:
     done = {200: _bytes("As docs/security.md says.", "application/json")}
     document = {"required": True, "content": {"application/json": {"schema": {"type": "object"}}}}
@@ -495,7 +562,14 @@ def describe() -> Document:
     return {
         "openapi": "3.1.0",
         "info": {"title": "Ambry", "version": __version__, "description": "A distributed, immutable blob store."},
-        "paths": {**_store_paths(), **_blob_paths(), **_names_paths(), **_accounts_paths(), **_operators_paths()},
+        "paths": {
+            **_store_paths(),
+            **_blob_paths(),
+            **_names_paths(),
+            **_uploads_paths(),
+            **_accounts_paths(),
+            **_operators_paths(),
+        },
         "components": {
             "parameters": PARAMETERS,
             "schemas": SCHEMAS,

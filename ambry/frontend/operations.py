@@ -6,7 +6,7 @@ else is in put.py, get.py and update.py; this module binds them to one cluster m
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Final
 
@@ -25,7 +25,18 @@ from ambry.frontend.chance import Chance
 from ambry.frontend.get import OpenBlob, PieceReader
 from ambry.frontend.headers import GetOption
 from ambry.frontend.placement import DEFAULT_OWNER, Peers, Placement, Route
-from ambry.frontend.put import Cut, Means, PutPlan, SmallPut, Source, Upload
+from ambry.frontend.put import (
+    NOTHING,
+    Cut,
+    Means,
+    PutPlan,
+    Reserved,
+    SmallPut,
+    Source,
+    StoredPart,
+    Upload,
+    reserve,
+)
 from ambry.frontend.reclaim import Reclaimer
 from ambry.limits import BODY_BYTES_MAX, CHUNK_BYTES_MAX, REQUEST_DEADLINE_MS, TRANSFER_BYTES_MAX, TRANSFER_QUEUE_MAX
 from ambry.protocol.datanode import Datanode
@@ -157,6 +168,29 @@ class Operations:
     async def put(self, source: Source, plan: PutPlan) -> str:
         """Store a body of any size and return its text id. Nothing is readable unless this returns."""
         return await Upload(self._means, source, plan).run()
+
+    def reserve(self, created_ms: int, owner: bytes) -> Reserved:
+        """What a blob that is put in parts has from its beginning on. Raises Unavailable."""
+        return reserve(self._means, created_ms, owner)
+
+    async def put_part(self, source: Source, plan: PutPlan, reserved: Reserved) -> StoredPart:
+        """Store a part of such a blob. Nothing is readable, and nothing stays unless this returns."""
+        return await Upload(self._means, source, plan, reserved).run_part()
+
+    async def put_leaf(self, entries: Sequence[Entry], plan: PutPlan, reserved: Reserved) -> Entry:
+        """Store a leaf of the manifest of such a blob: `leaf_entries` chunks, fewer of the last."""
+        return await Upload(self._means, NOTHING, plan, reserved).run_leaf(entries)
+
+    async def put_manifest(
+        self, entries: Sequence[Entry], level: int, plan: PutPlan, reserved: Reserved, attempt: int
+    ) -> bytes:
+        """Make such a blob of its chunks, or leaves; its binary id. See Upload.run_manifest."""
+        return await Upload(self._means, NOTHING, plan, reserved).run_manifest(entries, level, attempt)
+
+    @property
+    def leaf_entries(self) -> int:
+        """Chunks of a full leaf; a manifest of more has leaves."""
+        return self._means.cut.manifest_entries
 
     async def open(self, blob_id: bytes, option: GetOption, *, head_size: int, is_quorum: bool = False) -> OpenBlob:
         """Find a blob; see get.open_blob."""

@@ -5,11 +5,15 @@ are put while the next one fills, at most two at a time, and the manifest last; 
 Chunks carry the ids that the upload reserved for its manifest and a deadline, so that a sweeper can collect what a
 killed frontend leaves. Manifests form a tree of two levels: full leaves are put on the way like chunks.
 
+An upload in parts does the same in pieces, for several processes one after the other: what it reserved is kept
+elsewhere (uploads.py), each part is chunks, and the manifest is put when whoever sends them says that all are there.
+
 A put that fails its quorum is tried once more in another partition; the failed attempt is tombstoned, and so is
 everything of an upload that fails. This module knows records and replicas; it does not know HTTP.
 """
 
 import asyncio
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final, Protocol
 
@@ -20,7 +24,16 @@ from ambry.blob.manifest import Entry, encode_manifest
 from ambry.blob.properties import Properties, encode_properties
 from ambry.blob.requests import Buffer, PutRequest, StateAnswer
 from ambry.clock import Clock
-from ambry.errors import AmbryError, BadRequest, BlobCollision, DeadlineExceeded, DiskFull, Overloaded, TooLarge
+from ambry.errors import (
+    AmbryError,
+    BadDigest,
+    BadRequest,
+    BlobCollision,
+    DeadlineExceeded,
+    DiskFull,
+    Overloaded,
+    TooLarge,
+)
 from ambry.frontend import replicas
 from ambry.frontend.budget import TransferBudget
 from ambry.frontend.buffers import BufferPool
@@ -61,6 +74,19 @@ class Source(Protocol):
         ...
 
 
+class _Nothing:
+    """The body of a record without bytes."""
+
+    __slots__ = ()
+
+    async def read(self) -> bytes:
+        """The end."""
+        return b""
+
+
+NOTHING: Final[Source] = _Nothing()
+
+
 @dataclass(frozen=True, slots=True)
 class PutPlan:
     """What is known of a blob before its body: `properties` without size, times in ms since 1970."""
@@ -94,6 +120,32 @@ class Means:
     chance: Chance
     cut: Cut
     buffers: BufferPool
+
+
+@dataclass(frozen=True, slots=True)
+class Reserved:
+    """What the chunks of one composite blob have in common: where its manifest may be, and until when it is put."""
+
+    manifest_ids: tuple[bytes, ...]
+    upload_id: bytes
+    deadline_ms: int
+
+
+def reserve(means: Means, created_ms: int, owner: bytes) -> Reserved:
+    """Ids for the manifest of a new blob. Raises Unavailable when no partition takes puts."""
+    placement = means.placement
+    group = placement.pick_group(MANIFEST_CANDIDATES_MAX, asyncio.get_running_loop().time())
+    manifest_ids = tuple(placement.mint(Kind.COMPOSITE, one, created_ms, owner) for one in group)
+    return Reserved(manifest_ids, means.chance.token(16), created_ms + UPLOAD_DEADLINE_MS)
+
+
+@dataclass(frozen=True, slots=True)
+class StoredPart:
+    """The chunks of one part, durable, and the digests that were asked for."""
+
+    entries: tuple[Entry, ...]
+    size: int
+    digests: Mapping[str, bytes]
 
 
 class SmallPut:
@@ -260,28 +312,26 @@ class _Chunk:
 
 
 class Upload:
-    """One body on its way into blobs. `run` does it all."""
+    """One body on its way into blobs. `run` does it all; `run_part` stores a part of a blob that was reserved for."""
 
     __slots__ = (
         "_budget",
-        "_deadline_ms",
         "_entries",
         "_group",
         "_in_flight",
         "_is_reading_done",
         "_leaves",
-        "_manifest_ids",
         "_means",
         "_next_in_group",
         "_plan",
         "_put_ids",
+        "_reserved",
         "_rest",
         "_size",
         "_source",
-        "_upload_id",
     )
 
-    def __init__(self, means: Means, source: Source, plan: PutPlan) -> None:
+    def __init__(self, means: Means, source: Source, plan: PutPlan, reserved: Reserved | None = None) -> None:
         self._means = means
         self._budget = means.budget
         self._source = source
@@ -295,9 +345,7 @@ class Upload:
         self._put_ids: list[bytes] = []
         self._group: tuple[int, ...] = ()
         self._next_in_group = 0
-        self._manifest_ids: tuple[bytes, ...] = ()
-        self._upload_id = b""
-        self._deadline_ms = 0
+        self._reserved = reserved
 
     async def run(self) -> str:
         """Store the body and return the blob's id. Raises what the source raises, and the errors of a put."""
@@ -312,6 +360,43 @@ class Upload:
             if not is_handed_on:
                 first.release()
         return await self._put_composite(first)
+
+    async def run_part(self) -> StoredPart:
+        """Store the body as chunks and return these. Raises as `run`; then nothing of it stays."""
+        self._choose_group()
+        await self._put_chunks(await self._next_chunk())
+        try:
+            digests = self._checked_digests()
+        except BadDigest:
+            self._means.reclaimer.add(self._put_ids, self._plan.expires_at_ms)
+            raise
+        return StoredPart(tuple(self._whole_entries()), self._size, digests)
+
+    async def run_leaf(self, entries: Sequence[Entry]) -> Entry:
+        """Store a full leaf of the manifest that was reserved for."""
+        self._choose_group()
+        return await self._put_owned(encode_manifest(0, entries), sum(entry.size for entry in entries), level=0)
+
+    async def run_manifest(self, entries: Sequence[Entry], level: int, attempt: int) -> bytes:
+        """Put the manifest under the reserved id of this number and return that id. Its properties are the plan's.
+
+        The same once more is a success that changes nothing. Raises the errors of a put, and tombstones nothing:
+        whoever goes on with another number has to.
+        """
+        assert self._reserved is not None
+        body = encode_manifest(level, entries)
+        vector = checksum_vector(body)
+        blob_id = self._reserved.manifest_ids[attempt]
+        self._check_deadline()
+        plan = self._plan
+        properties = encode_properties(replace(plan.properties, level=level))
+        root = root_of(vector, len(body))
+        request = PutRequest(blob_id, plan.created_ms, plan.expires_at_ms, properties, body, vector, root)
+        try:
+            await self._put_patiently(request, asyncio.get_running_loop().time() + REQUEST_DEADLINE_MS / 1000)
+        except AmbryError as error:
+            raise replicas.put_error(error) from error
+        return blob_id
 
     # --- simple ------------------------------------------------------------------------------------------------
 
@@ -335,17 +420,24 @@ class Upload:
     # --- composite ---------------------------------------------------------------------------------------------
 
     async def _put_composite(self, first: _Chunk) -> str:
+        await self._put_chunks(first)
+        try:
+            return await self._put_manifest()
+        except BaseException:
+            self._means.reclaimer.add(self._put_ids, self._plan.expires_at_ms)
+            raise
+
+    async def _put_chunks(self, first: _Chunk) -> None:
+        """Put this chunk and all that follow; what is stored of them is tombstoned when that fails."""
         try:
             async with asyncio.TaskGroup() as tasks:
                 chunk = first
-                while True:
+                while len(chunk):
                     await self._start_chunk(tasks, chunk)
                     if chunk.is_last:
-                        break
+                        return
                     chunk = await self._next_chunk()
-                    if not len(chunk):
-                        break
-            return await self._put_manifest()
+                chunk.release()
         except BaseException as error:
             self._means.reclaimer.add(self._put_ids, self._plan.expires_at_ms)
             if isinstance(error, BaseExceptionGroup):
@@ -355,13 +447,18 @@ class Upload:
             raise
 
     def _reserve(self) -> None:
-        placement = self._means.placement
-        created_ms, owner = self._plan.created_ms, self._plan.owner
+        self._reserved = reserve(self._means, self._plan.created_ms, self._plan.owner)
         # The chunks of one blob stay in few partitions, so that losing one does not touch every large blob.
-        self._group = placement.pick_group(MANIFEST_CANDIDATES_MAX, asyncio.get_running_loop().time())
-        self._manifest_ids = tuple(placement.mint(Kind.COMPOSITE, one, created_ms, owner) for one in self._group)
-        self._upload_id = self._means.chance.token(16)
-        self._deadline_ms = created_ms + UPLOAD_DEADLINE_MS
+        self._group = tuple(partition_of(one) for one in self._reserved.manifest_ids)
+
+    def _choose_group(self) -> None:
+        """Partitions for a part of a blob that began some time ago: those of its manifest, if they still take puts."""
+        assert self._reserved is not None
+        placement = self._means.placement
+        group = tuple(partition_of(one) for one in self._reserved.manifest_ids)
+        self._group = tuple(one for one in group if one in placement.writable) or placement.pick_group(
+            MANIFEST_CANDIDATES_MAX, asyncio.get_running_loop().time()
+        )
 
     async def _start_chunk(self, tasks: asyncio.TaskGroup, chunk: _Chunk) -> None:
         """Put a chunk in the background. Waits only while a full leaf is put or too many are under way."""
@@ -402,11 +499,13 @@ class Upload:
 
     async def _put_owned(self, body: Buffer, size: int, *, level: int | None) -> Entry:
         """Put a chunk or a leaf in a partition of the upload's group, or elsewhere if that fails."""
+        reserved = self._reserved
+        assert reserved is not None
         properties = Properties(
             size=size,
-            manifest_ids=self._manifest_ids,
-            upload_id=self._upload_id,
-            deadline_ms=self._deadline_ms,
+            manifest_ids=reserved.manifest_ids,
+            upload_id=reserved.upload_id,
+            deadline_ms=reserved.deadline_ms,
             level=level,
         )
         self._next_in_group = (self._next_in_group + 1) % len(self._group)
@@ -439,14 +538,19 @@ class Upload:
         root = root_of(vector, len(body))
         properties = encode_properties(replace(self._plan.properties, size=self._size, digests=digests, level=level))
         error: AmbryError | None = None
-        for blob_id in self._manifest_ids[:_ATTEMPTS]:
-            if self._means.clock.now_ms() >= self._deadline_ms:
-                raise DeadlineExceeded("the upload took longer than its chunks are kept")
+        assert self._reserved is not None
+        for blob_id in self._reserved.manifest_ids[:_ATTEMPTS]:
+            self._check_deadline()
             error = await self._try_put(blob_id, properties, body, vector, root)
             if error is None:
                 return text_from_binary(blob_id)
         assert error is not None
         raise error
+
+    def _check_deadline(self) -> None:
+        assert self._reserved is not None
+        if self._means.clock.now_ms() >= self._reserved.deadline_ms:
+            raise DeadlineExceeded("the upload took longer than its chunks are kept")
 
     async def _try_put(
         self, blob_id: bytes, properties: bytes, body: Buffer, vector: bytes, root: int

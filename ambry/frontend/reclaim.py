@@ -52,6 +52,19 @@ class Reclaimer:
         if self._queue and self._task is None:
             self._task = asyncio.get_running_loop().create_task(self._work(), name="reclaim")
 
+    async def tombstone(self, blob_id: bytes, expires_at_ms: int) -> None:
+        """Tombstone one record now, for who has to know that it is done. Raises as a delete; again is fine."""
+        # JOIN, not DELETE: a put that was given up may still arrive, and must find the tombstone.
+        await replicas.converge(
+            self._placement.route_of(blob_id),
+            blob_id,
+            Change.JOIN,
+            BlobState(1, expires_at_ms),
+            time_ms=self._clock.now_ms(),
+            deadline=asyncio.get_running_loop().time() + REQUEST_DEADLINE_MS / 1000,
+        )
+        self.tombstoned += 1
+
     async def close(self, grace_s: float) -> None:
         """Work off what there is for `grace_s` at most, then leave the rest to the sweeper."""
         task = self._task
@@ -61,22 +74,11 @@ class Reclaimer:
             await asyncio.gather(task, return_exceptions=True)
 
     async def _work(self) -> None:
-        loop = asyncio.get_running_loop()
         try:
             while self._queue:
                 blob_id, expires_at_ms = self._queue.popleft()
-                # JOIN, not DELETE: a put that was given up may still arrive, and must find the tombstone.
-                tombstone = BlobState(1, expires_at_ms)
                 try:
-                    await replicas.converge(
-                        self._placement.route_of(blob_id),
-                        blob_id,
-                        Change.JOIN,
-                        tombstone,
-                        time_ms=self._clock.now_ms(),
-                        deadline=loop.time() + REQUEST_DEADLINE_MS / 1000,
-                    )
-                    self.tombstoned += 1
+                    await self.tombstone(blob_id, expires_at_ms)
                 except AmbryError as error:
                     self.dropped += 1
                     _log.info("a record is left to the sweeper", error=str(error))

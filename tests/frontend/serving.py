@@ -20,6 +20,7 @@ from ambry.frontend.chance import Chance
 from ambry.frontend.connection import Connection
 from ambry.frontend.operations import Operations
 from ambry.frontend.put import Cut
+from ambry.frontend.upload_operations import UploadOperations
 from ambry.limits import GIB, MIB
 from ambry.metrics import Metrics
 from ambry.names.sql import Database
@@ -184,6 +185,11 @@ async def serving(
         frontend.operations = frontend.services.operations = make_operations(
             datanodes, clock=clock, cut=cut, budget=budget, cluster_map=make_map(nodes=nodes)
         )
+        names = frontend.services.names
+        if database is not None and names is not None:
+            frontend.services.uploads = UploadOperations(
+                database, frontend.operations, names.versions, clock, DATACENTRE
+            )
     await frontend.load()
     host, port = await frontend.start("127.0.0.1", 0)
     run = Serving(frontend, datanodes, clock, metrics, host, port)

@@ -139,7 +139,8 @@ def test_every_operation_has_an_example_that_is_typed() -> None:
     commands = "\n".join(re.findall(r"^\$ .*curl .*$", pages, re.MULTILINE))
     missing = []
     for path in describe()["paths"]:
-        pattern = re.escape(path).replace(r"/\{id\}", r"\$\w+").replace(r"\{segment\}", "[0-9]")
+        pattern = re.escape(path).replace(r"/\{id\}", r"\$\w+").replace(r"\{upload\}", r"\$\w+")
+        pattern = pattern.replace(r"\{segment\}", "[0-9]").replace(r"\{part\}", "[0-9]")
         pattern = re.sub(r"\\\{(account|container|name)\\\}", r"[\\w.-]+", pattern)
         if not re.search(r"http://127\.0\.0\.1:1174" + pattern + r"(?=[\s\"?)]|$)", commands, re.MULTILINE):
             missing.append(path)

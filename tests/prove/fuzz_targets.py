@@ -48,7 +48,7 @@ from ambry.frontend.headers import (
     parse_ttl,
 )
 from ambry.frontend.lane_heads import harmless_lines, message_size, post_head
-from ambry.frontend.named import _query
+from ambry.frontend.named import query_of
 from ambry.frontend.named_feed import decode_page, parse_place
 from ambry.frontend.signed_url import named_container, parse_url_wish
 from ambry.names.lists import _place_of
@@ -294,7 +294,7 @@ def _path(data: bytes) -> None:
 
 def _named_query(data: bytes) -> None:
     request = SimpleNamespace(rel_url=SimpleNamespace(raw_query_string=data.decode("utf-8", "surrogateescape")))
-    _query(cast("Any", SimpleNamespace(request=request)), frozenset({"prefix", "page", "delimiter", "version"}))
+    query_of(cast("Any", SimpleNamespace(request=request)), frozenset({"prefix", "page", "delimiter", "version"}))
 
 
 def _batch_put(data: bytes) -> None:
