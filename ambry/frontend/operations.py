@@ -226,7 +226,8 @@ class Operations:
 
     async def undelete(self, blob_id: bytes) -> BlobState:
         """Bring a deleted blob back; see update.undelete."""
-        return await self._under_newest_map(lambda: update.undelete(self._placement, self.clock, blob_id))
+        tried: list[BlobState] = []
+        return await self._under_newest_map(lambda: update.undelete(self._placement, self.clock, blob_id, tried))
 
     async def _under_newest_map(self, attempt: Callable[[], Awaitable[BlobState]]) -> BlobState:
         """Once more, when a datanode has refused it under an old map and a newer one is there or comes at once.

@@ -54,20 +54,29 @@ async def extend(placement: Placement, clock: Clock, blob_id: bytes, expires_at_
     return await _converge(placement, clock, blob_id, Change.JOIN, extended(state, expires_at_ms))
 
 
-async def undelete(placement: Placement, clock: Clock, blob_id: bytes) -> BlobState:
-    """Bring a deleted blob back. Raises BlobNotFound when its bytes are gone, BlobExpired, NotAllowed if it lives."""
+async def undelete(placement: Placement, clock: Clock, blob_id: bytes, tried: list[BlobState]) -> BlobState:
+    """Bring a deleted blob back. Raises BlobNotFound when its bytes are gone, BlobExpired, NotAllowed if it lives.
+
+    `tried`: what earlier attempts of the same request have aimed at, and this one too from now on. A blob that lives
+    as one of them wanted it was brought back by this request, whatever that attempt heard of it.
+    """
     kind_of(blob_id)
     state, bytes_are_here = await _survey(placement, blob_id)
     if state.is_deleted and bytes_are_here is False:
         raise BlobNotFound("the blob was deleted for good")
     if state.is_expired(clock.now_ms()):
         raise BlobExpired("the blob has expired")
-    if not state.is_deleted:
+    if state.is_deleted:
+        target = undeleted(state)
+        tried.append(target)
+    elif state.life in {one.life for one in tried}:
+        target = state
+    else:
         raise NotAllowed("the blob is not deleted")
     if bytes_are_here is None:
         await _find_bytes(placement, blob_id)
     try:
-        return await _converge(placement, clock, blob_id, Change.JOIN, undeleted(state))
+        return await _converge(placement, clock, blob_id, Change.JOIN, target)
     except Unavailable as error:
         _, bytes_are_here = await _survey(placement, blob_id)
         if bytes_are_here is not False:

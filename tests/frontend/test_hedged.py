@@ -11,7 +11,15 @@ from ambry.blob.blob_id import binary_from_text
 from ambry.blob.properties import Properties, encode_properties
 from ambry.blob.state import NEVER, BlobState
 from ambry.cluster.map import ClusterMap, Datacentre, Disk, Node, Partition, Replica, ReplicaState
-from ambry.errors import BlobDeleted, BlobNotFound, ConnectionLost, DeadlineExceeded, NoSuchReplica, Unavailable
+from ambry.errors import (
+    BlobDeleted,
+    BlobNotFound,
+    ConnectionLost,
+    DeadlineExceeded,
+    NoSuchReplica,
+    NotAllowed,
+    Unavailable,
+)
 from ambry.frontend.headers import GetOption
 from ambry.frontend.operations import Operations
 from ambry.limits import GIB, HEDGE_MS_MAX, HEDGE_MS_UNKNOWN
@@ -318,6 +326,33 @@ def test_an_undelete_brings_the_bytes_to_replicas_that_lack_them() -> None:
         assert await operations.undelete(blob_id) == BlobState(2, NEVER)
         await settle()
         assert sum(nodes[name].blobs[blob_id].has_body for name in ("a1", "a2", "a3")) >= 2
+
+    run_two(test)
+
+
+def test_an_undelete_that_took_effect_under_an_old_map_is_acknowledged_by_its_second_attempt() -> None:
+    async def test(operations: Operations, nodes: dict[str, MemoryDatanode]) -> None:
+        blob_id = await put(operations)
+        await settle()
+        await operations.delete(blob_id)
+        await settle()
+        for name in ("a2", "a3"):
+            nodes[name].fail("update", NoSuchReplica("moved"), times=None)
+        reloads: list[int] = []
+
+        async def reload(version: int) -> bool:
+            await settle()
+            assert nodes["a1"].blobs[blob_id].state == BlobState(2, NEVER), "the first attempt has reached one"
+            reloads.append(version)
+            for name in ("a2", "a3"):
+                nodes[name].heal()
+            return True
+
+        operations.reload = reload
+        assert await operations.undelete(blob_id) == BlobState(2, NEVER)
+        assert len(reloads) == 1
+        with pytest.raises(NotAllowed, match="not deleted"):
+            await operations.undelete(blob_id)
 
     run_two(test)
 
