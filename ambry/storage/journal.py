@@ -209,6 +209,11 @@ class Journal:
         """Why this file takes nothing more. What it took before is read on."""
 
     @classmethod
+    def of_file(cls, file: File, disk_id: bytes) -> "Journal":
+        """A file that may be no journal any more, to be looked at only."""
+        return cls(file, disk_id, file.size(), file.size())
+
+    @classmethod
     def create(cls, disk: Disk, disk_id: bytes, size: int) -> "Journal":
         """A new journal of `size` bytes; usable up to FILL_BYTES at once. Durable. Raises DiskFull."""
         file = disk.create(PATH)
@@ -313,6 +318,23 @@ class Journal:
         """The ring before `position` may be overwritten; `sequence` is that of the checkpoint."""
         self._freed_to = position
         self._is_empty = sequence == self.sequence
+
+    def all_groups(self) -> Iterator[tuple[int, Group]]:
+        """Every whole group that lies anywhere in the file, with its position, in the order of the file."""
+        step = 8 * MIB
+        for start in range(RING_AT, self._file.size(), step):
+            window = bytes(self._file.pread(step, start))
+            at = window.find(GROUP_MAGIC)
+            while at >= 0:
+                if at % ALIGNMENT == 0 and (group := read_group(self._file, self._seed, start + at)) is not None:
+                    yield start + at, group
+                at = window.find(GROUP_MAGIC, at + 1)
+
+    def group_at(self, position: int) -> Group:
+        """One that `all_groups` found."""
+        group = read_group(self._file, self._seed, position)
+        assert group is not None
+        return group
 
     def read_groups(self, position: int, sequence: int, epoch: int) -> "GroupReader":
         """The valid groups from a checkpoint on."""
@@ -506,20 +528,26 @@ class GroupReader:
         return False
 
     def _group_at(self, position: int) -> Group | None:
-        header = decode_group_header(bytes(self._file.pread(GROUP_HEADER_SIZE, position)), self._seed)
-        if header is None:
+        group = read_group(self._file, self._seed, position)
+        if group is None or group.sequence != self.sequence + 1 or group.epoch < self.epoch:
             return None
-        sequence, epoch, count, size, checksum = header
-        if sequence != self.sequence + 1 or epoch < self.epoch:
-            return None
-        payload = bytes(self._file.pread(size, position + GROUP_HEADER_SIZE))
-        if len(payload) != size or xxh3_64_intdigest(payload, self._seed) != checksum:
-            return None
-        entries = decode_payload(payload, count)
-        if entries is None:
-            return None
-        end = position + GROUP_HEADER_SIZE + size
-        return Group(sequence, epoch, entries, end + -end % ALIGNMENT)
+        return group
+
+
+def read_group(file: File, seed: int, position: int) -> Group | None:
+    """The group that is at a position, whichever it is; None when there is no whole one."""
+    header = decode_group_header(bytes(file.pread(GROUP_HEADER_SIZE, position)), seed)
+    if header is None:
+        return None
+    sequence, epoch, count, size, checksum = header
+    payload = bytes(file.pread(size, position + GROUP_HEADER_SIZE))
+    if len(payload) != size or xxh3_64_intdigest(payload, seed) != checksum:
+        return None
+    entries = decode_payload(payload, count)
+    if entries is None:
+        return None
+    end = position + GROUP_HEADER_SIZE + size
+    return Group(sequence, epoch, entries, end + -end % ALIGNMENT)
 
 
 def seed_of_disk(disk_id: bytes) -> int:

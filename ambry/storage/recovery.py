@@ -20,6 +20,7 @@ blobs (but for 6). Nothing acknowledged is lost, nothing deleted returns: the jo
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Final
 
 from ambry.clock import Clock
 from ambry.config import StorageSettings
@@ -46,7 +47,7 @@ from ambry.storage.index_entry import (
     partition_range,
     repair_key,
 )
-from ambry.storage.journal import BODY_ELSEWHERE, NEXT_PATH, Checkpoint, Group, GroupReader, Journal, JournalEntry
+from ambry.storage.journal import BODY_ELSEWHERE, NEXT_PATH, Group, GroupReader, Journal, JournalEntry
 from ambry.storage.journal import PATH as JOURNAL_PATH
 from ambry.storage.late_rows import LateRows, settle
 from ambry.storage.plain_scan import PlainRecord, plain_pages
@@ -65,6 +66,11 @@ from ambry.storage.segment import Damage
 from ambry.storage.store import DiskStore
 
 _BATCH_RECORDS = 1000
+
+WAY_OUT: Final = (
+    "`ambry datanode check --discard-journal` opens the disk without it and names what is missing; or empty the disk, "
+    "and peers give its replicas anew"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,12 +107,12 @@ def open_store(
     meta, journal, is_new = _open_identity(disk, settings, random_bytes)
     checkpoint = journal.read_checkpoint()
     if checkpoint is None:
-        raise DirectoryUnusable(f"{JOURNAL_PATH} has no valid checkpoint: it is damaged")
+        raise DirectoryUnusable(f"{JOURNAL_PATH} has no valid checkpoint, it is damaged: {WAY_OUT}")
     epoch = max(meta.epoch, checkpoint.epoch) + 1
     if epoch >= 2**EPOCH_BITS:
         raise DirectoryUnusable(f"the disk was opened {2**EPOCH_BITS - 1} times, which is all its LSNs allow")
     write_disk_meta(disk, DiskMeta(meta.disk_id, epoch))
-    replicas = _open_replicas(disk, checkpoint)
+    replicas = open_replicas(disk, checkpoint.ends)
     index, applied = _open_index(index_source, meta.disk_id)
     rebuilds = applied < checkpoint.sequence
     groups = journal.read_groups(checkpoint.position, checkpoint.sequence, checkpoint.epoch)
@@ -117,8 +123,8 @@ def open_store(
     redo.all(groups, journal)
     if applied > groups.sequence or groups.is_cut_short():
         raise DirectoryUnusable(
-            f"{JOURNAL_PATH} is damaged behind group {groups.sequence}, which is not the last one: acknowledged blobs "
-            "are missing, and peers have to give this disk's replicas anew"
+            f"{JOURNAL_PATH} is damaged behind group {groups.sequence}, which is not the last one, and acknowledged "
+            f"blobs may be missing: {WAY_OUT}"
         )
     for replica in replicas.values():
         settle_ends(replica)
@@ -165,7 +171,9 @@ def _open_identity(
     if meta is not None:
         journal = Journal.open(disk, meta.disk_id, settings.journal_bytes)
         if journal is None:
-            raise DirectoryUnusable(f"{JOURNAL_PATH} is missing or damaged, and with it the newest acknowledged blobs")
+            raise DirectoryUnusable(
+                f"{JOURNAL_PATH} is missing or damaged, and with it the newest acknowledged blobs: {WAY_OUT}"
+            )
         # A crash came before it took the journal's place; the journal has everything.
         disk.remove(NEXT_PATH)
         return meta, journal, False
@@ -178,8 +186,9 @@ def _open_identity(
     return meta, journal, True
 
 
-def _open_replicas(disk: Disk, checkpoint: Checkpoint) -> dict[int, Replica]:
-    ends = {(partition, number): end for partition, number, end in checkpoint.ends}
+def open_replicas(disk: Disk, known: Sequence[tuple[int, int, int]]) -> dict[int, Replica]:
+    """The replicas of a disk, by partition; `known` are (partition, segment, end) of the last checkpoint."""
+    ends = {(partition, number): end for partition, number, end in known}
     opened = ((partition, open_replica(disk, partition, ends)) for partition in listed_partitions(disk))
     return {partition: replica for partition, replica in opened if replica is not None}
 

@@ -23,7 +23,7 @@ from typing import Any, Final
 from unittest.mock import patch
 
 from ambry.blob.requests import Change, GetRequest
-from ambry.errors import AmbryError, DirectoryUnusable, DiskFull, DiskUnavailable
+from ambry.errors import AmbryError, BlobDeleted, BlobNotFound, DirectoryUnusable, DiskFull, DiskUnavailable
 from ambry.limits import JOURNAL_BODY_BYTES_MAX
 from ambry.storage import open_files, real_disk
 from ambry.storage.recovery import open_store
@@ -107,9 +107,13 @@ def _has_settled(world: World) -> bool:
     """The answer of a group never came; a store that goes on, perhaps with another journal, shows which it was."""
     try:
         world.store.checkpoint()
-        world.settle()
+        for blob in world.models[1].blobs.values():
+            # In trouble that stays, nothing can be read either.
+            with contextlib.suppress(BlobNotFound, BlobDeleted):
+                world.store.get(GetRequest(blob.identity, 0, WHOLE, include_deleted=True))
     except (DiskFull, DiskUnavailable):
         return False
+    world.settle()
     return True
 
 
