@@ -3,21 +3,53 @@
 Written piece by piece: `json.dumps` of a thousand small dictionaries takes longer than reading them from the database.
 """
 
+from binascii import b2a_base64
 from json.encoder import encode_basestring_ascii
 from typing import Final
 
-from ambry.blob.blob_id import text_from_binary
-from ambry.names.lists import Entry, Page, VersionPage
-from ambry.names.rows import NameRow, RowKind, moment_of
+from ambry.blob.blob_id import TEXT_SIZE, text_from_binary
+from ambry.names.lists import Page, VersionPage
+from ambry.names.rows import VERSION_COUNT_BITS, NameRow, RowKind, moment_of
 from ambry.names.sql import FOREVER
+
+_URL_SAFE: Final = bytes.maketrans(b"+/", b"-_")
 
 _KINDS: Final = {RowKind.PUT: "PUT", RowKind.MARKER: "DELETE"}
 
 
 def page_json(page: Page) -> bytes:
     """A page of names."""
-    entries = ",\n".join(map(_entry, page.entries))
-    return f'{{"entries": [\n{entries}\n], "nextPageToken": {_token(page.token)}}}\n'.encode()
+    # One conversion for the ids of all names. With a byte behind it each has 44 characters, the first 43 its own.
+    packed = "00".join([*(row[1] for row in page.rows if len(row) > 1), ""])
+    ids = b2a_base64(bytes.fromhex(packed), newline=False).translate(_URL_SAFE).decode("ascii")
+    at = 0
+    # Pieces of the whole page, joined once: each copy of it is as dear as a hundred names.
+    pieces = ['{"entries": [']
+    start = '\n{"blobName": '
+    for row in page.rows:
+        name = encode_basestring_ascii(row[0])
+        if len(row) == 1:
+            pieces += (start, name, ', "isDirectory": true}')
+        else:
+            # What `moment_of`, `_expiry` and `format_version` say, without a call of each for each name.
+            _, _, version, datacentre, size, _, expires_at_ms, _ = row
+            pieces += (
+                start,
+                name,
+                ', "isDirectory": false, "blobId": "',
+                ids[at : at + TEXT_SIZE],
+                '", "blobSize": ',
+                str(size),
+                ', "modifiedTimeMs": ',
+                str(version >> VERSION_COUNT_BITS),
+                ', "expirationTimeMs": ',
+                "-1" if expires_at_ms == FOREVER else str(expires_at_ms),
+                f', "version": "{version:016x}{datacentre:04x}"}}',
+            )
+            at += TEXT_SIZE + 1
+        start = ',\n{"blobName": '
+    pieces.append(f'\n], "nextPageToken": {_token(page.token)}}}\n')
+    return "".join(pieces).encode("ascii")
 
 
 def versions_json(page: VersionPage) -> bytes:
@@ -30,18 +62,6 @@ def versions_json(page: VersionPage) -> bytes:
 def _is_latest(rows: list[NameRow], at: int) -> bool:
     """Names come whole, newest version first."""
     return at == 0 or rows[at - 1].name != rows[at].name
-
-
-def _entry(entry: Entry) -> str:
-    name = encode_basestring_ascii(entry.name.decode("utf-8"))
-    current = entry.current
-    if current is None:
-        return f'{{"blobName": {name}, "isDirectory": true}}'
-    return (
-        f'{{"blobName": {name}, "isDirectory": false, "blobId": "{text_from_binary(current.blob_id)}", '
-        f'"blobSize": {current.size}, "modifiedTimeMs": {moment_of(current.version)}, '
-        f'"expirationTimeMs": {_expiry(current.expires_at_ms)}, "version": "{current.version_text}"}}'
-    )
 
 
 def _version(row: NameRow, *, is_latest: bool) -> str:

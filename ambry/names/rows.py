@@ -24,7 +24,9 @@ from ambry.blob.value import value
 from ambry.errors import BadRequest
 from ambry.names.sql import FOREVER, Row, Value
 
-_COUNT_BITS: Final = 16
+VERSION_COUNT_BITS: Final = 16
+"""The low bits of a version; above them is its moment."""
+
 _VERSION_DIGITS: Final = 16
 _DATACENTRE_DIGITS: Final = 4
 
@@ -193,12 +195,12 @@ def _extended(row: NameRow, expires_at_ms: int) -> NameRow:
 
 def version_at(now_ms: int) -> int:
     """The least version of a moment."""
-    return now_ms << _COUNT_BITS
+    return now_ms << VERSION_COUNT_BITS
 
 
 def moment_of(version: int) -> int:
     """The moment of a version, ms since 1970."""
-    return version >> _COUNT_BITS
+    return version >> VERSION_COUNT_BITS
 
 
 class Versions:
