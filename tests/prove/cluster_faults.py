@@ -17,7 +17,7 @@ import shutil
 import signal
 import subprocess
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -87,6 +87,8 @@ class Faults:
     broken: list[str] = field(default_factory=list)
     """What did not come back."""
     away: set[str] = field(default_factory=set)
+    losing: dict[int, asyncio.Lock] = field(default_factory=lambda: defaultdict(asyncio.Lock))
+    """Of a datacentre: held while a replica there lacks what was acknowledged, so that no other one is lost or away."""
 
     async def run(self) -> None:
         """Until told to stop. Everything runs and is connected then, but for who is `away`."""
@@ -123,7 +125,7 @@ class Faults:
             (3, lambda: self.cut("not heard", [(node, "*")], HOLD_S)),
             (3, lambda: self.cut("hears nothing", [("*", node)], HOLD_S)),
         ]
-        if not self.away:
+        if not self.losing[datacentre].locked():
             # Of two copies that a write was acknowledged with, one may be with somebody who is away.
             choices += [(2, lambda: self.empty(node, is_whole_disk=False)), (1, lambda: self.empty(node))]
         choices += [(2, partial(self.fill_disk, name)) for name in nodes if name in self.small]
@@ -167,16 +169,24 @@ class Faults:
         finally:
             process.send_signal(signal.SIGCONT)
 
-    async def leave(self, name: str) -> None:
-        """Be away until `come_back`, while the others go on."""
+    async def leave(self, name: str) -> bool:
+        """Be away until `come_back`, while the others go on. False when the run ended before it could be so."""
+        lock = self.losing[_place(name)]
+        while lock.locked():
+            if self.stopping.is_set():
+                return False
+            await self._hold(0.2)
+        await lock.acquire()
         self.away.add(name)
         await self._end(name)
+        return True
 
     async def come_back(self, name: str) -> None:
         """After a long time."""
         self.made["datanode back after most of the run"] += 1
         await self._back(name)
         self.away.discard(name)
+        self.losing[_place(name)].release()
 
     async def _end(self, name: str) -> None:
         process = self.cluster.processes[name]
@@ -223,6 +233,8 @@ class Faults:
 
     async def empty(self, name: str, *, is_whole_disk: bool = True) -> None:
         """A datanode comes back with nothing of one replica, or of all; waits until they serve again."""
+        lock = self.losing[_place(name)]
+        await lock.acquire()
         disk = self._disk(name)
         replica = self.chance.choice(sorted((disk / "partitions").iterdir()))
         before = await self._placed(name)
@@ -236,9 +248,11 @@ class Faults:
         give_up_at = time.monotonic() + REJOINED_S
         while not _have_rejoined(before, await self._placed(name), lost):
             if time.monotonic() > give_up_at:
-                self.broken.append(f"emptied replicas of {name} do not serve after {REJOINED_S:.0f} s")
+                # The lock stays: with this one incomplete, another loss would be one too many.
+                self.broken.append(f"emptied replicas {lost} of {name} do not serve after {REJOINED_S:.0f} s")
                 return
             await asyncio.sleep(0.5)
+        lock.release()
 
     async def _placed(self, name: str) -> dict[int, Replica]:
         """The replicas of a datanode by partition, as the map has them."""
@@ -275,6 +289,11 @@ class Faults:
             await self._hold(1.5 * REGISTRY_SESSION_S)
         finally:
             os.kill(pid, signal.SIGCONT)
+
+
+def _place(name: str) -> int:
+    """The datacentre of a process."""
+    return int(name.split("-")[1])
 
 
 def _read_map(hosts: str) -> ClusterMap:

@@ -64,6 +64,8 @@ class Clients:
     history: History = field(default_factory=History)
     problems: list[str] = field(default_factory=list)
     answers: Counter[str] = field(default_factory=Counter)
+    refused: dict[bytes, list[Attempt]] = field(default_factory=dict)
+    """Undeletes of blobs that lived: they have changed nothing, and a violation names them all the same."""
 
     async def run(self) -> None:
         """All operations."""
@@ -73,7 +75,10 @@ class Clients:
 
     def _session(self) -> aiohttp.ClientSession:
         timeout = aiohttp.ClientTimeout(total=TIMEOUT_S)
-        return aiohttp.ClientSession(timeout=timeout, connector=aiohttp.TCPConnector(limit=0))
+        session = aiohttp.ClientSession(timeout=timeout, connector=aiohttp.TCPConnector(limit=0))
+        # An undelete that the library sent twice would be refused, though it has happened.
+        session._retry_connection = False
+        return session
 
     async def _client(self, session: aiohttp.ClientSession, chance: random.Random) -> None:
         steps = (
@@ -143,19 +148,38 @@ class Clients:
         async with call.session.get(f"{call.url}/{text_from_binary(blob.blob_id)}", headers=headers) as answer:
             body = await answer.read()
         self._told("quorum read" if is_quorum else "read", answer.status, 200, 206, 404, 410)
+        try:
+            self._judge(blob, answer.status, body, (start, stop), call.place, begun, is_quorum, is_settled)
+        except Violation as violation:
+            known = [*blob.attempts, *self.refused.get(blob.blob_id, [])]
+            told = [f"{one} refused" if one not in blob.attempts else str(one) for one in known]
+            when = f"read in {call.place} at {begun:.3f}, put at {blob.acknowledged:.3f}"
+            raise Violation(f"{violation}; {when}; {told}") from violation
+        return answer.status not in NOT_NOW
+
+    def _judge(
+        self,
+        blob: Blob,
+        status: int,
+        body: bytes,
+        part: tuple[int, int],
+        place: int,
+        begun: float,
+        is_quorum: bool,
+        is_settled: bool,
+    ) -> None:
         now_ms = _now_ms()
-        if answer.status in {200, 206}:
+        if status in {200, 206}:
             self.history.saw_bytes(
-                blob, body, start=start, stop=stop, is_quorum=is_quorum, datacentre=call.place, begun=begun,
+                blob, body, start=part[0], stop=part[1], is_quorum=is_quorum, datacentre=place, begun=begun,
                 now_ms=now_ms,
             )  # fmt: skip
             if is_settled and blob.last_delete_is_final():
                 raise Violation(f"{blob.blob_id.hex()}: deleted for good, and readable after everything healed")
-        elif answer.status == 410:
+        elif status == 410:
             self.history.saw_gone(blob, now_ms=now_ms, is_settled=is_settled)
-        elif answer.status == 404:
+        elif status == 404:
             self.history.saw_not_found(blob, now_ms=now_ms)
-        return answer.status not in NOT_NOW
 
     async def _read_unknown(self, call: "_Call") -> None:
         """An id that nobody was given."""
@@ -192,6 +216,7 @@ class Clients:
             self._told("undelete", answer.status, 200, 404, 409, 410)
         if code == "not_allowed":
             blob.attempts.remove(attempt)
+            self.refused.setdefault(blob.blob_id, []).append(attempt)
         attempt.is_acknowledged = answer.status == 200
         attempt.ended = time.monotonic()
 
@@ -267,7 +292,8 @@ async def _be_away(clients: Clients, faults: Faults) -> None:
                 await asyncio.wait_for(faults.stopping.wait(), 0.2)
 
     await reached(AWAY_FROM)
-    await faults.leave(AWAY)
+    if not await faults.leave(AWAY):
+        return
     await reached(AWAY_TO)
     await faults.come_back(AWAY)
 
