@@ -63,10 +63,15 @@ class AnyFrontend:
         return self._chance.choice(self._ports)
 
 
-def wires_of(plan: Plan, known_as: Callable[[str], str] = str) -> Wires:
-    """A wire before each datanode of a cluster that is to be started; `known_as` names who dials."""
+def wires_of(
+    plan: Plan,
+    known_as: Callable[[str], str] = str,
+    through: Callable[[], Callable[[bytes], bytes]] = lambda: bytes,
+) -> Wires:
+    """A wire before each datanode of a cluster that is to be started; `known_as` and `through` as there."""
     ports = {name: port for name, port in ports_of(plan).items() if name.startswith("datanode-")}
-    return Wires({name: ((plan.node_host, port), ("127.0.0.1", port)) for name, port in ports.items()}, known_as)
+    ends = {name: ((plan.node_host, port), ("127.0.0.1", port)) for name, port in ports.items()}
+    return Wires(ends, known_as, through)
 
 
 @dataclass(slots=True)

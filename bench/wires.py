@@ -28,10 +28,19 @@ _PIECE_BYTES: Final = 1 << 16
 class Wires:
     """Wires by name, on a thread of their own."""
 
-    def __init__(self, ends: Mapping[str, tuple[Address, Address]], known_as: Callable[[str], str] = str) -> None:
-        """`ends` of each: where it listens, and where it leads. `known_as` is a better name for what a Hello says."""
+    def __init__(
+        self,
+        ends: Mapping[str, tuple[Address, Address]],
+        known_as: Callable[[str], str] = str,
+        through: Callable[[], Callable[[bytes], bytes]] = lambda: bytes,
+    ) -> None:
+        """`ends` of each: where it listens, and where it leads. `known_as` is a better name for what a Hello says.
+
+        `through` makes, for each way of each connection, what the pieces that pass are changed by.
+        """
         self._ends = dict(ends)
         self._known_as = known_as
+        self._through = through
         self._loop = asyncio.new_event_loop()
         self._ready = threading.Event()
         self._thread = threading.Thread(target=self._loop.run_until_complete, args=[self._serve()], name="wires")
@@ -97,11 +106,12 @@ class Wires:
             client, begin = await self._who(reader)
             await self._whole(client, server)
             far_reader, far_writer = await asyncio.open_connection(*leads)
-            far_writer.write(begin)
+            there, back = self._through(), self._through()
+            far_writer.write(there(begin))
             try:
                 ways = [
-                    self._pass_on(reader, far_writer, client, server),
-                    self._pass_on(far_reader, writer, server, client),
+                    self._pass_on(reader, far_writer, there, client, server),
+                    self._pass_on(far_reader, writer, back, server, client),
                 ]
                 await asyncio.gather(*ways, return_exceptions=True)
             finally:
@@ -120,12 +130,17 @@ class Wires:
         return "", said
 
     async def _pass_on(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, sender: str, receiver: str
+        self,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        through: Callable[[bytes], bytes],
+        sender: str,
+        receiver: str,
     ) -> None:
         try:
             while piece := await reader.read(_PIECE_BYTES):
                 await self._whole(sender, receiver)
-                writer.write(piece)
+                writer.write(through(piece))
                 await writer.drain()
         finally:
             # One end is gone: the other end is to know.

@@ -132,6 +132,18 @@ def test_another_secret_is_refused(tmp_path: Path) -> None:
         assert "another secret" not in node.errors_so_far + front.errors_so_far
 
 
+def test_a_frontend_of_another_cluster_is_refused_and_says_so(tmp_path: Path) -> None:
+    datanode, frontend = write_settings(tmp_path)
+    with ambry("datanode", "--config", str(datanode)) as node:
+        node.wait_for("ready")
+        text = (tmp_path / "cluster.toml").read_text()
+        (tmp_path / "cluster.toml").write_text(text.replace('fingerprint = "test"', 'fingerprint = "other"'))
+        with ambry("frontend", "--config", str(frontend)) as front:
+            url = f"http://127.0.0.1:{front.wait_for('ready')['port']}"
+            assert ask("POST", f"{url}/", b"x")[0] == 503
+            assert "the peer belongs to another cluster" in str(front.wait_for("cannot connect")["why"])
+
+
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="certificates are made with the openssl command")
 def test_tls_between_processes_and_to_clients(tmp_path: Path) -> None:
     datanode, frontend = write_settings(tmp_path)

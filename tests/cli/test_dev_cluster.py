@@ -21,7 +21,11 @@ from ambry.cli.operator import layout_at
 from ambry.cli.replica_states import connected
 from ambry.errors import NoSuchReplica, StaleMap
 from ambry.protocol.datanode import Change, GetRequest, UpdateRequest
+from bench.cluster_files import WIRE_HOST, wires_of
+from bench.wires import Wires
 from tests.cli.processes import ask, get, put
+from tests.prove.cluster_faults import Faults, names_by_pid
+from tests.prove.histories import histories_of
 from tests.replication.cluster import record
 from tests.zookeeper_server import install
 
@@ -31,8 +35,17 @@ pytestmark = pytest.mark.timeout(280)
 @pytest.fixture(scope="module")
 def cluster(module_folder: Path) -> Iterator[Running]:
     install()
-    with running(Plan(module_folder, datacentres=2, datanodes=4, frontends=1, partitions=3, replicas=3)) as made:
+    plan = Plan(module_folder, datacentres=2, datanodes=4, frontends=1, partitions=3, replicas=3, node_host=WIRE_HOST)
+    found: list[Running] = []
+    between = wires_of(plan, lambda said: names_by_pid(found[0], said) if found else said)
+    with between.running(), running(plan) as made:
+        found.append(made)
+        WIRES.append(between)
         yield made
+
+
+WIRES: list[Wires] = []
+"""Those before the datanodes of the cluster."""
 
 
 def operate(cluster: Running, *arguments: str, status: int = 0) -> str:
@@ -111,6 +124,16 @@ def test_a_datanode_that_was_killed_comes_back_and_has_what_it_missed(cluster: R
 def operate_any(cluster: Running, *arguments: str) -> str:
     environment = {"AMBRY_ZOOKEEPER": cluster.zookeeper.hosts}
     return click.testing.CliRunner().invoke(main, arguments, env=environment, catch_exceptions=False).stdout
+
+
+def test_clients_of_a_cluster_in_trouble_are_told_nothing_that_may_never_happen(cluster: Running) -> None:
+    seed = random.randrange(2**32)
+    print(f"seed {seed}")
+    figures = histories_of(
+        cluster, lambda stopping: Faults(cluster, WIRES[0], random.Random(seed), (), stopping), seed, 600
+    )
+    assert figures["escaped"] == []
+    assert figures["faults"]
 
 
 def test_zookeeper_is_away_and_nobody_notices_but_changes_wait(cluster: Running) -> None:
