@@ -52,6 +52,7 @@ def parse_url_wish(headers: Mapping[str, str], now_ms: int) -> UrlWish:
             "an upload by PUT is under a name: x-ambry-blob-id is /named/ACCOUNT/CONTAINER/NAME",
             field="x-ambry-blob-id",
         )
+    subject = subject.removeprefix("/")
     blob_id = _binary(subject)
     return UrlWish(SignedUrl("", method, f"/{subject}", expires_s), blob_id, ("", ""))
 
