@@ -16,8 +16,8 @@ CHANGES = {
     *("replica add", "replica remove", "replica repair", "replica pause", "replica resume"),
 }
 ASKS_DATANODES = {
-    *("cluster verify", "partition check", "partition compare", "replica repair", "replica pause", "replica resume"),
-    *("replica remove", "replication status", "replication lag", "blob locate", "blob verify", "wait"),
+    *("cluster verify", "partition move", "partition check", "partition compare", "replica remove", "replica repair"),
+    *("replica pause", "replica resume", "replication status", "replication lag", "blob locate", "blob verify", "wait"),
 }
 
 
