@@ -220,7 +220,14 @@ class _Process:
         ssl = node_server_context(settings.node_tls) if settings.node_tls else None
         fingerprint = membership.cluster_map.fingerprint
         server = DatanodeServer(
-            local, node.name, fingerprint, self._secret, ssl, peer=replication.feed, refusal=fence.refusal
+            local,
+            node.name,
+            fingerprint,
+            self._secret,
+            ssl,
+            peer=replication.feed,
+            refusal=fence.refusal,
+            told=fence.told,
         )
         watch_connections(server, self.metrics)
         stack.push_async_callback(server.stop, settings.shutdown_grace_ms / 1000)

@@ -140,7 +140,7 @@ def add_replica(
     elif disk not in [one.path for one in found.disks]:
         raise ChangeRefused(f"{node} has no disk {disk}")
     room.claim(node, disk, partition.capacity)
-    return _with_replicas(old, partition, (*partition.replicas, Replica(node, disk, ReplicaState.JOINING)))
+    return _with_replicas(old, partition, (*partition.replicas, Replica(node, disk, ReplicaState.JOINING, is_new=True)))
 
 
 def serve(old: ClusterMap, number: int, node: str) -> ClusterMap:
@@ -227,7 +227,8 @@ def _with_state(old: ClusterMap, number: int, node: str, state: ReplicaState) ->
     replica = _replica(partition, node)
     if replica.state is state:
         return old
-    new = _exchanged(partition, replace(replica, state=state), old.version + 1)
+    is_new = replica.is_new and state is not ReplicaState.SERVING
+    new = _exchanged(partition, replace(replica, state=state, is_new=is_new), old.version + 1)
     return replace(old, version=old.version + 1, partitions={**old.partitions, number: new})
 
 

@@ -152,6 +152,7 @@ def _rows(partitions: list[Partition]) -> dict[str, object]:
                 disks.setdefault((replica.node, replica.disk_path), len(disks)),
                 replica.state.value[0],
                 replica.incarnation.hex() if replica.incarnation is not None else "",
+                *([1] if replica.is_new else []),
             ]
             for replica in one.replicas
         ]
@@ -283,8 +284,8 @@ def _read_partitions(content: dict[str, Any], partitions: dict[int, Partition]) 
     for number, capacity, is_sealed, membership, rows, *_ in content["partitions"]:
         replicas = tuple(
             [
-                Replica(disks[disk][0], disks[disk][1], states[state], unhex(incarnation) or None)
-                for disk, state, incarnation, *_ in rows
+                Replica(disks[disk][0], disks[disk][1], states[state], unhex(incarnation) or None, rest[:1] == [1])
+                for disk, state, incarnation, *rest in rows
             ]
         )
         partitions[number] = Partition(number, capacity, bool(is_sealed), membership, replicas)

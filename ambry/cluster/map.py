@@ -51,13 +51,15 @@ class Node:
 class Replica:
     """One copy of a partition: on which disk of which datanode, and in which state.
 
-    `incarnation` is the life of that copy which the map vouches for; None where the map does not say.
+    `incarnation` is the life of that copy which the map vouches for; None where the map does not say. `is_new`: it has
+    never served, so whoever uses an older map does not count it.
     """
 
     node: str
     disk_path: str
     state: ReplicaState
     incarnation: bytes | None = None
+    is_new: bool = False
 
 
 @value

@@ -7,13 +7,15 @@ write (guarantee G3). Whatever is not certain is Unavailable, never a guess.
 A replica that joins takes writes and its durable answer counts: so what is acknowledged while it joins still meets
 every quorum when it serves. What it does not know proves nothing, and neither does what it knows of the past: no
 witness, and a change of state must reach N - W + 1 that serve as well. It stays in N, and so does one that leaves: a
-write may have been acknowledged by a replica that lost its disk since and by one other.
+write may have been acknowledged by a replica that lost its disk since and by one other. A replica that is new, or
+leaves, changes what W is: writes meet the old W and the new one (`WriteQuorum`).
 
 Replicas are witnesses in groups, one for each datacentre: `groups[i]` is that of replica i, or UNCOUNTED. `listed` has
 N for each group; a group that is not there lists exactly its witnesses.
 """
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from enum import Enum, auto
 from types import MappingProxyType
 from typing import Final
@@ -122,23 +124,67 @@ def witness_quorum(counted: int) -> int:
     return counted - write_quorum(counted) + 1
 
 
-def put_verdict(replies: Sequence[Reply]) -> Verdict:
-    """Of the replicas that take writes, in any order: is the record durable, can it still be?"""
-    required = write_quorum(len(replies))
+@dataclass(frozen=True, slots=True)
+class WriteQuorum:
+    """Which of the replicas that take writes have to have one before it is done: W of them all, and W as those count
+    who use an older map.
+
+    While replicas change, some frontends and datanodes know it and others do not, for as long as ZooKeeper is out of
+    their reach. A reader among the others counts neither a replica that is new nor that another one leaves, and what a
+    quorum of the old set denies is "not found" to it. So a write meets both sets, as in the joint consensus of Raft
+    (Ongaro, Ousterhout: In search of an understandable consensus algorithm, 2014, section 6).
+    """
+
+    required: int
+    elders: tuple[int, ...] = ()
+    """Writers that an older map counts; empty when these are all."""
+    elders_required: int = 0
+
+    @classmethod
+    def of(cls, is_new: Sequence[bool], leaving: int = 0) -> "WriteQuorum":
+        """`is_new`: of each writer, whether it has never served; `leaving`: how many replicas take no more writes.
+
+        Where the writers that an older map counts are fewer than its W, all of them have to do: of two, one leaves.
+        """
+        elders = tuple(replica for replica, new in enumerate(is_new) if not new)
+        required, older = write_quorum(len(is_new)), min(write_quorum(len(elders) + leaving), len(elders))
+        if len(elders) == len(is_new):
+            return cls(max(required, older))
+        return cls(required, elders, older)
+
+    def met_by(self, holders: Collection[int]) -> bool:
+        """Whether a write that exactly these writers have is done."""
+        if len(holders) < self.required:
+            return False
+        return not self.elders or sum(replica in holders for replica in self.elders) >= self.elders_required
+
+
+def put_verdict(replies: Sequence[Reply], quorum: WriteQuorum | None = None) -> Verdict:
+    """Of the replicas that take writes: is the record durable, can it still be? In any order if none of them is new."""
     if not replies:
         return Verdict.UNAVAILABLE
     if Reply.COLLISION in replies:
         return Verdict.COLLISION
-    done = replies.count(Reply.DONE)
-    if done >= required:
+    if quorum is None or not quorum.elders:
+        required = write_quorum(len(replies)) if quorum is None else quorum.required
+        done = replies.count(Reply.DONE)
+        if done >= required:
+            return Verdict.DONE
+        if done + replies.count(Reply.PENDING) >= required:
+            return Verdict.WAIT
+    elif quorum.met_by(_which(replies, Reply.DONE)):
         return Verdict.DONE
-    if done + replies.count(Reply.PENDING) >= required:
+    elif quorum.met_by(_which(replies, Reply.DONE, Reply.PENDING)):
         return Verdict.WAIT
     refused = {reply for reply in replies if reply not in {Reply.DONE, Reply.PENDING}}
     # A precise reason only when it is the only one: it tells the client what would help.
     if refused == {Reply.FULL}:
         return Verdict.FULL
     return Verdict.BUSY if refused <= {Reply.FULL, Reply.BUSY} else Verdict.UNAVAILABLE
+
+
+def _which(replies: Sequence[Reply], *wanted: Reply) -> list[int]:
+    return [replica for replica, reply in enumerate(replies) if reply in wanted]
 
 
 def read_verdict(
@@ -262,7 +308,7 @@ class Convergence:
     tombstone waits for the put.
     """
 
-    __slots__ = ("_has_body", "_is_asked", "_listed", "_replies", "_serve", "_states", "_was_told", "joined")
+    __slots__ = ("_has_body", "_is_asked", "_listed", "_quorum", "_replies", "_serve", "_states", "_was_told", "joined")
 
     def __init__(
         self,
@@ -271,10 +317,13 @@ class Convergence:
         floor: BlobState | None = None,
         *,
         listed: int = 0,
+        quorum: WriteQuorum | None = None,
     ) -> None:
-        """`serve`: which of those that are told serve; `listed` is N, where there are others. `target`: what everybody
-        is told first. `floor`: what is known already, and nobody here may know.
+        """`serve`: which of those that are told serve; `listed` is N, where there are others, and `quorum` where some
+        are new or leave. `target`: what everybody is told first. `floor`: what is known already, and nobody here may
+        know.
         """
+        self._quorum = quorum or WriteQuorum(write_quorum(len(serve)))
         self._serve = tuple(serve)
         self._listed = max(listed, len(serve))
         self._replies = [Reply.PENDING] * len(serve)
@@ -332,21 +381,22 @@ class Convergence:
         """DONE: W replicas have reached `joined`, with enough that serve. Ask `behind` first."""
         if not any(self._serve):
             return Verdict.UNAVAILABLE
-        required, serving_required = write_quorum(len(self._serve)), witness_quorum(self._listed)
+        quorum, serving_required = self._quorum, witness_quorum(self._listed)
         replies = self._replies
         reached = [
             reply is Reply.DONE and state == self.joined for reply, state in zip(replies, self._states, strict=True)
         ]
         serving = [replica for replica, serves in enumerate(self._serve) if serves]
         serving_reached = sum(reached[replica] for replica in serving)
-        if sum(reached) >= required and serving_reached >= serving_required:
+        holders = [replica for replica, has_it in enumerate(reached) if has_it]
+        if quorum.met_by(holders) and serving_reached >= serving_required:
             return Verdict.DONE
         denials = sum(replies[replica] is Reply.NOT_FOUND for replica in serving)
         if self.joined is None and denials >= serving_required and Reply.NOT_HERE not in replies:
             return Verdict.NOT_FOUND
         serving_open = sum(replies[replica] is Reply.PENDING for replica in serving)
         can_be = (
-            sum(reached) + replies.count(Reply.PENDING) >= required
+            quorum.met_by([*holders, *_which(replies, Reply.PENDING)])
             and serving_reached + serving_open >= serving_required
         )
         if can_be or (self.joined is None and Reply.PENDING in replies):

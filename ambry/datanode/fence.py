@@ -1,5 +1,6 @@
 """Which requests a datanode refuses because of the cluster map: those of partitions that it is not listed in, and
-changes from a sender whose map is older than the partition's membership here.
+changes from a sender whose map is older than the partition's membership here. To such a sender it does not say either
+that it has not got a blob; what it has, it gives.
 
 A sender stamps its requests with the version of the map that chose their replicas. `membership` of a partition is the
 version in which its replicas last changed, so a sender with that version or a later one knows who they are. One with
@@ -12,7 +13,7 @@ from typing import Final
 
 from ambry.blob.requests import ChangesRequest, GetRequest, PutRequest, UpdateRequest
 from ambry.cluster.map import ClusterMap
-from ambry.errors import AmbryError, NoSuchReplica, StaleMap
+from ambry.errors import AmbryError, BlobNotFound, NoSuchReplica, StaleMap
 
 _PARTITION_AT: Final = slice(12, 16)
 
@@ -55,6 +56,16 @@ class Fence:
                 if isinstance(found, StaleMap):
                     return found
         return None
+
+    def told(self, request: object, sent: int, outcome: object) -> object:
+        """The outcome of a request as its sender may hear it. A sender that does not know the partition's replicas
+        counts a "not found" against a quorum that is not the one that writes meet now: it is told to reload its map.
+        """
+        if isinstance(outcome, list) and isinstance(request, tuple):
+            return [self.told(item, sent, one) for item, one in zip(request, outcome, strict=True)]
+        if isinstance(outcome, BlobNotFound) and isinstance(request, GetRequest):
+            return self._refusal(int.from_bytes(request.blob_id[_PARTITION_AT], "big"), sent) or outcome
+        return outcome
 
     def _refusal(self, partition: int, sent: int | None) -> AmbryError | None:
         membership = self._listed.get(partition)

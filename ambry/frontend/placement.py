@@ -12,7 +12,7 @@ from typing import Final
 
 from ambry.blob.blob_id import BINARY_SIZE, VERSION, BlobId, Kind, new_unique
 from ambry.cluster.map import ClusterMap, Partition, Replica, ReplicaState
-from ambry.cluster.quorum import UNCOUNTED, write_quorum
+from ambry.cluster.quorum import UNCOUNTED, WriteQuorum
 from ambry.errors import BadBlobId, Unavailable
 from ambry.frontend.chance import Chance
 from ambry.frontend.health import Health, HedgeBudget, Peer
@@ -40,7 +40,8 @@ DEFAULT_OWNER: Final = bytes(8)
 class Route:
     """The replicas of one partition, for blobs of one originating datacentre.
 
-    `writers` of this datacentre; `serve` says which of them have everything that was acknowledged before. `readers` in
+    `writers` of this datacentre; `serve` says which of them have everything that was acknowledged before, and `quorum`
+    which of them make a write certain. `readers` in
     the order of asking: the first `serving` of them are here and complete, `groups` says for which datacentre each is a
     witness, and `incarnations` whose word that is. `listed` has the number of replicas in each datacentre, whatever
     their state. `witnesses` are the datacentres that must prove "not found", `here` is this one. `remote` are readers
@@ -50,6 +51,7 @@ class Route:
     partition: int
     writers: tuple[Peer, ...]
     serve: tuple[bool, ...]
+    quorum: WriteQuorum
     readers: tuple[Peer, ...]
     groups: tuple[int, ...]
     incarnations: tuple[bytes | None, ...]
@@ -234,8 +236,13 @@ class Placement:
         route = self._routes.get((partition, self._datacentre)) or self.route(partition, self._datacentre)
         if route.only_writer is not None:
             return True
-        ready = sum(peer.datanode is not None and not peer.is_suspect(now) for peer in route.writers)
-        return ready >= write_quorum(len(route.writers))
+        return route.quorum.met_by(
+            [
+                replica
+                for replica, peer in enumerate(route.writers)
+                if peer.datanode is not None and not peer.is_suspect(now)
+            ]
+        )
 
     def mint(self, kind: Kind, partition: int, now_ms: int, owner: bytes = DEFAULT_OWNER) -> bytes:
         """A new binary blob id of this datacentre, in the container of these eight bytes."""
@@ -267,7 +274,9 @@ class Placement:
         readers.sort(key=lambda reader: reader[0])
         # Where this datacentre holds no replica, changes go to the origin's; puts never come here.
         at_home = self._datacentre if self._datacentre in placed else origin
-        writers = [one for one in placed.get(at_home, []) if one[0].state is not ReplicaState.LEAVING]
+        members = placed.get(at_home, [])
+        writers = [one for one in members if one[0].state is not ReplicaState.LEAVING]
+        quorum = WriteQuorum.of([one.is_new for one, _ in writers], leaving=len(members) - len(writers))
         serve = tuple(replica.state is ReplicaState.SERVING for replica, _ in writers)
         if not any(serve):
             writers, serve = [], ()
@@ -277,6 +286,7 @@ class Placement:
             partition=listed.number,
             writers=tuple(peer for _, peer in writers),
             serve=serve,
+            quorum=quorum,
             readers=tuple(peer for _, peer, _, _ in readers),
             groups=groups,
             incarnations=tuple(incarnation for _, _, _, incarnation in readers),

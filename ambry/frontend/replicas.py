@@ -24,7 +24,6 @@ from ambry.cluster.quorum import (
     put_verdict,
     reply_of,
     told_state,
-    write_quorum,
 )
 from ambry.errors import AmbryError, BlobNotFound, CorruptRecord, Unavailable
 from ambry.frontend.health import Peer
@@ -146,8 +145,10 @@ class _PutToAll:
         ]
         if not suspects:
             return []
-        ready = sum(reply is Reply.PENDING and replica not in suspects for replica, reply in enumerate(self._replies))
-        return suspects if ready >= write_quorum(len(route.writers)) else []
+        ready = [
+            replica for replica, reply in enumerate(self._replies) if reply is Reply.PENDING and replica not in suspects
+        ]
+        return suspects if route.quorum.met_by(ready) else []
 
     def _ask(self, replica: int) -> None:
         peer = self._route.writers[replica]
@@ -211,7 +212,7 @@ class _PutToAll:
     def _judge(self) -> None:
         """Answer, wait, or ask those that were held back."""
         while not self.outcome.done():
-            verdict = put_verdict(self._replies)
+            verdict = put_verdict(self._replies, self._route.quorum)
             if verdict is Verdict.DONE and self._remote is Reply.FAILED:
                 verdict = Verdict.UNAVAILABLE
             if verdict is Verdict.DONE and self._remote is Reply.DONE:
@@ -219,9 +220,7 @@ class _PutToAll:
                 self.outcome.set_result(self._newest)
                 self._rest()
             elif verdict in {Verdict.DONE, Verdict.WAIT}:
-                done = self._replies.count(Reply.DONE)
-                waiting = self._replies.count(Reply.PENDING) - len(self._held_back)
-                if self._held_back and done + waiting < write_quorum(len(self._route.writers)):
+                if self._held_back and not self._route.quorum.met_by(self._hoped_for()):
                     held_back, self._held_back = self._held_back, []
                     for replica in held_back:
                         self._ask(replica)
@@ -229,6 +228,14 @@ class _PutToAll:
             else:
                 self.outcome.set_exception(error_of(verdict, "put"))
                 self._rest()
+
+    def _hoped_for(self) -> list[int]:
+        """Those that have it, and those that were asked and may still have it."""
+        return [
+            replica
+            for replica, reply in enumerate(self._replies)
+            if reply is Reply.DONE or (reply is Reply.PENDING and replica not in self._held_back)
+        ]
 
     def _rest(self) -> None:
         if self._timer is not None:
@@ -303,7 +310,7 @@ async def converge(
     fetched from whoever does. Raises BlobNotFound (certain), Overloaded or Unavailable.
     """
     assert (change is Change.JOIN) == (target is not None)
-    core = Convergence(route.serve, target, floor, listed=route.listed.get(route.here, 0))
+    core = Convergence(route.serve, target, floor, listed=route.listed.get(route.here, 0), quorum=route.quorum)
     answers = _Answers[StateAnswer]()
     first = UpdateRequest(blob_id, change, target or BlobState(0, 0), time_ms)
     for replica, peer in enumerate(route.writers):

@@ -69,11 +69,15 @@ class DatanodeServer:
         patience: Patience = PATIENCE,
         clock: Clock | None = None,
         refusal: Callable[[Request, int], AmbryError | None] | None = None,
+        told: Callable[[Request, int, object], object] | None = None,
     ) -> None:
-        """`refusal` says why a request that was stamped with some version of the map is refused, or None."""
+        """`refusal` says why a request that was stamped with some version of the map is refused, or None; `told` what
+        its sender may hear of the outcome.
+        """
         self.datanode = datanode
         self.peer = peer
         self.refusal = refusal
+        self.told = told
         self.patience = patience
         self.is_stopping = False
         self._node = node
@@ -173,6 +177,7 @@ class _Session(asyncio.Protocol):
         self._server = server
         self._datanode = server.datanode
         self._refusal = server.refusal
+        self._told = server.told
         self._loop = loop
         self._transport: asyncio.Transport | None = None
         self._core = server.new_connection()
@@ -305,18 +310,18 @@ class _Session(asyncio.Protocol):
             elif isinstance(request, FetchRequest):
                 promise = min(request.bytes_max, limits.FETCH_BYTES_MAX) + limits.BODY_BYTES_MAX
         except AmbryError as error:
-            self._core.answer(request_id, error)
+            self._core.answer(request_id, self._as_told(asked, error))
             return
         if not asked.remaining_ms:
             self._core.answer(request_id, DeadlineExceeded("the deadline had passed when the request arrived"))
             return
         future = self._call(request, self._loop.time() + asked.remaining_ms / 1000)
         if future.done():
-            self._core.answer(request_id, _outcome(future))
+            self._core.answer(request_id, self._as_told(asked, _outcome(future)))
             return
         self._promised += promise
         self._futures[request_id] = (future, isinstance(request, _READS))
-        future.add_done_callback(partial(self._answered, request_id, promise))
+        future.add_done_callback(partial(self._answered, asked, promise))
 
     def _call(self, request: Request, deadline: float) -> "asyncio.Future[Any]":
         if isinstance(request, PutRequest):
@@ -355,14 +360,18 @@ class _Session(asyncio.Protocol):
             case ReplicationRequest():
                 return peer.replication(request, deadline)
 
-    def _answered(self, request_id: int, promise: int, future: "asyncio.Future[Any]") -> None:
+    def _answered(self, asked: Asked, promise: int, future: "asyncio.Future[Any]") -> None:
+        request_id = asked.request_id
         del self._futures[request_id]
         self._promised -= promise
-        self._core.answer(request_id, _outcome(future))
+        self._core.answer(request_id, self._as_told(asked, _outcome(future)))
         if not self._is_flush_due:
             # Other answers of this turn are still to come: one write for all of them.
             self._is_flush_due = True
             self._loop.call_soon(self._turn_over)
+
+    def _as_told(self, asked: Asked, outcome: Answer) -> Answer:
+        return outcome if self._told is None else cast("Answer", self._told(asked.request, asked.membership, outcome))
 
     def _turn_over(self) -> None:
         self._is_flush_due = False

@@ -74,6 +74,7 @@ def test_the_last_serving_replica_never_goes() -> None:
 def test_a_replica_joins_before_it_serves_and_each_step_raises_the_membership() -> None:
     made = changes.put_node(two_by_three(), node("node-9"))
     seen = [made.partitions[1].membership]
+    new = []
     with pytest.raises(ChangeRefused, match="already"):
         changes.add_replica(made, 1, made.partitions[1].replicas[0].node)
     steps: list[changes.Change] = [
@@ -85,7 +86,9 @@ def test_a_replica_joins_before_it_serves_and_each_step_raises_the_membership() 
     for step in steps:
         made = step(made)
         seen.append(made.partitions[1].membership)
+        new.append([one.node for one in made.partitions[1].replicas if one.is_new])
     assert seen == sorted(set(seen))
+    assert new == [["node-9"], [], [], []], "only before it serves for the first time"
     assert "node-9" not in [one.node for one in made.partitions[1].replicas]
     assert made.partitions[2].membership == seen[0]
 
@@ -98,7 +101,7 @@ def test_an_emptied_replica_joins_again_with_its_new_incarnation() -> None:
     assert changes.vouch(made, name, {1: b"b" * 16}) is made
     made = changes.rejoin(made, name, {1: b"b" * 16})
     fresh = made.partitions[1].replicas[0]
-    assert (fresh.state, fresh.incarnation) == (ReplicaState.JOINING, b"b" * 16)
+    assert (fresh.state, fresh.incarnation, fresh.is_new) == (ReplicaState.JOINING, b"b" * 16, False)
     assert made.partitions[1].membership > membership
 
 
@@ -134,6 +137,7 @@ def test_sealing_changes_no_membership() -> None:
 
 def test_a_map_comes_back_from_its_pieces_and_from_a_file() -> None:
     made = changes.vouch(two_by_three(), "node-0", {1: bytes(range(16))})
+    made = changes.add_replica(changes.put_node(made, node("node-9")), 1, "node-9")
     layout = lay_out(made)
     read = put_together(decode_head(layout.pieces["head"]), layout.pieces)
     assert read is not None

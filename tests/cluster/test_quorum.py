@@ -12,6 +12,7 @@ from ambry.cluster.quorum import (
     Reply,
     StateSurvey,
     Verdict,
+    WriteQuorum,
     error_of,
     put_verdict,
     read_verdict,
@@ -377,6 +378,56 @@ def test_what_is_acknowledged_while_a_replica_joins_meets_every_witness_quorum_b
         # The first one leaves, now that the new one serves: and when it has gone.
         leaving = [UNCOUNTED, *[1] * serving]
         assert read_verdict(replies, groups=leaving, witnesses=[1], listed={1: listed}) is not Verdict.NOT_FOUND
+
+
+@pytest.mark.parametrize("serving", range(1, 6))
+@pytest.mark.parametrize("new", [1, 2])
+def test_what_is_acknowledged_while_new_replicas_join_meets_readers_who_do_not_know_of_them(
+    serving: int, new: int
+) -> None:
+    quorum = WriteQuorum.of([False] * serving + [True] * new)
+    written = 0
+    for holders in product((True, False), repeat=serving + new):
+        if put_verdict([Reply.DONE if has_it else Reply.FAILED for has_it in holders], quorum) is not Verdict.DONE:
+            continue
+        written += 1
+        elders = [Reply.FAILED if has_it else Reply.NOT_FOUND for has_it in holders[:serving]]
+        assert read_verdict(elders, groups=[1] * serving, witnesses=[1]) is not Verdict.NOT_FOUND
+        everyone = [Reply.FAILED if has_it else Reply.NOT_FOUND for has_it in holders]
+        assert read_verdict(everyone, groups=[1] * (serving + new), witnesses=[1]) is not Verdict.NOT_FOUND
+    assert written
+
+
+@pytest.mark.parametrize("serving", range(3, 7))
+def test_what_is_acknowledged_while_a_replica_leaves_meets_readers_who_think_that_it_serves(serving: int) -> None:
+    quorum = WriteQuorum.of([False] * (serving - 1), leaving=1)
+    for holders in product((True, False), repeat=serving - 1):
+        if put_verdict([Reply.DONE if has_it else Reply.FAILED for has_it in holders], quorum) is not Verdict.DONE:
+            continue
+        replies = [Reply.NOT_FOUND, *(Reply.FAILED if has_it else Reply.NOT_FOUND for has_it in holders)]
+        assert read_verdict(replies, groups=[1] * serving, witnesses=[1]) is not Verdict.NOT_FOUND
+
+
+def test_of_two_replicas_one_may_leave_and_of_one_a_second_may_join_while_puts_go_on() -> None:
+    assert WriteQuorum.of([False], leaving=1).met_by([0])
+    joins = WriteQuorum.of([False, True])
+    assert joins.met_by([0, 1])
+    assert not joins.met_by([0]), "it would be alone with it when the other one serves"
+
+
+@pytest.mark.parametrize("serving", range(1, 6))
+def test_a_change_while_a_new_replica_joins_meets_readers_who_do_not_know_of_it(serving: int) -> None:
+    quorum = WriteQuorum.of([*[False] * serving, True])
+    for told in product((True, False), repeat=serving + 1):
+        core = Convergence([*[True] * serving, False], BlobState(1, 10), listed=serving + 1, quorum=quorum)
+        for replica, has_it in enumerate(told):
+            if has_it:
+                core.answered(replica, BlobState(1, 10))
+            else:
+                core.failed(replica, Reply.FAILED)
+        if core.verdict() is Verdict.DONE:
+            missed = told[:serving].count(False)
+            assert missed < witness_quorum(serving), "a quorum read of the old set would miss it"
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from ambry.cluster import changes
 from ambry.cluster.map import ClusterMap, Disk, Node, ReplicaState
 from ambry.datanode.fence import Fence
 from ambry.datanode.joining import Joining
-from ambry.errors import NoSuchReplica, StaleMap
+from ambry.errors import BlobDeleted, BlobNotFound, NoSuchReplica, StaleMap
 from ambry.limits import GIB
 from ambry.protocol.replication import Token
 
@@ -101,6 +101,21 @@ def test_changes_under_an_older_map_are_refused_and_reads_are_not() -> None:
     assert not newer
     assert fence.refusal(join, made.version + 1) is None
     assert newer
+
+
+def test_not_found_is_told_only_to_senders_who_know_the_replicas() -> None:
+    made = changes.add_replica(cluster_of(), 1, "node-2")
+    fence = Fence("node-2")
+    fence.adopt(made)
+    membership = made.partitions[1].membership
+    get, denial, found = GetRequest(blob(1), 0, 1), BlobNotFound("no such blob"), BlobDeleted("the blob was deleted")
+    assert isinstance(fence.told(get, membership - 1, denial), StaleMap)
+    assert fence.told(get, membership, denial) is denial
+    assert fence.told(get, 0, found) is found, "what is known here is told to everybody"
+    told = fence.told((get, get), membership - 1, [found, denial])
+    assert isinstance(told, list)
+    assert told[0] is found
+    assert isinstance(told[1], StaleMap)
 
 
 def test_partitions_that_the_map_does_not_list_here_are_refused_altogether() -> None:

@@ -316,6 +316,27 @@ CLUSTER_MUTANTS: Final = (
         _JOINING,
     ),
     Mutant(
+        "a sender with an old map is told that a blob is not there",
+        "ambry/datanode/fence.py",
+        "        if isinstance(outcome, BlobNotFound) and isinstance(request, GetRequest):\n",
+        "        if isinstance(outcome, BlobNotFound) and isinstance(request, PutRequest):\n",
+        _JOINING,
+    ),
+    Mutant(
+        "a put counts a new replica as those do who know of it, and not as the others do",
+        "ambry/cluster/quorum.py",
+        "        return cls(required, elders, older)\n",
+        "        return cls(required)\n",
+        _QUORUM,
+    ),
+    Mutant(
+        "a put forgets the replica that leaves",
+        "ambry/cluster/quorum.py",
+        "min(write_quorum(len(elders) + leaving), len(elders))",
+        "min(write_quorum(len(elders)), len(elders))",
+        _QUORUM,
+    ),
+    Mutant(
         "changes in a batch pass the fence",
         "ambry/datanode/fence.py",
         "                if isinstance(found, StaleMap):\n                    return found\n",

@@ -262,6 +262,10 @@ class Link:
             if not server.is_up or server.life != life:
                 loop.call_later(0.05, _fail, future, ConnectionLost(f"{server.name} died"))
                 return
+            stale = _stale(server.fence, request, stamp, handled)
+            if stale is not None:
+                network.carry(server.name, own, lambda: self._refused(future, stale))
+                return
             network.carry(server.name, own, lambda: _settle(future, handled))
 
         network.carry(own, server.name, arrive)
@@ -282,6 +286,13 @@ def _fail(future: "asyncio.Future[Any]", error: AmbryError) -> None:
     if not future.done():
         future.set_exception(error)
         future.exception()
+
+
+def _stale(fence: Fence, request: object, stamp: int, handled: "asyncio.Future[Any]") -> StaleMap | None:
+    """What the sender hears instead of a "not found" that it would count wrongly."""
+    error = None if handled.cancelled() else handled.exception()
+    told = None if error is None else fence.told(request, stamp, error)
+    return told if isinstance(told, StaleMap) else None
 
 
 def _cancel(handled: "asyncio.Future[Any]") -> None:

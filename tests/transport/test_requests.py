@@ -22,6 +22,7 @@ from ambry.errors import (
     NoSuchReplica,
     NotHere,
     Overloaded,
+    StaleMap,
     TooLarge,
 )
 from ambry.protocol.datanode import Change, ChangesRequest, Datanode, GetRequest, PutRequest, StateAnswer, UpdateRequest
@@ -180,6 +181,24 @@ def test_two_connections_share_the_work() -> None:
             assert server.connections == 2
             gate.set()
             await asyncio.gather(*puts)
+
+    run(scenario())
+
+
+def test_a_sender_with_an_old_map_hears_that_instead_of_not_found_and_gets_what_is_there() -> None:
+    def told(request: object, stamp: int, outcome: object) -> object:
+        return StaleMap("old") if stamp < 7 and isinstance(outcome, BlobNotFound) else outcome
+
+    async def scenario() -> None:
+        near, stale = MemoryDatanode(NODE), []
+        async with served(near, told=told) as (_, port), remote(port, on_stale=lambda: stale.append(1)) as far_away:
+            await far_away.put(put_request(blob_id(), b"body"), far())
+            for version, error in ((6, StaleMap), (7, BlobNotFound)):
+                sender = far_away.under(version)
+                assert (await sender.get(GetRequest(blob_id(), 0, 9), far())).body == b"body"
+                with pytest.raises(error):
+                    await sender.get(GetRequest(blob_id(9), 0, 9), far())
+            assert stale == [1]
 
     run(scenario())
 
