@@ -269,14 +269,14 @@ CLUSTER_MUTANTS: Final = (
     Mutant(
         "a change is done without those who know what was before",
         "ambry/cluster/quorum.py",
-        "        if sum(reached) >= required and serving_reached >= serving_required:\n",
-        "        if sum(reached) >= required:\n",
+        "        if quorum.met_by(holders) and serving_reached >= serving_required:\n",
+        "        if quorum.met_by(holders):\n",
         _QUORUM,
     ),
     Mutant(
         "a change is done without a quorum that counts joining replicas",
         "ambry/cluster/quorum.py",
-        "        if sum(reached) >= required and serving_reached >= serving_required:\n",
+        "        if quorum.met_by(holders) and serving_reached >= serving_required:\n",
         "        if serving_reached >= serving_required:\n",
         _QUORUM,
     ),
