@@ -6,8 +6,9 @@ gathers. Only after it is anyone answered. Several processes (`ambry serve --wor
 file: `BEGIN IMMEDIATE` lets one write at a time, and readers are never in the way.
 
 The write-ahead log is folded into the file by a thread of its own and seldom: names come in no order, so a page that
-was changed a hundred times is then written once, and nobody waits for it. Only if the log grows all the same, because
-writes never pause, the writer folds the rest itself.
+was changed a hundred times is then written once, and nobody waits for it. The log begins again at its front only when
+all of it is folded, which never happens while writes go on: so when nearly all is, the writer folds the rest between
+two groups. Two cannot fold at once, so it waits for a pass that is under way if the log has grown far too much.
 
 This module knows SQLite; it does not know what is in the tables.
 """
@@ -37,6 +38,10 @@ from ambry.logs import get_logger
 from ambry.names.sql import Answer, Dialect, Job, Row, Value
 
 _log = get_logger(__name__)
+
+_FOLD_PASSES_MAX: Final = 4
+_REST_PAGES_MAX: Final = 512
+"""Pages that the writer may fold itself, between two groups: a few milliseconds and one sync."""
 
 _BUSY: Final = ("SQLITE_BUSY", "SQLITE_LOCKED")
 
@@ -129,7 +134,9 @@ class SqliteDatabase:
         self._writer_connection = self._connect()
         self._readers = ThreadPoolExecutor(NAME_READERS, thread_name_prefix="names-read")
         self._fold = threading.Event()
-        self._asked_at = self._folded_at = 0
+        self._folding = threading.Lock()
+        self._is_rest_small = threading.Event()
+        self._fold_at, self._fold_here_at = NAME_FOLD_ROWS, NAME_LOG_ROWS_MAX
         self._writer = threading.Thread(target=self._write_loop, name="names-write", daemon=True)
         self._folder = threading.Thread(target=self._fold_loop, name="names-fold", daemon=True)
         self._writer.start()
@@ -255,15 +262,23 @@ class SqliteDatabase:
     # --- folding the log into the file ---------------------------------------------------------------------------
 
     def _watch_log(self) -> None:
-        """After a group: have the log folded when it has grown; do it here when it has grown far too much."""
+        """After a group: have the log folded when it has grown; fold the rest here when little is left of it."""
         changed = self._writer_connection.total_changes
-        if changed - self._folded_at >= NAME_LOG_ROWS_MAX:
-            with contextlib.suppress(sqlite3.Error):
-                self._writer_connection.execute("PRAGMA wal_checkpoint(RESTART)").fetchone()
-            self._folded_at = self._asked_at = changed
-        elif changed - self._asked_at >= NAME_FOLD_ROWS:
-            self._asked_at = changed
+        if self._is_rest_small.is_set() or changed >= self._fold_here_at:
+            self._fold_rest(changed)
+        elif changed >= self._fold_at:
+            self._fold_at = changed + NAME_FOLD_ROWS
             self._fold.set()
+
+    def _fold_rest(self, changed: int) -> None:
+        """Fold what is left, so that the next group begins the log at its front. Waits for readers of what is in it."""
+        self._is_rest_small.clear()
+        is_busy = 1
+        with contextlib.suppress(sqlite3.Error), self._folding:
+            is_busy, _, _ = self._writer_connection.execute("PRAGMA wal_checkpoint(RESTART)").fetchone()
+        self._fold_at = changed + NAME_FOLD_ROWS
+        # Another process folds, or a reader keeps an old snapshot: soon again.
+        self._fold_here_at = changed + (2 * NAME_FOLD_ROWS if is_busy else NAME_LOG_ROWS_MAX)
 
     def _fold_loop(self) -> None:
         connection = self._connect()
@@ -272,15 +287,17 @@ class SqliteDatabase:
             if self._is_closing:
                 return
             self._fold.clear()
-            before = self._writer_connection.total_changes
-            try:
-                _, in_log, folded = connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
-            except sqlite3.Error as error:
-                _log.warning("the log of the name store was not folded", error=str(error))
-                continue
-            if in_log == folded:
-                # All of it: the next write begins the log again at its front.
-                self._folded_at = before
+            # What is written during a pass is for the next one, each shorter than the one before.
+            for _ in range(_FOLD_PASSES_MAX):
+                try:
+                    with self._folding:
+                        _, in_log, folded = connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+                except sqlite3.Error as error:
+                    _log.warning("the log of the name store was not folded", error=str(error))
+                    break
+                if in_log - folded <= _REST_PAGES_MAX:
+                    break
+            self._is_rest_small.set()
 
     # --- connections -------------------------------------------------------------------------------------------
 

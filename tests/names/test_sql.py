@@ -1,6 +1,7 @@
 """The contract of the door to SQL, for both databases: durable together, undone alone, refused when out of reach."""
 
 import asyncio
+import random
 import sqlite3
 from dataclasses import replace
 from pathlib import Path
@@ -281,3 +282,36 @@ def test_a_server_that_is_gone_is_refused_and_found_again(postgres: str) -> None
         asyncio.run(run(url))
     with pytest.raises(NameStoreUnavailable, match="out of reach"):
         open_database("postgresql://ambry@/postgres?host=/nonexistent")
+
+
+def test_the_log_of_a_store_that_is_written_without_a_pause_does_not_grow_without_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ambry.names.sqlite.NAME_FOLD_ROWS", 500)
+    monkeypatch.setattr("ambry.names.sqlite.NAME_LOG_ROWS_MAX", 4_000)
+    path = tmp_path / "names.sqlite"
+    chance = random.Random(11)
+
+    def some() -> "list[tuple[bytes, int]]":
+        return [(chance.randbytes(32), 0) for _ in range(50)]
+
+    async def run() -> int:
+        database = open_database(f"sqlite:{path}")
+        assert isinstance(database, SqliteDatabase)
+        log_bytes = 0
+
+        async def write_on() -> None:
+            nonlocal log_bytes
+            for _ in range(50):
+                rows = some()
+                await database.write(lambda session: session.execute_many("INSERT INTO passed_on VALUES (?, ?)", rows))  # noqa: B023 -- awaited in this turn
+                log_bytes = max(log_bytes, path.with_name(path.name + "-wal").stat().st_size)
+
+        # Several, so that the writer always has the next group.
+        await asyncio.gather(*(write_on() for _ in range(8)))
+        assert await database.read(lambda session: session.rows("SELECT COUNT(*) FROM passed_on")) == [(20_000,)]
+        await database.close()
+        return log_bytes
+
+    # The writer begins the log again after so many rows at the latest; none changes more than a page.
+    assert asyncio.run(run()) < 4_000 * 4_096
