@@ -312,10 +312,17 @@ class Client:
         metadata: Mapping[str, str] | None = None,
         upsert: bool = False,
         progress: Progress = None,
+        part_bytes: int = 16 * MIB,
     ) -> Stored:
-        """Store a file in one stream. Raises FileChanged if it changes while it is read: then nothing is stored."""
+        """Store a file; one that is larger than `part_bytes` in parts of this size, by several connections.
+
+        Raises FileChanged if it changes while it is read: then nothing is stored. What had arrived of a file in parts
+        when the process ended is verified, and not sent again by the next call for the same file and name.
+        """
+        path = Path(path)
+        headers = _upload_headers(content_type, path.name, ttl_s, metadata, if_match=None, upsert=upsert)
         return transfer.upload_file(
-            self, Path(path), name, progress,
+            self, self._session, path, name, progress, self._threads, part_bytes, headers,
             content_type=content_type, ttl_s=ttl_s, metadata=metadata, upsert=upsert,
         )  # fmt: skip
 

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeVar
 
+from ambry.client.part_upload import SUFFIX
 from ambry.client.progress import Meter, Progress
 from ambry.client.values import SCHEME, ListedName, Stored, container_path
 from ambry.errors import BadRequest
@@ -45,8 +46,13 @@ def files_of(folder: Path) -> Iterator[Path]:
         folders.sort()
         for name in sorted(names):
             path = Path(parent, name)
-            if path.is_file() and not (name.startswith(".") and name.endswith((".ambry-part", ".ambry-parts"))):
+            if path.is_file() and not is_sidecar(name):
                 yield path
+
+
+def is_sidecar(name: str) -> bool:
+    """Whether a file is one that a transfer keeps while it is under way."""
+    return name.startswith(".") and name.endswith((".ambry-part", ".ambry-parts", SUFFIX))
 
 
 def _raise(error: OSError) -> None:

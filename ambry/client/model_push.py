@@ -15,7 +15,7 @@ from typing import IO, TYPE_CHECKING, Final
 
 from ambry.client.chunking import Chunk, decode_table, encode_table, find_reuse, scan
 from ambry.client.contents import Contents
-from ambry.client.folders import in_order
+from ambry.client.folders import in_order, is_sidecar
 from ambry.client.model_manifest import Extent, ModelFile, ModelManifest
 from ambry.client.progress import Meter
 from ambry.client.transfer import NO_DEADLINE_S
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
 _PIECE_BYTES: Final = MIB
 _RENEW_AFTER_S: Final = 3600.0
-_OURS: Final = (".ambry-part", ".ambry-parts")
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +58,7 @@ def look_at(folder: Path, ignore: Sequence[str] | None) -> Found:
         for name in sorted(names):
             path = base / name
             relative = _text(path.relative_to(folder).as_posix())
-            if name.endswith(_OURS) or not matches(relative, None, ignore):
+            if is_sidecar(name) or not matches(relative, None, ignore):
                 continue
             if not path.is_file():
                 raise BadRequest(f"{path} is no file, and no link to one", field="folder")

@@ -49,6 +49,10 @@ class Meter:
                 self._drawn = now
                 self._draw(now)
 
+    def restart(self) -> None:
+        """What was counted is done again."""
+        self.add(-self._done)
+
     def end(self) -> None:
         """Nothing more comes."""
         with self._lock:

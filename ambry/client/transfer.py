@@ -1,18 +1,18 @@
-"""Files up and down. Down: parts by several connections, resumed by whoever comes next; whole and right, or not there.
+"""Files up and down, by several connections, resumed by whoever comes next; whole and right, or not there.
 
-Parts are written to `.NAME.ambry-part`; `.NAME.ambry-parts` lists, a line each, the blob, and the parts that are there
-with their checksums. A part counts when its bytes have the checksum of its line, so neither a crash nor another program
-can make a wrong one count. The number of connections grows while that makes it faster. Memory: one piece each.
+Up, large files go in parts (part_upload.py), others in one stream. Down, parts are written to `.NAME.ambry-part`;
+`.NAME.ambry-parts` lists, a line each, the blob, and the parts that are there with their checksums. A part counts when
+its bytes have the checksum of its line, so neither a crash nor another program can make a wrong one count. The number
+of connections grows while that makes it faster. Memory: one piece each.
 """
 
 import base64
-import contextlib
 import hashlib
 import json
 import os
-import queue
 import threading
 import time
+import warnings
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -21,10 +21,13 @@ from typing import IO, TYPE_CHECKING, Any, Final
 
 import xxhash
 
+from ambry.blob.crc_join import join_all
+from ambry.client.parallel import Parallel
+from ambry.client.part_upload import PartUpload
 from ambry.client.progress import Meter, Progress
 from ambry.client.session import Session
 from ambry.client.values import BlobInfo, Stored, digests_of
-from ambry.errors import BadDigest, ConnectionLost, FileChanged
+from ambry.errors import BadDigest, ConnectionLost, FileChanged, MethodNotAllowed, NameStoreUnavailable
 from ambry.limits import MIB
 
 if TYPE_CHECKING:
@@ -34,9 +37,7 @@ if TYPE_CHECKING:
 NO_DEADLINE_S: Final = 30 * 86_400.0
 _PIECE_BYTES: Final = MIB
 _ATTEMPTS_MAX: Final = 5
-_THREADS_FIRST: Final = 4
-_LOOK_S: Final = 0.5
-_GAIN: Final = 1.1
+UPSERT: Final = "x-ambry-named-upsert"
 
 
 def read_whole(session: Session, path: str, headers: Mapping[str, str], deadline: float) -> bytes:
@@ -128,10 +129,25 @@ class _Watched:
         return piece
 
 
-def upload_file(client: "Client", path: Path, name: str | None, progress: Progress, **options: Any) -> Stored:  # noqa: ANN401 -- those of put
-    """Store a file; see Client.upload_file."""
+def upload_file(
+    client: "Client", session: Session, path: Path, name: str | None, progress: Progress, threads: int,
+    part_bytes: int, headers: Mapping[str, str], **options: Any,  # noqa: ANN401 -- those of put
+) -> Stored:  # fmt: skip
+    """Store a file; see Client.upload_file. `headers` say what `options` say."""
     with path.open("rb") as file:
-        meter = Meter(progress, path.name, os.fstat(file.fileno()).st_size)
+        size = os.fstat(file.fileno()).st_size
+        meter = Meter(progress, path.name, size)
+        if size > part_bytes:
+            condition = {key: value for key, value in headers.items() if key == UPSERT}
+            upload = PartUpload(session, path, file, name, meter, part_bytes, headers, condition)
+            try:
+                stored = upload.run(threads, NO_DEADLINE_S)
+                meter.end()
+                return stored
+            except (NameStoreUnavailable, MethodNotAllowed):
+                # A store without names, or an older one: nothing has begun.
+                if upload.has_begun:
+                    raise
         watched = _Watched(file, meter)
         stored = client.put(
             watched,  # type: ignore[arg-type] # it has what put asks of a file
@@ -153,6 +169,8 @@ class Source:
     size: int
     pieces: tuple[tuple[str, int, int], ...]
     """Path, first byte and number of bytes of each."""
+    crc32: int | None = None
+    """Of all bytes, where it is known and nothing better is."""
 
     def ranges(self, start: int, stop: int) -> Iterator[tuple[str, int, int]]:
         """Where bytes `start:stop` are: path, first byte, end."""
@@ -174,6 +192,8 @@ class _Parts:
         self._part_bytes = part_bytes
         self._lock = threading.Lock()
         self.count = -(-source.size // part_bytes)
+        self.checks: dict[int, int] = {}
+        """Checksums of the parts that are there."""
 
     def open(self) -> tuple[int, list[int]]:
         """A descriptor of the file, of the blob's size, and the parts that are missing."""
@@ -182,44 +202,63 @@ class _Parts:
         try:
             if os.fstat(descriptor).st_size != self._source.size:
                 os.ftruncate(descriptor, self._source.size)
-            good = {part for part, check in found.items() if self._check_of(descriptor, part) == check}
-            if not good:
-                self._list.write_text(json.dumps(self._head()) + "\n", encoding="utf-8")
+            self.checks = {part: check for part, check in found.items() if self._check_of(descriptor, part) == check}
+            # Anew, so that lines are never added to what a crash or something else has torn.
+            lines = [self._head(), *([part, check] for part, check in self.checks.items())]
+            self._list.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
         except BaseException:
             os.close(descriptor)
             raise
-        return descriptor, [part for part in range(self.count) if part not in good]
+        return descriptor, [part for part in range(self.count) if part not in self.checks]
 
     def span(self, part: int) -> tuple[int, int]:
         """Bytes start:stop of a part."""
         return part * self._part_bytes, min((part + 1) * self._part_bytes, self._source.size)
 
-    def note(self, part: int, check: str) -> None:
+    def note(self, part: int, check: int) -> None:
         """A part is there."""
         with self._lock, self._list.open("a", encoding="utf-8") as file:
+            self.checks[part] = check
             file.write(json.dumps([part, check]) + "\n")
 
     def forget(self) -> None:
         """Nothing is to be resumed."""
         self._list.unlink(missing_ok=True)
 
-    def _head(self) -> dict[str, object]:
-        return {"id": self._source.identity, "size": self._source.size, "part_bytes": self._part_bytes}
+    def crc32(self) -> int:
+        """That of the whole, joined from the parts, all of which are there."""
+        spans = [self.span(part) for part in range(self.count)]
+        return join_all((self.checks[part], stop - start) for part, (start, stop) in enumerate(spans))
 
-    def _listed(self) -> dict[int, str]:
-        """Parts and checksums of the list, nothing where it is of another blob or cannot be read."""
-        found: dict[int, str] = {}
-        with contextlib.suppress(OSError, ValueError, TypeError):
-            head, *lines = self._list.read_text(encoding="utf-8").splitlines()
+    def _head(self) -> dict[str, object]:
+        return {
+            "id": self._source.identity,
+            "size": self._source.size,
+            "part_bytes": self._part_bytes,
+            "checksum": "xxh3" if self._source.crc32 is None else "crc32",
+        }
+
+    def _listed(self) -> dict[int, int]:
+        """Parts and checksums of the list; nothing where it is of another blob. What cannot be read is named."""
+        found: dict[int, int] = {}
+        try:
+            # What follows the last line's end is the line that a crash has torn.
+            head, *lines = self._list.read_text(encoding="utf-8").split("\n")[:-1]
             if json.loads(head) == self._head() and self.path.exists():
                 for line in lines:
                     part, check = json.loads(line)
-                    if isinstance(part, int) and 0 <= part < self.count and isinstance(check, str):
+                    if isinstance(part, int) and 0 <= part < self.count and isinstance(check, int):
                         found[part] = check
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError, TypeError, RecursionError):
+            # What was read before is verified like everything else.
+            kept = f"what it still says of {len(found)} parts is verified" if found else "the download begins anew"
+            warnings.warn(f"{self._list} is damaged, {kept}", RuntimeWarning, stacklevel=2)
         return found
 
-    def _check_of(self, descriptor: int, part: int) -> str:
-        checksum = xxhash.xxh3_64()
+    def _check_of(self, descriptor: int, part: int) -> int:
+        checksum = _running(self._source)
         start, stop = self.span(part)
         while start < stop:
             piece = os.pread(descriptor, min(_PIECE_BYTES, stop - start), start)
@@ -227,18 +266,55 @@ class _Parts:
                 break
             checksum.update(piece)
             start += len(piece)
-        return checksum.hexdigest()
+        return checksum.value
+
+
+class _Crc32:
+    """A running CRC-32."""
+
+    __slots__ = ("value",)
+
+    def __init__(self) -> None:
+        self.value = 0
+
+    def update(self, data: "bytes | memoryview") -> None:
+        """Take the next bytes."""
+        self.value = zlib.crc32(data, self.value)
+
+
+class _Xxh3:
+    """A running xxh3-64."""
+
+    __slots__ = ("_made",)
+
+    def __init__(self) -> None:
+        self._made = xxhash.xxh3_64()
+
+    @property
+    def value(self) -> int:
+        """That of all bytes taken."""
+        return self._made.intdigest()
+
+    def update(self, data: "bytes | memoryview") -> None:
+        """Take the next bytes."""
+        self._made.update(data)
+
+
+def _running(source: Source) -> _Crc32 | _Xxh3:
+    """What parts of a source are summed with: a CRC where these together are that of the whole."""
+    return _Xxh3() if source.crc32 is None else _Crc32()
 
 
 def download_file(
     session: Session, info: BlobInfo, target: Path, progress: Progress, part_bytes: int, threads: int
 ) -> None:
     """Write a blob to a file; see Client.download_file. Raises BadDigest for a file that is not the blob."""
-    source = Source(info.id, info.size, ((f"/{info.id}", 0, info.size),))
+    expected, crc32 = info.digests.get("xxh3"), info.digests.get("crc32")
+    whole = None if expected is not None or crc32 is None else int.from_bytes(base64.b64decode(crc32), "big")
+    source = Source(info.id, info.size, ((f"/{info.id}", 0, info.size),), whole)
     meter = Meter(progress, target.name, info.size)
 
     def check(pieces: Iterator[bytes]) -> None:
-        expected = info.digests.get("xxh3")
         if expected is not None and _digest("xxh3", pieces) != expected:
             raise BadDigest("the bytes that came do not have their checksum", field="xxh3")
 
@@ -255,13 +331,15 @@ def download(
     part_bytes: int,
     threads: int,
 ) -> None:
-    """Write bytes to a file, once `check` has seen all of them and did not raise BadDigest."""
+    """Write bytes to a file, once they have the CRC of the source and `check`, which sees all, raised no BadDigest."""
     parts = _Parts(source, target, part_bytes)
     descriptor, missing = parts.open()
     try:
         meter.add(source.size - sum(stop - start for start, stop in map(parts.span, missing)))
-        _Download(session, source, parts, descriptor, meter).run(missing, threads)
+        _fetch_all(session, source, parts, missing, descriptor, meter, threads)
         try:
+            if source.crc32 is not None and parts.crc32() != source.crc32:
+                raise BadDigest("the bytes that came do not have their checksum", field="crc32")
             check(_pieces(descriptor))
         except BadDigest:
             parts.forget()
@@ -280,78 +358,45 @@ def _pieces(descriptor: int) -> Iterator[bytes]:
         yield piece
 
 
-class _Download:
-    """The parts of one download and the threads that fetch them."""
+def _fetch_all(
+    session: Session, source: Source, parts: _Parts, missing: list[int], descriptor: int, meter: Meter, threads: int
+) -> None:
+    """Fetch the missing parts by several threads. Raises the first error."""
+    parallel = Parallel(threads)
 
-    def __init__(self, session: Session, source: Source, parts: _Parts, descriptor: int, meter: Meter) -> None:
-        self._session = session
-        self._source = source
-        self._parts = parts
-        self._descriptor = descriptor
-        self._meter = meter
-        self._waiting: queue.SimpleQueue[int] = queue.SimpleQueue()
-        self._stop = threading.Event()
-        self._bytes = 0
-
-    def run(self, missing: list[int], threads: int) -> None:
-        """Fetch the missing parts. Raises the first error; threads end with their part."""
-        for part in missing:
-            self._waiting.put(part)
-        count = min(len(missing), threads)
-        if count <= 1:
-            self._fetch_all()
-            return
-        from concurrent.futures import ThreadPoolExecutor  # noqa: PLC0415 -- brings logging; many never need it
-
-        with ThreadPoolExecutor(count, thread_name_prefix="ambry download") as pool:
-            workers = [pool.submit(self._fetch_all) for _ in range(min(_THREADS_FIRST, count))]
-            try:
-                rate, before = 0.0, 0
-                while not all(worker.done() for worker in workers):
-                    if any(worker.done() and worker.exception() for worker in workers):
-                        break
-                    self._stop.wait(_LOOK_S)
-                    now, before = (self._bytes - before) / _LOOK_S, self._bytes
-                    if now > rate * _GAIN and len(workers) < count:
-                        workers += [pool.submit(self._fetch_all) for _ in range(min(4, count - len(workers)))]
-                    rate = max(rate, now)
-            finally:
-                self._stop.set()
-            for worker in workers:
-                worker.result()
-
-    def _fetch_all(self) -> None:
+    def begin() -> Callable[[int], None]:
         buffer = memoryview(bytearray(_PIECE_BYTES))
-        try:
-            while not self._stop.is_set():
-                try:
-                    part = self._waiting.get_nowait()
-                except queue.Empty:
-                    return
-                self._fetch(part, buffer)
-        except BaseException:
-            self._stop.set()
-            raise
 
-    def _fetch(self, part: int, buffer: memoryview) -> None:
-        """One part, and a note of it."""
-        checksum = xxhash.xxh3_64()
-        at, stop = self._parts.span(part)
+        def work(part: int) -> None:
+            checksum = _running(source)
+            at, stop = parts.span(part)
 
-        def take(exchange: "Exchange", left: int) -> int:
-            nonlocal at
-            count = exchange.readinto(buffer[:left])
-            piece = buffer[:count]
-            checksum.update(piece)
-            os.pwrite(self._descriptor, piece, at)
-            at += count
-            self._bytes += count
-            self._meter.add(count)
-            return count
+            def take(exchange: "Exchange", left: int) -> int:
+                nonlocal at
+                count = exchange.readinto(buffer[:left])
+                piece = buffer[:count]
+                checksum.update(piece)
+                _write(descriptor, piece, at)
+                at += count
+                meter.add(count)
+                parallel.moved(count)
+                return count
 
-        for path, first, last in self._source.ranges(at, stop):
-            fetch_range(self._session, path, first, last, take)
-        self._parts.note(part, checksum.hexdigest())
+            for path, first, last in source.ranges(at, stop):
+                fetch_range(session, path, first, last, take)
+            parts.note(part, checksum.value)
+
+        return work
+
+    parallel.run(missing, begin)
+
+
+def _write(descriptor: int, piece: memoryview, at: int) -> None:
+    """All of a piece: a disk that becomes full takes some bytes, and refuses the next."""
+    while len(piece):
+        count = os.pwrite(descriptor, piece, at)
+        piece = piece[count:]
+        at += count
 
 
 def fetch_range(session: Session, path: str, start: int, stop: int, take: "Callable[[Exchange, int], int]") -> None:

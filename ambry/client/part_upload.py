@@ -1,0 +1,255 @@
+"""A large file into the store in parts: by several connections, and resumed by whoever comes next.
+
+The store keeps the parts; beside the file, `.NAME.ambry-upload` keeps the id of the upload. A part that the store has
+is not sent again if the bytes of the file still have its checksum, so a file that was changed in between sends what
+changed. The blob appears when all parts are there, whole and with its name, or not at all.
+"""
+
+import contextlib
+import json
+import os
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, Final
+
+import xxhash
+
+from ambry.client.parallel import Parallel
+from ambry.client.progress import Meter
+from ambry.client.session import Session
+from ambry.client.values import Stored, path_of
+from ambry.errors import AmbryError, BadDigest, BadRequest, FileChanged, NoSuchUpload, NotAllowed
+from ambry.limits import BLOB_BYTES_MAX, CHUNK_BYTES_MAX, MIB, UPLOAD_PARTS_MAX
+
+if TYPE_CHECKING:
+    from ambry.client.http import Chunks
+
+_PIECE_BYTES: Final = MIB
+SUFFIX: Final = ".ambry-upload"
+
+
+def size_of_parts(size: int, wished: int) -> int:
+    """Bytes of a part: as wished, or more where there would be too many; whole chunks, so that none is cut in two."""
+    least = max(wished, -(-size // UPLOAD_PARTS_MAX))
+    return least if least < CHUNK_BYTES_MAX else -(-least // CHUNK_BYTES_MAX) * CHUNK_BYTES_MAX
+
+
+class _State:
+    """What is kept beside the file: which upload is under way, of what, to where."""
+
+    def __init__(self, path: Path, name: str | None, part_bytes: int) -> None:
+        self.path = path.with_name(f".{path.name}{SUFFIX}")
+        self._head = {"target": name, "part_bytes": part_bytes}
+
+    def load(self) -> str | None:
+        """The id of the upload to go on with. What cannot be read is named in a warning, and begun anew."""
+        try:
+            text = self.path.read_text(encoding="utf-8")
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as error:
+            warnings.warn(f"{self.path} cannot be read, the upload begins anew: {error}", RuntimeWarning, stacklevel=2)
+            return None
+        with contextlib.suppress(ValueError, TypeError, KeyError, RecursionError):
+            check, _, body = text.partition("\n")
+            document = json.loads(body)
+            if xxhash.xxh3_64_hexdigest(body.encode()) == check and isinstance(document["upload"], str):
+                return document["upload"] if {**document, **self._head} == document else None
+        warnings.warn(f"{self.path} is damaged, the upload begins anew", RuntimeWarning, stacklevel=2)
+        return None
+
+    def save(self, upload: str) -> None:
+        """Note an upload. In a folder that cannot be written to, nothing is resumed by another process."""
+        body = json.dumps({**self._head, "upload": upload})
+        with contextlib.suppress(OSError):
+            made = self.path.with_name(f"{self.path.name}.{os.getpid()}")
+            try:
+                made.write_text(f"{xxhash.xxh3_64_hexdigest(body.encode())}\n{body}", encoding="utf-8")
+                made.replace(self.path)
+            finally:
+                made.unlink(missing_ok=True)
+
+    def forget(self) -> None:
+        """Nothing is to be resumed."""
+        with contextlib.suppress(OSError):
+            self.path.unlink(missing_ok=True)
+
+
+class PartUpload:
+    """One file on its way. `headers` are those of an upload, `condition` those that are judged at its end."""
+
+    def __init__(
+        self, session: Session, path: Path, file: IO[bytes], name: str | None, meter: Meter, part_bytes: int,
+        headers: Mapping[str, str], condition: Mapping[str, str],
+    ) -> None:  # fmt: skip
+        self._session = session
+        self._file = file
+        self._before = os.fstat(file.fileno())
+        self._name = name
+        self._meter = meter
+        self._headers = headers
+        self._condition = condition
+        self._size = self._before.st_size
+        if self._size > BLOB_BYTES_MAX:
+            raise BadRequest(f"a blob has {BLOB_BYTES_MAX} bytes at most", field="size")
+        self._part_bytes = size_of_parts(self._size, part_bytes)
+        self._state = _State(path, name, self._part_bytes)
+        self._count = -(-self._size // self._part_bytes)
+        self._etags: dict[int, str] = {}
+        self._path = ""
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether the store knows of it."""
+        return bool(self._path)
+
+    def run(self, threads: int, deadline_s: float) -> Stored:
+        """Store the file. Raises the errors of a put, FileChanged, BadDigest."""
+        known = self._resumed(deadline_s)
+        if known is None:
+            self._create(deadline_s)
+        try:
+            self._send(known or {}, threads, deadline_s)
+            stored = self._complete(deadline_s)
+        except (NoSuchUpload, NotAllowed, BadRequest) as error:
+            if known is None or isinstance(error, BadDigest):
+                raise
+            # What was to be resumed is over, or was completed with other bytes.
+            self._give_up()
+            self._meter.restart()
+            self._create(deadline_s)
+            self._send({}, threads, deadline_s)
+            stored = self._complete(deadline_s)
+        self._state.forget()
+        return stored
+
+    # --- steps -----------------------------------------------------------------------------------------------------
+
+    def _resumed(self, deadline_s: float) -> dict[int, str] | None:
+        """Parts that the store has, by their number; None where there is nothing to go on with."""
+        upload = self._state.load()
+        if upload is None:
+            return None
+        self._path = f"/uploads/{upload}"
+        known: dict[int, str] = {}
+        after = 0
+        while True:
+            try:
+                document = self._ask_json("GET", f"{self._path}?after={after}", deadline_s)
+            except (NoSuchUpload, BadRequest):
+                return None
+            for one in document["parts"]:
+                known[one["part"]] = one["etag"]
+            if document["status"] == "COMPLETED":
+                # Its parts are not listed any more: all of them may be what the file has.
+                return dict.fromkeys(range(1, self._count + 1), "*")
+            if document["nextAfter"] is None:
+                return known
+            after = document["nextAfter"]
+
+    def _create(self, deadline_s: float) -> None:
+        headers = {**self._headers, **self._condition}
+        if self._name is not None:
+            headers["x-ambry-upload-name"] = path_of(self._name)
+        exchange = self._session.ask(
+            "POST", "/uploads", headers=headers, expected=(201,), deadline=self._session.deadline(deadline_s)
+        )
+        upload = json.loads(exchange.read())["uploadId"]
+        self._path = f"/uploads/{upload}"
+        self._state.save(upload)
+
+    def _send(self, known: Mapping[int, str], threads: int, deadline_s: float) -> None:
+        """Have every part in the store, and its entity tag here."""
+        self._etags.clear()
+        parallel = Parallel(threads)
+        deadline = self._session.deadline(deadline_s)
+
+        def begin() -> Callable[[int], None]:
+            buffer = memoryview(bytearray(_PIECE_BYTES))
+
+            def work(number: int) -> None:
+                if number in known and self._is_same(number, known[number], buffer, parallel):
+                    return
+                self._put(number, buffer, parallel, deadline)
+
+            return work
+
+        parallel.run(range(1, self._count + 1), begin)
+        after = os.fstat(self._file.fileno())
+        if (after.st_size, after.st_mtime_ns) != (self._before.st_size, self._before.st_mtime_ns):
+            raise FileChanged("the file changed while it was read")
+
+    def _is_same(self, number: int, etag: str, buffer: memoryview, parallel: Parallel) -> bool:
+        """Whether the file has the bytes that the store has; `*` is whatever they are."""
+        checksum = xxhash.xxh3_64()
+        for piece in self._pieces(number, buffer):
+            checksum.update(piece)
+            parallel.moved(0)
+        if etag not in {checksum.hexdigest(), "*"}:
+            return False
+        self._etags[number] = checksum.hexdigest()
+        self._meter.add(self._span(number)[1] - self._span(number)[0])
+        return True
+
+    def _put(self, number: int, buffer: memoryview, parallel: Parallel, deadline: float) -> None:
+        start, stop = self._span(number)
+        checksum = xxhash.xxh3_64()
+        told = 0
+
+        def body() -> "Chunks":
+            nonlocal told
+            # For each attempt, from the beginning.
+            checksum.reset()
+            self._meter.add(-told)
+            told = 0
+            for piece in self._pieces(number, buffer):
+                checksum.update(piece)
+                yield piece
+                told += len(piece)
+                self._meter.add(len(piece))
+                parallel.moved(len(piece))
+
+        exchange = self._session.ask(
+            "PUT", f"{self._path}/{number}", headers={"Content-Length": str(stop - start)}, body=body, deadline=deadline
+        )
+        exchange.read()
+        etag = exchange.headers.get("etag", "").strip('"')
+        if etag != checksum.hexdigest():
+            raise BadDigest("the store has other bytes than were sent", field="xxh3")
+        self._etags[number] = etag
+
+    def _complete(self, deadline_s: float) -> Stored:
+        parts = [{"part": number, "etag": self._etags[number]} for number in range(1, self._count + 1)]
+        data = json.dumps({"parts": parts}).encode()
+        headers = {**self._condition, "Content-Length": str(len(data)), "Content-Type": "application/json"}
+        exchange = self._session.ask(
+            "POST", self._path, headers=headers, body=lambda: (data,), expected=(201,),
+            deadline=self._session.deadline(deadline_s),
+        )  # fmt: skip
+        exchange.read()
+        return Stored(
+            exchange.headers["x-ambry-blob-id"], self._size, self._name, exchange.headers.get("x-ambry-named-version")
+        )
+
+    def _give_up(self) -> None:
+        """Abort an upload that nobody goes on with; one that is over is fine."""
+        with contextlib.suppress(AmbryError):
+            self._session.ask("DELETE", self._path, expected=(202,), deadline=self._session.deadline(None)).read()
+        self._state.forget()
+
+    def _span(self, number: int) -> tuple[int, int]:
+        return (number - 1) * self._part_bytes, min(number * self._part_bytes, self._size)
+
+    def _pieces(self, number: int, buffer: memoryview) -> Iterator[memoryview]:
+        """The bytes of a part, piece by piece in one buffer. Raises FileChanged for a file that became shorter."""
+        at, stop = self._span(number)
+        while at < stop:
+            count = os.preadv(self._file.fileno(), [buffer[: stop - at]], at)
+            if not count:
+                raise FileChanged("the file became shorter while it was read")
+            yield buffer[:count]
+            at += count
+
+    def _ask_json(self, method: str, path: str, deadline_s: float) -> Any:  # noqa: ANN401 -- JSON of the store
+        return json.loads(self._session.ask(method, path, deadline=self._session.deadline(deadline_s)).read())
