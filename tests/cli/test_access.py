@@ -10,6 +10,7 @@ from typing import Any, Final
 import pytest
 from click.testing import CliRunner, Result
 
+from ambry.access.signatures import SignedUrl
 from ambry.cli.main import main
 from tests.cli.processes import ambry, ask, serving, write_cluster
 
@@ -76,6 +77,52 @@ def test_a_frontend_by_itself_asks_for_keys_of_its_name_store(tmp_path: Path) ->
         url = f"http://{ready['host']}:{ready['port']}"
         assert status_of(f"{url}/metrics", json.loads(made.stdout)["token"]) == 200
         assert status_of(f"{url}/metrics", None) == 403
+
+
+def test_n10_masters_are_rotated_and_signatures_end_with_the_master_that_they_came_from(tmp_path: Path) -> None:
+    write_cluster(tmp_path, 1, "disk")
+    old, new = "the first master secret of the tests", "the second master secret of the tests"
+    masters = tmp_path / "masters"
+    config = tmp_path / "frontend.toml"
+    config.write_text(
+        f'cluster_map = "cluster.toml"\ndatacentre = "here"\nport = 0\nauthentication = "required"\n'
+        f'name_store = "sqlite:{tmp_path / "names.sqlite"}"\nmaster_secret_file = "{masters}"\n'
+    )
+
+    def list_masters(*secrets: str) -> None:
+        masters.write_text("\n".join(secrets))
+        masters.chmod(0o600)
+
+    def make() -> dict[str, str]:
+        secret = {"AMBRY_CLUSTER_SECRET": "a secret of the tests, for this machine only"}
+        made = CliRunner().invoke(main, ["key", "create", "--config", str(config), "--json"], env=secret)
+        assert made.exit_code == 0, made.output
+        found: dict[str, str] = json.loads(made.stdout)
+        return found
+
+    def statuses(*keys: dict[str, str]) -> list[tuple[int, int]]:
+        """Of a signed URL and of the token of each key: 404, since there is nothing under the name, or 401."""
+        with ambry("frontend", "--config", str(config)) as process:
+            ready = process.wait_for("ready")
+            url = f"http://{ready['host']}:{ready['port']}"
+            return [
+                (status_of(url + signed(key), None), status_of(f"{url}/named/default/default/a", key["token"]))
+                for key in keys
+            ]
+
+    def signed(key: dict[str, str]) -> str:
+        path = "/named/default/default/a"
+        return SignedUrl(key["keyId"], "GET", path, int(time.time()) + 600).signed_with(key["secret"])
+
+    list_masters(old)
+    first = make()
+    assert statuses(first) == [(404, 404)]
+    list_masters(new, old)
+    second = make()
+    assert statuses(first, second) == [(404, 404), (404, 404)]
+    list_masters(new)
+    # Of the key whose master is gone the token is left, which is of no master.
+    assert statuses(first, second) == [(401, 404), (404, 404)]
 
 
 def test_a_key_that_is_removed_ends_in_all_processes(tmp_path: Path) -> None:
