@@ -42,6 +42,7 @@ from ambry.limits import (
 from ambry.metrics import Metrics
 from ambry.storage.commit import Answer, Mutation
 from ambry.storage.rebuild import CheckReport
+from ambry.storage.restoring import is_unreadable
 from ambry.storage.store import DiskStore
 
 _log = logs.get_logger(__name__)
@@ -158,7 +159,7 @@ class DiskService:
         return rank
 
     def suspect(self, blob_id: bytes) -> None:
-        """A read found this blob damaged: its bytes are set aside and fetched from a peer, in the background."""
+        """A read found this blob damaged or unreadable: it is looked at, and fetched from a peer, in the background."""
         self._upkeep.suspect(blob_id)
 
     async def close(self) -> None:
@@ -313,6 +314,8 @@ class DiskService:
                 self.suspect(request.blob_id)
                 answers.append(error.as_answer())
             except AmbryError as error:
+                if is_unreadable(error):
+                    self.suspect(request.blob_id)
                 answers.append(error.as_answer())
             except Exception as error:  # noqa: BLE001 -- the caller must get an answer, whatever went wrong
                 answers.append(_unexpected("read", self.name, error))

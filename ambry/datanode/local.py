@@ -110,6 +110,8 @@ class LocalDatanode:
     def on_hole(self, listener: Callable[[bytes], None]) -> None:
         """Call `listener` with the id of a blob that was asked for and whose bytes are missing here."""
         self._hole_listeners.append(listener)
+        for _, service in self._disks:
+            service.store.has_peers = True
 
     @property
     def incarnations(self) -> dict[int, bytes]:

@@ -193,8 +193,9 @@ class Upkeep:
         self._wanted.set()
 
     def suspect(self, blob_id: bytes) -> None:
-        """A read found this blob damaged; it is looked at with the next step. From any thread."""
+        """A read found this blob damaged or unreadable; it is looked at soon. From any thread."""
         self._suspects.append(blob_id)
+        self._wanted.set()
 
     def check(self) -> CheckReport:
         """Hold log and index of the open store against each other, at CHECK_BYTES_PER_S. May block for long.

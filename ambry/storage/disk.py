@@ -46,6 +46,10 @@ class File(Protocol):
         """Reserve space without changing the size, where the file system can; otherwise nothing."""
         ...
 
+    def keep_open(self) -> None:
+        """Never give its descriptor up for another file: nothing is written without this one."""
+        ...
+
     def close(self) -> None:
         """Close without a sync. Closing twice is harmless."""
         ...

@@ -17,6 +17,11 @@ from typing import Protocol
 class Index(Protocol):
     """An ordered map of bytes with atomic batches."""
 
+    @property
+    def damage(self) -> str:
+        """What a call has found damaged in the files of the index, for good; empty while there is nothing."""
+        ...
+
     throttled_s: float
     """How long writes have waited because the index could not keep up."""
 

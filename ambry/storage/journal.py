@@ -196,6 +196,7 @@ class Journal:
 
     def __init__(self, file: File, disk_id: bytes, usable_end: int, full_end: int) -> None:
         self._file = file
+        file.keep_open()
         self.disk_id = disk_id
         self._seed = seed_of_disk(disk_id)
         self._usable_end = usable_end
@@ -262,6 +263,7 @@ class Journal:
         # By its new name: a descriptor that was given up is opened again by the name that the file was opened with.
         self._file.close()
         self._file = disk.open(PATH)
+        self._file.keep_open()
 
     @classmethod
     def open(cls, disk: Disk, disk_id: bytes, size: int) -> "Journal | None":

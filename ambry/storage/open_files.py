@@ -2,7 +2,8 @@
 
 A disk of 4 TB has 16 000 segments, and a process may have far fewer files open. So a file gives its descriptor up when
 nobody uses it and others want theirs, and opens it again with the next use. Never given up: a descriptor that a call is
-using, and one whose file has been written to since its last sync: only that one is sure to hear that a write failed.
+using, one whose file has been written to since its last sync, since only that one is sure to hear that a write failed,
+and that of the journal (`is_kept`), without which nothing can be written at all.
 
 Which one goes: the files stand in a circle, each use marks its file, and a hand goes round that takes the first one
 without a mark and removes the others' (the clock of Corbató, 1968). Threads may share everything here.
@@ -82,7 +83,7 @@ class OpenFiles:
 class Descriptor:
     """One file's descriptor, open or not. Raises DiskUnavailable when it cannot be opened again, or was closed."""
 
-    __slots__ = ("_busy", "_is_closed", "_is_marked", "_lock", "_number", "_path", "_pool", "is_unsynced")
+    __slots__ = ("_busy", "_is_closed", "_is_marked", "_lock", "_number", "_path", "_pool", "is_kept", "is_unsynced")
 
     def __init__(self, pool: OpenFiles, path: str, number: int) -> None:
         self._pool = pool
@@ -92,6 +93,8 @@ class Descriptor:
         self._busy = 0
         self._is_marked = True
         self._is_closed = False
+        self.is_kept = False
+        """Never given up."""
         self.is_unsynced = False
         """Written to since its last sync. Set by whoever has taken the number."""
         pool.add(self)
@@ -142,7 +145,7 @@ class Descriptor:
         if not self._lock.acquire(blocking=False):
             return False
         try:
-            if self._busy or self.is_unsynced or self._number < 0:
+            if self._busy or self.is_unsynced or self.is_kept or self._number < 0:
                 return False
             if self._is_marked:
                 self._is_marked = False
@@ -166,7 +169,13 @@ class Descriptor:
         if self._is_closed:
             raise self._closed()
         try:
-            self._number = self._pool.open(self._path, os.O_RDWR)
+            try:
+                self._number = self._pool.open(self._path, os.O_RDWR)
+            except OSError as error:
+                if error.errno != errno.EROFS:
+                    raise
+                # A file system that was remounted because of errors: what is there can be read on.
+                self._number = self._pool.open(self._path, os.O_RDONLY)
         except OSError as error:
             raise DiskUnavailable(f"{Path(self._path).name} cannot be opened again: {error.strerror}") from error
 

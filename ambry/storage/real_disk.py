@@ -185,6 +185,10 @@ class RealFile:
                 if code != errno.EINTR:
                     raise OSError(code, os.strerror(code))
 
+    def keep_open(self) -> None:
+        """Never give the descriptor up, however few there are."""
+        self._descriptor.is_kept = True
+
     def close(self) -> None:
         """Close without a sync. Closing twice is harmless."""
         with _errors_of(f"close of {self._path}"):

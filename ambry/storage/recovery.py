@@ -116,11 +116,15 @@ def open_store(
     index, applied = _open_index(index_source, meta.disk_id)
     rebuilds = applied < checkpoint.sequence
     groups = journal.read_groups(checkpoint.position, checkpoint.sequence, checkpoint.epoch)
-    late = LateRows(0) if rebuilds else settle(index, applied)
-    gone = () if rebuilds else _forget_gone(index, replicas)
-    accounts = Accounts() if rebuilds else load_accounts(index)
-    redo = _Redo(replicas, None if rebuilds else IndexUpdates(index, accounts), applied)
-    redo.all(groups, journal)
+    try:
+        late, gone, accounts, redo = _redo(index, replicas, journal, groups, applied, rebuilds=rebuilds)
+    except DiskUnavailable:
+        if rebuilds or not index.damage:
+            raise
+        # A damaged block of it. What was redone so far is redone again.
+        rebuilds = True
+        groups = journal.read_groups(checkpoint.position, checkpoint.sequence, checkpoint.epoch)
+        late, gone, accounts, redo = _redo(index, replicas, journal, groups, applied, rebuilds=True)
     if applied > groups.sequence or groups.is_cut_short():
         raise DirectoryUnusable(
             f"{JOURNAL_PATH} is damaged behind group {groups.sequence}, which is not the last one, and acknowledged "
@@ -221,6 +225,18 @@ def _forget_gone(index: Index, replicas: Collection[int]) -> tuple[int, ...]:
                 index.write([(key, None) for key, _ in page])
         index.write([(end_lsn_key(partition), None)])
     return gone
+
+
+def _redo(
+    index: Index, replicas: dict[int, Replica], journal: Journal, groups: GroupReader, applied: int, *, rebuilds: bool
+) -> "tuple[LateRows, tuple[int, ...], Accounts, _Redo]":
+    """Bring logs, and an index that is not to be rebuilt, up to the last group."""
+    late = LateRows(0) if rebuilds else settle(index, applied)
+    gone = () if rebuilds else _forget_gone(index, replicas)
+    accounts = Accounts() if rebuilds else load_accounts(index)
+    redo = _Redo(replicas, None if rebuilds else IndexUpdates(index, accounts), applied)
+    redo.all(groups, journal)
+    return late, gone, accounts, redo
 
 
 class _Redo:

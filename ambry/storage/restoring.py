@@ -10,7 +10,7 @@ import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
-from ambry.errors import AmbryError, CorruptRecord, DiskFull
+from ambry.errors import AmbryError, CorruptRecord, DiskFull, DiskUnavailable
 from ambry.storage.disk import Disk
 from ambry.storage.index import Index, pages
 from ambry.storage.index_entry import Entry, decode_entry, partition_range
@@ -39,6 +39,10 @@ QUARANTINE_FOLDER: Final = "quarantine"
 """Below the disk's folder: damaged records as they were found, <partition>-<segment>-<offset>.record."""
 
 _ROWS_PER_PAGE: Final = 256
+_PART_BYTES: Final = 4096
+
+_MEDIUM_ERRORS: Final = frozenset({"EIO", "EBADMSG", "EUCLEAN"})
+"""The device cannot read it; or the file system's own checksum says that it is damaged."""
 
 
 def save_damaged(disk: Disk, partition: int, entry: Entry, data: bytes) -> None:
@@ -47,6 +51,38 @@ def save_damaged(disk: Disk, partition: int, entry: Entry, data: bytes) -> None:
     with contextlib.suppress(DiskFull):
         disk.make_folder(QUARANTINE_FOLDER)
         disk.replace(name, data)
+
+
+def is_unreadable(error: AmbryError) -> bool:
+    """Whether the disk said that it cannot read what is at a place, and not only that it cannot do it now."""
+    return isinstance(error, DiskUnavailable) and error.facts.get("errno") in _MEDIUM_ERRORS
+
+
+def suspect_bytes(segment: Segment, entry: Entry, *, in_parts: bool) -> bytes | None:
+    """The bytes of a record that something is wrong with; None when the disk does not read them.
+
+    `in_parts`: of a record that it cannot read, what it can in blocks of 4 KiB, with zeros for the rest; unless it does
+    not read the segment's header either: then it is not the record.
+    """
+    try:
+        return segment.pread(entry.record_size, entry.offset)
+    except DiskUnavailable as error:
+        if not (in_parts and is_unreadable(error)):
+            return None
+    parts = []
+    try:
+        segment.file.pread(DATA_OFFSET, 0)
+        for at in range(entry.offset, entry.offset + entry.record_size, _PART_BYTES):
+            size = min(_PART_BYTES, entry.offset + entry.record_size - at)
+            try:
+                parts.append(segment.file.pread(size, at).ljust(size, b"\x00"))
+            except DiskUnavailable as error:
+                if not is_unreadable(error):
+                    raise
+                parts.append(bytes(size))
+    except DiskUnavailable:
+        return None
+    return b"".join(parts)
 
 
 def keys_within(

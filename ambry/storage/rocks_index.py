@@ -95,10 +95,11 @@ class RocksIndex:
     when another has the database open, DiskUnavailable when it is damaged.
     """
 
-    __slots__ = ("_database", "_is_closed", "_key_may_exist", "_write_options", "throttled_s")
+    __slots__ = ("_database", "_is_closed", "_key_may_exist", "_write_options", "damage", "throttled_s")
 
     def __init__(self, path: Path | str, cache_bytes: int, memtable_bytes: int) -> None:
-        with _errors_of(f"open of index {path}"):
+        self.damage: str = ""
+        with self._errors_of(f"open of index {path}"):
             options = _options(cache_bytes, memtable_bytes)
             # Named for the family as well: of one that exists, rocksdict takes the options that its folder remembers
             # otherwise, and those have RocksDB's own cache of 8 MiB.
@@ -120,14 +121,14 @@ class RocksIndex:
         try:
             may_exist, value = self._key_may_exist(key, True)  # type: ignore[misc] # the stub returns no pair
         except Exception as error:
-            raise _translated(error, "read of the index") from error
+            raise self._translated(error, "read of the index") from error
         if may_exist and value is None:
             return False, None
         return True, value
 
     def get_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
         """Values in the order of the keys. May block; releases the interpreter meanwhile. Raises DiskUnavailable."""
-        with _errors_of("read of the index"):
+        with self._errors_of("read of the index"):
             values: list[bytes | None] = self._database.get(list(keys))  # type: ignore[assignment] # the stub knows no lists
         return values
 
@@ -136,7 +137,7 @@ class RocksIndex:
 
         May wait for a flush, without the interpreter.
         """
-        with _errors_of("write to the index"):
+        with self._errors_of("write to the index"):
             self._wait_for_flush()
             group = rocksdict.WriteBatch(raw_mode=True)
             put, delete = group.put, group.delete
@@ -162,7 +163,7 @@ class RocksIndex:
         if start >= stop:
             return []
         entries: list[tuple[bytes, bytes]] = []
-        with _errors_of("scan of the index"):
+        with self._errors_of("scan of the index"):
             bounds = rocksdict.ReadOptions()
             bounds.set_iterate_upper_bound(stop)
             iterator = self._database.iter(bounds)
@@ -176,7 +177,7 @@ class RocksIndex:
 
     def flush(self) -> None:
         """Make every batch written so far durable. Raises DiskFull or DiskUnavailable."""
-        with _errors_of("flush of the index"):
+        with self._errors_of("flush of the index"):
             self._database.flush(True)
 
     def figures(self) -> dict[str, float]:
@@ -185,7 +186,7 @@ class RocksIndex:
         `flushed_bytes` is what left the memtables, `written_bytes` that and what compaction wrote; `stalls` is how
         often RocksDB held up a write by itself. Raises DiskUnavailable.
         """
-        with _errors_of("figures of the index"):
+        with self._errors_of("figures of the index"):
             database = self._database
             numbers = {name: float(database.property_int_value(key) or 0) for name, key in _PROPERTIES.items()}
             # A flush's own line says what was flushed; the sum over all levels is what was written.
@@ -205,8 +206,28 @@ class RocksIndex:
         try:
             self.flush()
         finally:
-            with _errors_of("close of the index"):
+            with self._errors_of("close of the index"):
                 self._database.close()
+
+    @contextlib.contextmanager
+    def _errors_of(self, what: str) -> Iterator[None]:
+        """Catch all: rocksdict raises plain Exception for whatever RocksDB says."""
+        try:
+            yield
+        except Exception as error:
+            raise self._translated(error, what) from error
+
+    def _translated(self, error: Exception, what: str) -> AmbryError:
+        if isinstance(error, rocksdict.DbClosedError):
+            return DiskUnavailable("the index is closed")
+        reason = str(error)
+        if "While lock file" in reason or "lock hold by current process" in reason:
+            return DirectoryInUse(f"{what}: {reason}")
+        if reason.startswith("Corruption"):
+            # A block without its checksum stays so, and a read of it may be met by anyone.
+            self.damage = self.damage or reason
+        kind = DiskFull if "No space left" in reason else DiskUnavailable
+        return kind(f"{what}: {reason}")
 
 
 def _options(cache_bytes: int, memtable_bytes: int) -> rocksdict.Options:
@@ -242,22 +263,3 @@ def _options(cache_bytes: int, memtable_bytes: int) -> rocksdict.Options:
     options.set_stats_dump_period_sec(0)
     options.set_stats_persist_period_sec(0)
     return options
-
-
-def _translated(error: Exception, what: str) -> AmbryError:
-    if isinstance(error, rocksdict.DbClosedError):
-        return DiskUnavailable("the index is closed")
-    reason = str(error)
-    if "While lock file" in reason or "lock hold by current process" in reason:
-        return DirectoryInUse(f"{what}: {reason}")
-    kind = DiskFull if "No space left" in reason else DiskUnavailable
-    return kind(f"{what}: {reason}")
-
-
-@contextlib.contextmanager
-def _errors_of(what: str) -> Iterator[None]:
-    """Catch all: rocksdict raises plain Exception for whatever RocksDB says."""
-    try:
-        yield
-    except Exception as error:
-        raise _translated(error, what) from error

@@ -51,6 +51,7 @@ class SimIndex:
 
     def __init__(self, entries: dict[bytes, bytes] | None = None) -> None:
         self.is_cold = False
+        self.damage = ""
         self.throttled_s = 0.0
         self.before: Callable[[str], None] = _nothing
         self._lock = threading.Lock()

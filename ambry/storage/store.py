@@ -56,7 +56,7 @@ from ambry.storage.compactor import Compaction, CompactionReport, OnDamage
 from ambry.storage.disk import Buffer, Disk
 from ambry.storage.erasures import Erasures
 from ambry.storage.hot_records import HotRecords
-from ambry.storage.index import Index, pages
+from ambry.storage.index import Index
 from ambry.storage.index_entry import ENTRY_SIZE as INDEX_ENTRY_SIZE
 from ambry.storage.index_entry import (
     HAS_BODY,
@@ -82,14 +82,14 @@ from ambry.storage.late_rows import LateRows
 from ambry.storage.reading import checked_entry, read_record
 from ambry.storage.record import check_body, decode_header, read_whole
 from ambry.storage.replica import Replica, create_replica, no_replica, replica_of
-from ambry.storage.restoring import damaged_files, keys_within, save_damaged, unbacked
+from ambry.storage.restoring import damaged_files, keys_within, save_damaged, suspect_bytes, unbacked
 from ambry.storage.segment import Damage, Segment
-from ambry.storage.survey import SURVEY_PREFIX, Survey, decode_survey, encode_survey, look_at, survey_key
+from ambry.storage.survey import Survey, encode_survey, look_at, read_surveys, survey_key
 from ambry.storage.tail import Tails
 
 _HOLE_BYTES_MAX: Final = GROUP_HEADER_SIZE + ALIGNMENT + ENTRY_SIZE + 256
 
-_ROWS_PER_PAGE: Final = 256
+INDEX_DAMAGED: Final = "the index is damaged; stop the process and make it anew with `ambry datanode check --rebuild`"
 
 _MOVES_PER_READ_MAX: Final = 3
 """A read looks into the index again when compaction moved its blob meanwhile; one blob is not moved this often."""
@@ -132,7 +132,9 @@ class DiskStore:
         self._covered: tuple[int, int, int] | None = None
         self._log_failures = 0
         self.journals_replaced = 0
-        """Journals that failed since the opening; another took the place of each. To be read only."""
+        """Journals that failed since the opening, and were replaced. To be read only."""
+        self.has_peers = False
+        """Whether others may have the bytes that are missing here. To be set by whoever asks them."""
         self._damages: list[tuple[int, int, Damage]] = []
         self._hot = HotRecords(HOT_RECORDS_BYTES_MAX)
         self._failure: AmbryError | None = None
@@ -152,7 +154,9 @@ class DiskStore:
         assert size_max <= min(GROUP_BYTES_MAX, self._journal.capacity)
         keys = [b"b" + request.blob_id[ID_HEAD_SIZE:] for request in requests]
         with self._room_in_journal(size_max):
-            return self._commit_group(lambda group: group.plan(requests, keys, self._index.get_many(keys)))
+            # Before anything is planned: a read of the index that fails is this group's failure only.
+            values = self._index.get_many(keys)
+            return self._commit_group(lambda group: group.plan(requests, keys, values))
 
     @contextlib.contextmanager
     def _room_in_journal(self, size: int) -> Iterator[None]:
@@ -214,8 +218,9 @@ class DiskStore:
         """Deal with damage that was found in a segment; the ids of the blobs that lost their bytes here.
 
         Whatever the index points to there is read once more; what is wrong then is saved in the quarantine folder, and
-        its blob becomes a hole, queued for repair if it lives. What cannot be read at all stays as it is: the disk may
-        only be troubled. May block; `pace` is told the bytes of index that it looks through. Raises DiskUnavailable.
+        its blob becomes a hole, queued for repair if it lives. So does one whose record the disk cannot read while it
+        reads others, if peers may have it; without peers it stays as it is: the disk may only be troubled. May block;
+        `pace` is told the bytes of index that it looks through. Raises DiskUnavailable.
         """
         if damage.header is not None:
             keys = [blob_key(damage.key)]
@@ -253,7 +258,7 @@ class DiskStore:
         return restored
 
     def quarantine_blob(self, blob_id: bytes) -> bool:
-        """Deal with a blob that a read found damaged; whether it still was and lost its bytes here."""
+        """Deal with a blob that a read found damaged or unreadable; whether it still was and lost its bytes here."""
         return self._make_hole(blob_key(blob_id)) is not None
 
     def _make_hole(self, key: bytes) -> bytes | None:
@@ -273,9 +278,8 @@ class DiskStore:
             return None
         blob_id = entry.id_head + key[1:]
         segment = replica.segments[entry.segment]
-        try:
-            data = segment.pread(entry.record_size, entry.offset)
-        except DiskUnavailable:
+        data = suspect_bytes(segment, entry, in_parts=self.has_peers)
+        if data is None:
             return None
         try:
             check_body(decode_header(data, segment.seed), data)
@@ -422,7 +426,7 @@ class DiskStore:
             with self._lock:
                 self.check_usable()
                 if not any(replica.set_aside for replica in self._replicas.values()):
-                    return plan_checkpoint(self._replicas.values(), self._journal, self._tails.held(), always=always)
+                    return plan_checkpoint(self.replicas, self._journal, self._tails.held(), always=always)
 
     def _write_and_sync(self, plan: CheckpointPlan) -> bool:
         """Write the tails and sync the logs; False when a log failed and was set aside. Raises DiskFull."""
@@ -535,7 +539,8 @@ class DiskStore:
         for replica in self.replicas:
             for number in sorted(replica.set_aside):
                 segment = replica.segments[number]
-                relocation = self._compaction_of(replica, FOR_EVER, lambda _: None, self._note_damage)
+                on_damage = lambda *damage: self._damages.append(damage)  # noqa: E731 -- a function of one line
+                relocation = self._compaction_of(replica, FOR_EVER, lambda _: None, on_damage)
                 try:
                     relocation.relocate(segment)
                 except DiskFull as error:
@@ -582,7 +587,7 @@ class DiskStore:
     def close(self) -> None:
         """Checkpoint and close; without the checkpoint when the store has failed. Commits must have ended."""
         try:
-            if self._failure is None:
+            if self.failure is None:
                 self.checkpoint()
         finally:
             with self._lock:
@@ -663,9 +668,6 @@ class DiskStore:
             on_damage=on_damage,
         )
 
-    def _note_damage(self, partition: int, number: int, damage: Damage) -> None:
-        self._damages.append((partition, number, damage))
-
     def _check_index_room(self) -> None:
         """A database whose flush meets a full disk takes nothing more until it is opened again, so it is not asked to.
 
@@ -718,11 +720,7 @@ class DiskStore:
 
     def surveys(self, partition: int) -> dict[int, Survey]:
         """What was found last, by segment number."""
-        return {
-            int.from_bytes(key[5:], "big"): decode_survey(value)
-            for page in pages(self._index, *partition_range(SURVEY_PREFIX, partition), _ROWS_PER_PAGE)
-            for key, value in page
-        }
+        return read_surveys(self._index, partition)
 
     def write_totals(self, batch: list[tuple[bytes, bytes | None]]) -> None:
         """Write a batch to the index together with the totals that its changes have changed. Under the lock."""
@@ -769,6 +767,8 @@ class DiskStore:
     @property
     def failure(self) -> AmbryError | None:
         """Why the store takes no more writes, or None."""
+        if self._failure is None and self._index.damage:
+            self._failure = DiskUnavailable(f"{INDEX_DAMAGED}: {self._index.damage}")
         return self._failure
 
     @property
@@ -792,8 +792,8 @@ class DiskStore:
 
     def check_usable(self) -> None:
         """Raise DiskUnavailable when the store has failed."""
-        if self._failure is not None:
-            raise DiskUnavailable(f"the disk takes no more writes: {self._failure}")
+        if self.failure is not None:
+            raise DiskUnavailable(f"the disk takes no more writes: {self.failure}")
 
     def _fail(self, error: BaseException) -> None:
         if self._failure is None:

@@ -15,8 +15,8 @@ from ambry.blob.blob_id import BINARY_SIZE
 from ambry.blob.state import NEVER
 from ambry.errors import CorruptRecord
 from ambry.storage.compaction_plan import Erasure, Fate, Retention, fate_of
-from ambry.storage.index import Index
-from ambry.storage.index_entry import Entry, Place, blob_key, decode_entry
+from ambry.storage.index import Index, pages
+from ambry.storage.index_entry import Entry, Place, blob_key, decode_entry, partition_range
 from ambry.storage.record import RecordKind, record_size
 from ambry.storage.segment import Damage, ScannedRecord, Segment, scan_readable
 
@@ -33,6 +33,7 @@ LAYOUT: Final = (
     ("tombstone_bytes", 56, 8),
 )
 _LOOK_RECORDS: Final = 64
+_ROWS_PER_PAGE: Final = 256
 NO_ERASURE: Final = Erasure()
 
 
@@ -151,3 +152,12 @@ def _ends_ms(record: ScannedRecord, entry: Entry, retention: Retention) -> int:
     if record.header.kind is RecordKind.PUT and entry.life & 1:
         ends_ms = min(ends_ms, entry.time_ms + retention.deleted_ms)
     return min(ends_ms, NEVER)
+
+
+def read_surveys(index: Index, partition: int) -> dict[int, Survey]:
+    """What was found last of the segments of a partition, by their numbers."""
+    return {
+        int.from_bytes(key[5:], "big"): decode_survey(value)
+        for page in pages(index, *partition_range(SURVEY_PREFIX, partition), _ROWS_PER_PAGE)
+        for key, value in page
+    }

@@ -59,6 +59,9 @@ class SlowFile:
     def reserve(self, offset: int, size: int) -> None:
         self._file.reserve(offset, size)
 
+    def keep_open(self) -> None:
+        self._file.keep_open()
+
     def close(self) -> None:
         self._file.close()
 

@@ -26,6 +26,7 @@ _COMPACTION: Final = ("tests/storage/test_compaction.py",)
 _QUARANTINE: Final = ("tests/storage/test_quarantine.py",)
 _LOGS: Final = ("tests/storage/test_failed_logs.py",)
 _JOURNAL: Final = ("tests/storage/test_failed_journal.py",)
+_FAULTS: Final = ("tests/datanode/test_disk_faults.py",)
 _UPKEEP: Final = ("tests/datanode/test_upkeep.py",)
 
 MUTANTS: Final = (
@@ -348,6 +349,41 @@ MUTANTS: Final = (
         "        if self.journals_replaced >= JOURNAL_FAILURES_MAX:\n",
         "        if False:\n",
         _JOURNAL,
+    ),
+    Mutant(
+        "what the logs have of a discarded journal is cut off",
+        "ambry/storage/salvage.py",
+        "    segment.end = last\n",
+        "    segment.end = known\n",
+        ("tests/cli/test_discard_journal.py",),
+    ),
+    Mutant(
+        "a damaged block of the index goes unnoticed",
+        "ambry/storage/rocks_index.py",
+        "            self.damage = self.damage or reason\n",
+        "            pass\n",
+        _FAULTS,
+    ),
+    Mutant(
+        "a record that cannot be read is given up although nobody else has it",
+        "ambry/storage/store.py",
+        "in_parts=self.has_peers)",
+        "in_parts=True)",
+        _FAULTS,
+    ),
+    Mutant(
+        "a disk that reads nothing has its records quarantined",
+        "ambry/storage/restoring.py",
+        "        segment.file.pread(DATA_OFFSET, 0)\n        for at",
+        "        for at",
+        _FAULTS,
+    ),
+    Mutant(
+        "the journal's descriptor is given up",
+        "ambry/storage/open_files.py",
+        "self.is_unsynced or self.is_kept or",
+        "self.is_unsynced or",
+        _FAULTS,
     ),
     Mutant(
         "damage in the middle of the journal is taken for its end",
