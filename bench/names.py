@@ -1,7 +1,8 @@
 """`python -m bench.names`: named puts and gets beside a bare aiohttp application, lists, and millions of names.
 
     python -m bench.names                    four runs; a few minutes, most of them for filling a store with names
-    python -m bench.names --names 10000000   the last run with ten million names (about 6 GB, half an hour)
+    python -m bench.names --names 10000000   the last run with ten million names (about 3 GB, half an hour)
+    python -m bench.names --only-many --bulk --names 10000000   only that, and the middle of them written in bulk
     python -m bench.names --quick            the same in short, to see that it works
 
 Prints a table: what was measured, and the bar where there is one. Names come in no order, which is the hard case: each
@@ -10,9 +11,11 @@ put changes another page of each tree.
 
 import argparse
 import asyncio
+import contextlib
 import http.client
 import json
 import os
+import sqlite3
 import statistics
 import sys
 import time
@@ -23,7 +26,7 @@ from typing import Any, Final
 from ambry.names import changes
 from ambry.names.changes import UNCONDITIONAL
 from ambry.names.open import open_database
-from ambry.names.rows import NameRow, RowKind, version_at
+from ambry.names.rows import COLUMNS, CURRENT_COLUMNS, NameRow, RowKind, version_at
 from bench.bodies import bare_path, distinct_bodies
 from bench.jobs import run_load
 from bench.load import HOST, Load, Report, name_of
@@ -62,13 +65,16 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="short runs, few names")
     parser.add_argument("--seconds", type=float, default=3.0, help="of each measurement (3)")
     parser.add_argument("--names", type=int, default=1_000_000, help="names in the run with many (1000000)")
+    parser.add_argument("--bulk", action="store_true", help="measure only the first and the last 100 000 of them")
+    parser.add_argument("--only-many", action="store_true", help="only the run with many")
     options = parser.parse_args()
     seconds = 1.0 if options.quick else options.seconds
     count = 20_000 if options.quick else options.names
     table = Table()
     with fresh_folder() as folder:
-        _over_http(table, folder, seconds)
-        many_names(table, folder / "many", count)
+        if not options.only_many:
+            _over_http(table, folder, seconds)
+        many_names(table, folder / "many", count, in_bulk=options.bulk)
     for problem in table.problems:
         print(f"PROBLEM: {problem}")
     return 1 if table.problems else 0
@@ -156,48 +162,83 @@ def _ratio(rate: float, yardstick: float, bar: float) -> str:
 # --- many names ------------------------------------------------------------------------------------------------
 
 
-def many_names(table: Table, folder: Path, count: int) -> None:
+def many_names(table: Table, folder: Path, count: int, *, in_bulk: bool = False) -> None:
     """Fill the name store of a stopped store, then list it over HTTP."""
     with started("embedded", folder, _SIZE) as store:
         path = store.folder / "data" / "names.sqlite"
-    asyncio.run(filled(table, path, count))
+    asyncio.run(filled(table, path, count, in_bulk=in_bulk))
     size = sum(each.stat().st_size for each in path.parent.glob("names.sqlite*"))
     table.add("bytes of the name store for one name", f"{size / count:,.0f}")
     with started("embedded", folder, _SIZE) as store:
         _lists(table, store, count)
 
 
-async def filled(table: Table, path: Path, count: int) -> None:
+async def filled(table: Table, path: Path, count: int, *, in_bulk: bool = False) -> None:
     """Put names as a busy frontend does, in groups that share statements and a commit; the rate tenth by tenth.
 
     Beside the rate stands the CPU time of a put, which says the same on a machine that does other things as well.
+    `in_bulk` measures only the beginning and the end, and writes what lies between in the order of names.
     """
-    database = open_database(f"sqlite:{path}")
     early_end = min(100_000, count // 10)
     ends = sorted({early_end, *(count * tenth // 10 for tenth in range(1, 11))})
-    rates: list[tuple[float, float]] = []
+    if in_bulk:
+        ends = [early_end, count - early_end, count]
+    measured: list[tuple[float, float]] = []
     first = 0
     for end in ends:
-        begun, cpu = time.perf_counter(), time.process_time()
-        for at in range(first, end, _GROUP):
-            puts = [(_row(number), UNCONDITIONAL) for number in range(at, min(at + _GROUP, end))]
-            await database.write(lambda session: changes.put_each(session, puts, _NOW_MS))  # noqa: B023 -- awaited in this turn
-        took, used = time.perf_counter() - begun, time.process_time() - cpu
-        rates.append(((end - first) / took, used / (end - first) * 1e6))
-        table.add(
-            f"names put in groups of {_GROUP}, {first:,} to {end:,}",
-            f"{rates[-1][0]:,.0f}/s",
-            f"CPU {rates[-1][1]:.0f} us",
-        )
+        if in_bulk and end == ends[1]:
+            _write_between(path, first, end)
+            table.add(f"names in bulk, {first:,} to {end:,}", "not measured")
+        else:
+            measured.append(await _put_names(path, first, end))
+            rate, cpu = measured[-1]
+            table.add(
+                f"names put in groups of {_GROUP}, {first:,} to {end:,}", f"{rate:,.0f}/s", f"CPU {cpu * 1e6:.0f} us"
+            )
         first = end
-    await database.close()
-    growth = rates[-1][0] / rates[0][0]
+    growth = measured[-1][0] / measured[0][0]
     table.values["names_growth"] = growth
     table.add(
-        f"the last tenth to the first {early_end:,}",
+        f"the last to the first {early_end:,}",
         f"{growth:.2f} x",
-        f"(bar for 10^7: 0.70 x), by CPU {rates[0][1] / rates[-1][1]:.2f} x",
+        f"(bar for 10^7: 0.70 x), by CPU {measured[0][1] / measured[-1][1]:.2f} x",
     )
+
+
+async def _put_names(path: Path, first: int, end: int) -> tuple[float, float]:
+    """Names per second, and seconds of CPU for each."""
+    database = open_database(f"sqlite:{path}")
+    begun, cpu = time.perf_counter(), time.process_time()
+    for at in range(first, end, _GROUP):
+        puts = [(_row(number), UNCONDITIONAL) for number in range(at, min(at + _GROUP, end))]
+        await database.write(lambda session: changes.put_each(session, puts, _NOW_MS))  # noqa: B023 -- awaited in this turn
+    took, used = time.perf_counter() - begun, time.process_time() - cpu
+    await database.close()
+    return (end - first) / took, used / (end - first)
+
+
+def _write_between(path: Path, first: int, end: int) -> None:
+    """Names that only have to be there, written in their order and in two passes, so that pages are as full as usual.
+
+    A store that loses power meanwhile is begun anew, so nothing is synced.
+    """
+    columns = f"account, container, name, {CURRENT_COLUMNS}, position"
+    insert = f"INSERT INTO names ({COLUMNS}, source, arrived_ms, is_alone) VALUES ({', '.join('?' * 15)}, 1)"
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        for setting in ("journal_mode=OFF", "synchronous=OFF", "cache_size=-262144"):
+            connection.execute(f"PRAGMA {setting}")
+        for half in (range(first, end, 2), range(first + 1, end, 2)):
+            last = connection.execute("SELECT MAX(position) FROM names").fetchone()[0]
+            connection.execute("BEGIN")
+            connection.executemany(insert, ((*_row(number).values(), 0, _NOW_MS) for number in half))
+            # By number first, since that is the order of positions; sorted on the way into the tree of names.
+            connection.execute(
+                f"INSERT INTO current_names ({columns}) SELECT {columns} FROM names WHERE position > ?"
+                " ORDER BY account, container, name",
+                (last,),
+            )
+            connection.execute("COMMIT")
+        connection.execute("PRAGMA journal_mode=WAL")
 
 
 def _row(number: int) -> NameRow:
