@@ -118,9 +118,9 @@ class NamedOperations:
         self._clock = clock
         self._datacentre = datacentre
         self.versions = Versions()
-        self._gatherer = PutGatherer(database) if isinstance(database, SqliteDatabase) else None
         self.recent = RecentNames(database.loop_reader()) if isinstance(database, SqliteDatabase) else None
         """Names at hand, where the store is embedded. The fast lane asks for them."""
+        self._gatherer = PutGatherer(database, self.recent) if isinstance(database, SqliteDatabase) else None
 
     # --- put ---------------------------------------------------------------------------------------------------
 

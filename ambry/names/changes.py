@@ -92,6 +92,8 @@ class Condition:
             raise NameExists("the name exists; x-ambry-named-upsert: true replaces what it stands for")
 
 
+_NO_ETAGS: Final[frozenset[str]] = frozenset()
+
 UNCONDITIONAL: Final = Condition(upsert=True)
 
 
@@ -143,19 +145,25 @@ def put_each(session: Session, puts: Sequence[tuple[NameRow, Condition]], now_ms
     what a put costs. So names that are new, which is most of them, are looked up and written many at a time.
     """
     outcomes: dict[int, NameRow | AmbryError] = {}
-    for key in sorted({row.key.lock() for row, _ in puts}):
-        session.lock(key)
-    known = _known(session, [row.key for row, _ in puts])
-    new: dict[Key, NameRow] = {}
-    for number, (row, condition) in enumerate(puts):
-        if row.key not in known and row.key not in new:
+    # Plain tuples, since they are compared and hashed several times for each put.
+    keys = [(row.account, row.container, row.name) for row, _ in puts]
+    if session.dialect is not Dialect.SQLITE:
+        # SQLite has one writer at a time, and it has the lock already.
+        for lock in sorted({row.key.lock() for row, _ in puts}):
+            session.lock(lock)
+    known = _known(session, keys)
+    new: list[NameRow] = []
+    for number, (key, (row, condition)) in enumerate(zip(keys, puts, strict=True)):
+        if key not in known:
             try:
-                condition.check_put(frozenset())
+                condition.check_put(_NO_ETAGS)
             except AmbryError as error:
                 outcomes[number] = error
             else:
-                outcomes[number] = new[row.key] = row
-    _insert_alone(session, list(new.values()), HERE, now_ms)
+                known.add(key)
+                new.append(row)
+                outcomes[number] = row
+    _insert_alone(session, new, HERE, now_ms)
     for number, (row, condition) in enumerate(puts):
         if number not in outcomes:
             try:
@@ -402,9 +410,9 @@ def _insert(session: Session, row: NameRow, now_ms: int) -> None:
     session.execute(_INSERT, (*row.values(), HERE, now_ms))
 
 
-def _known(session: Session, keys: list[Key]) -> set[Key]:
-    """Those names that have any row."""
-    found: set[Key] = set()
+def _known(session: Session, keys: list[tuple[int, int, bytes]]) -> set[tuple[int, int, bytes]]:
+    """Those names that have any row, as account, container and name."""
+    found: set[tuple[int, int, bytes]] = set()
     for part in _in_powers_of_two(keys):
         asked = ", ".join(["(?, ?, ?)"] * len(part))
         sql = f"""WITH asked (account, container, name) AS (VALUES {asked}) SELECT account, container, name FROM asked
@@ -412,7 +420,7 @@ WHERE EXISTS (SELECT 1 FROM current_names AS known WHERE known.account = asked.a
 AND known.container = asked.container AND known.name = asked.name)
 OR EXISTS (SELECT 1 FROM names AS known WHERE known.is_alone = 0 AND known.account = asked.account
 AND known.container = asked.container AND known.name = asked.name)"""
-        found.update(Key(*row) for row in session.rows(sql, [value for key in part for value in _of(key)]))
+        found.update(session.rows(sql, [value for key in part for value in key]))
     return found
 
 

@@ -11,6 +11,7 @@ import asyncio
 from ambry.errors import Overloaded
 from ambry.limits import NAME_GROUP_JOBS_MAX, NAME_QUEUE_JOBS_MAX
 from ambry.names.changes import Condition, put_each
+from ambry.names.recent import RecentNames
 from ambry.names.rows import NameRow
 from ambry.names.sql import Database
 
@@ -18,10 +19,12 @@ from ambry.names.sql import Database
 class PutGatherer:
     """The puts of one event loop."""
 
-    __slots__ = ("_database", "_now_ms", "_task", "_waiting")
+    __slots__ = ("_database", "_now_ms", "_recent", "_task", "_waiting")
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, recent: RecentNames | None = None) -> None:
+        """`recent` hears of each group that was written."""
         self._database = database
+        self._recent = recent
         self._waiting: list[tuple[NameRow, Condition, asyncio.Future[NameRow]]] = []
         self._task: asyncio.Task[None] | None = None
         self._now_ms = 0
@@ -66,6 +69,8 @@ class PutGatherer:
             outcomes_of_all: list[NameRow | Exception] = [error] * len(group)
         else:
             outcomes_of_all = list(outcomes)
+            if self._recent is not None:
+                self._recent.follow()
         for (_, _, future), outcome in zip(group, outcomes_of_all, strict=True):
             if future.done():
                 continue

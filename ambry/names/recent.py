@@ -8,6 +8,9 @@ the snapshot that it was read from, and only if nothing was forgotten since.
 A PostgreSQL store is asked for each name: there is no way to know cheaply that nothing has changed.
 """
 
+import contextlib
+
+from ambry.errors import NameStoreUnavailable
 from ambry.limits import NAMES_KEPT_MAX, NAMES_KEPT_ROWS_MAX
 from ambry.names.changes import read_current
 from ambry.names.rows import Current, Key
@@ -44,6 +47,14 @@ class RecentNames:
         if len(self._kept) >= NAMES_KEPT_MAX:
             self._kept.clear()
         self._kept[key.account, key.container, key.name] = current
+
+    def follow(self) -> None:
+        """Forget what was changed until now, while that is little: after a long row of puts it would be everything."""
+        if self._kept:
+            self._is_fresh = False
+            # Whoever asks next meets the same error.
+            with contextlib.suppress(NameStoreUnavailable):
+                self._refresh()
 
     def _refresh(self) -> None:
         version = self._reader.data_version()

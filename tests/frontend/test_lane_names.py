@@ -17,6 +17,7 @@ from ambry.frontend.put import PutPlan
 from ambry.limits import NAMES_KEPT_MAX, NAMES_KEPT_ROWS_MAX
 from ambry.names import changes
 from ambry.names.changes import UNCONDITIONAL, Condition
+from ambry.names.gather import PutGatherer
 from ambry.names.open import open_database
 from ambry.names.recent import RecentNames, read_with_position
 from ambry.names.rows import Key, NameRow, RowKind, format_version, version_at
@@ -180,6 +181,34 @@ def test_names_at_hand_are_forgotten_when_they_change_and_bounded(tmp_path: Path
         for number in range(NAMES_KEPT_MAX + 10):
             recent.note(Key(1, 2, b"%d" % number), stale, 10**9)
         assert len(recent._kept) <= NAMES_KEPT_MAX
+        await database.close()
+
+    asyncio.run(story())
+
+
+def test_names_at_hand_outlast_many_puts_of_others_by_this_process(tmp_path: Path) -> None:
+    def row(name: bytes, number: int) -> NameRow:
+        return NameRow(1, 2, name, version_at(NOW), 1, RowKind.PUT, number.to_bytes(32, "big"), number, NOW)
+
+    async def story() -> None:
+        database = open_database(f"sqlite:{tmp_path / 'names.sqlite'}")
+        assert isinstance(database, SqliteDatabase)
+        recent = RecentNames(database.loop_reader())
+        gatherer = PutGatherer(database, recent)
+        for name in (b"a", b"b"):
+            await gatherer.put(row(name, 1), UNCONDITIONAL, NOW)
+            key = Key(1, 2, name)
+            recent.begin_turn()
+            assert recent.get((1, 2, name)) is None
+            current, position = await database.read(lambda session, key=key: read_with_position(session, key))  # type: ignore[misc] # a default binds it
+            assert current is not None
+            recent.note(key, current, position)
+        others = [row(b"%d" % number, 2) for number in range(2 * NAMES_KEPT_ROWS_MAX + 5)]
+        await asyncio.gather(*(gatherer.put(one, UNCONDITIONAL, NOW) for one in (*others, row(b"b", 3))))
+        recent.begin_turn()
+        found = recent.get((1, 2, b"a"))
+        assert found is not None and found.size == 1
+        assert recent.get((1, 2, b"b")) is None
         await database.close()
 
     asyncio.run(story())
