@@ -1,16 +1,18 @@
-"""`python -m bench.models`: models and safetensors through a store of this machine, beside `curl` in the same run.
+"""`python -m bench.models`: files, models and safetensors through a store of this machine, beside `curl` in one run.
 
-    python -m bench.models                    a checkpoint of 2 GiB
+    python -m bench.models                    a checkpoint of 2 GiB, a file of 4 GiB, 20 000 small files
+    python -m bench.models --only files       some of `files`, `large`, `many`, `checkpoints`, `imports`
     python -m bench.models --mib 256          the same in short, to see that it works; its times mean little
     python -m bench.models --kills 2          the server is killed while the model is pushed, and while it is pulled
 
-Made files: one checkpoint in safetensors, of which 1 % is changed in 200 runs at random places, and a model of 100
-small files. Prints each bar with what was measured, and ends with status 1 when bytes were wrong; whether bars of time
-are met depends on the machine. Traffic goes to this machine only.
+Made files: 20 000 of 1 to 100 KB, one of 4 GiB, one checkpoint in safetensors, of which 1 % is changed in 200 runs at
+random places, and a model of 100 small files. Prints each bar with what was measured, and ends with status 1 when bytes
+were wrong; whether bars of time are met depends on the machine. Traffic goes to this machine only.
 """
 
 import argparse
 import contextlib
+import filecmp
 import json
 import random
 import shutil
@@ -36,6 +38,7 @@ Done = TypeVar("Done")
 BASE: Final = "default/default"
 RUNS: Final = 200
 SHARE: Final = 0.01
+JOBS: Final = ("files", "large", "many", "checkpoints", "imports")
 ATTEMPTS: Final = 50
 
 
@@ -48,6 +51,10 @@ class Report:
     def bar(self, name: str, value: float, limit: float, unit: str) -> None:
         """A value that should be at most its limit."""
         print(f"{name:58} {value:9.3f} {unit:3} (bar {limit:g})  {'met' if value <= limit else 'NOT MET'}", flush=True)
+
+    def least(self, name: str, value: float, limit: float, unit: str) -> None:
+        """A value that should be at least its limit."""
+        print(f"{name:58} {value:9.3f} {unit:3} (bar {limit:g})  {'met' if value >= limit else 'NOT MET'}", flush=True)
 
     def check(self, what: str, *, is_right: bool) -> None:
         """Something that must be so on any machine."""
@@ -155,6 +162,79 @@ def checkpoints(report: Report, client: Client, server: Server, folder: Path, op
     report.check("tensors are the file's", is_right=np.array_equal(joined.view(np.uint8), expected.view(np.uint8)))
 
 
+def small_files(report: Report, client: Client, folder: Path, options: argparse.Namespace) -> None:
+    """A folder of many small files, up and down."""
+    chance = random.Random(options.seed)
+    source = folder / "small"
+    for number in range(options.files):
+        path = source / f"{number % 97:02}" / f"file-{number:05}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(chance.randbytes(chance.randrange(1000, 100_001)))
+    for number in range(options.rounds):
+        up_s = timed(lambda: client.upload_dir(source, f"{BASE}/small-{number}"))  # noqa: B023 -- called at once
+        report.least("small files up, a second", options.files / up_s, 3000, "1/s")
+        copy = folder / "small-copy"
+        down_s = timed(lambda: client.download_dir(f"{BASE}/small-{number}", copy))  # noqa: B023 -- called at once
+        report.least("small files down, a second", options.files / down_s, 3000, "1/s")
+        paths = [path.relative_to(source) for path in source.rglob("*") if path.is_file()]
+        same = all((copy / path).read_bytes() == (source / path).read_bytes() for path in paths)
+        report.check("small files are the same", is_right=same and len(paths) == options.files)
+        shutil.rmtree(copy)
+    shutil.rmtree(source)
+
+
+_TRANSFER: Final = """
+import resource, sys, time
+from ambry.client import Client
+what, url, path, ref = sys.argv[1:]
+with Client(url) as client:
+    began = time.perf_counter()
+    if what == "up":
+        ref = client.upload_file(path).id
+    else:
+        client.download_file(ref, path)
+    took_s = time.perf_counter() - began
+usage = resource.getrusage(resource.RUSAGE_SELF)
+print(took_s, usage.ru_maxrss / 1024, usage.ru_utime + usage.ru_stime, ref)
+"""
+
+
+def transferred(what: str, url: str, path: Path, ref: str) -> tuple[float, float, float, str]:
+    """Seconds, MiB of memory at most, seconds of processor, and the blob, of a transfer in a process of its own."""
+    command = [sys.executable, "-c", _TRANSFER, what, url, str(path), ref]
+    words = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    return float(words[0]), float(words[1]), float(words[2]), words[3]
+
+
+def large_file(report: Report, url: str, folder: Path, options: argparse.Namespace) -> None:
+    """One large file up and down, beside curl over one connection."""
+    path, copy = folder / "large", folder / "large-copy"
+    block = random.Random(options.seed).randbytes(64 * MIB)
+    with path.open("wb") as file:
+        for number in range(int(options.gib * 16)):
+            file.write(number.to_bytes(8, "big") + block[8:])
+    size = path.stat().st_size
+    for _ in range(options.rounds):
+        curl_up_s = timed(lambda: subprocess.run(
+            ["curl", "-sSf", "-o", "/dev/null", "-T", str(path), "-X", "POST", f"{url}/"], check=True))  # fmt: skip
+        up_s, up_mib, up_cpu_s, ref = transferred("up", url, path, "-")
+        print(f"  up {size / up_s / 1e6:.0f} MB/s, curl {size / curl_up_s / 1e6:.0f}; {up_cpu_s:.1f} s of client")
+        report.least("one large file up, of the rate of curl", curl_up_s / up_s, 0.8, "x")
+        report.bar("memory of the client meanwhile", up_mib, 300, "MiB")
+        curl_down_s = timed(lambda: subprocess.run(
+            ["curl", "-sSf", "-o", str(copy), f"{url}/{ref}"], check=True))  # noqa: B023 -- called at once # fmt: skip
+        copy.unlink()
+        down_s, down_mib, down_cpu_s, _ = transferred("down", url, copy, ref)
+        print(
+            f"  down {size / down_s / 1e6:.0f} MB/s, curl {size / curl_down_s / 1e6:.0f}; {down_cpu_s:.1f} s of client"
+        )
+        report.least("one large file down, of the rate of curl to a file", curl_down_s / down_s, 1.0, "x")
+        report.bar("memory of the client meanwhile", down_mib, 300, "MiB")
+        report.check("the large file is the same", is_right=filecmp.cmp(path, copy, shallow=False))
+        copy.unlink()
+    path.unlink()
+
+
 def many_files(report: Report, client: Client, folder: Path, options: argparse.Namespace) -> None:
     """The second pull of a model of 100 files."""
     model = folder / "many"
@@ -200,6 +280,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--mib", type=int, default=2048, help="size of the checkpoint")
     parser.add_argument("--kills", type=int, default=0, help="SIGKILLs during each push, and during the pull")
+    parser.add_argument("--gib", type=float, default=4.0, help="size of the large file")
+    parser.add_argument("--files", type=int, default=20_000, help="small files")
+    parser.add_argument("--only", nargs="+", choices=JOBS, default=JOBS, help="jobs to run")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seed", type=int, default=random.randrange(1 << 30))
     parser.add_argument("--folder", type=Path, help="where the files are made (here); needs eight times their size")
@@ -211,11 +294,17 @@ def main() -> int:
         server.start()
         try:
             with Client(f"http://127.0.0.1:{server.port}", cache=folder / "cache") as client:
-                many_files(report, client, folder, options)
-                checkpoints(report, client, server, folder, options)
+                jobs: dict[str, Callable[[], None]] = {
+                    "files": lambda: small_files(report, client, folder, options),
+                    "large": lambda: large_file(report, f"http://127.0.0.1:{server.port}", folder, options),
+                    "many": lambda: many_files(report, client, folder, options),
+                    "checkpoints": lambda: checkpoints(report, client, server, folder, options),
+                    "imports": lambda: imports(report),
+                }
+                for name in options.only:
+                    jobs[name]()
         finally:
             server.kill()
-    imports(report)
     return 1 if report.problems else 0
 
 

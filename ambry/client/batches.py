@@ -1,7 +1,7 @@
 """Many small blobs in one request, by ids: docs/formats/batch.md."""
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from itertools import islice
 from typing import Any, Final
@@ -77,9 +77,18 @@ def put_many(session: Session, bodies: Iterable[bytes], content_type: str | None
 def _ask(
     session: Session, path: str, data: bytes, content_type: str
 ) -> tuple[list[tuple[Item, bytes, bytes]], str | None]:
-    """The items of the answer. Raises ConnectionLost for one without its end, and the error of a broken batch."""
     headers = {"Content-Length": str(len(data)), "Content-Type": content_type, "x-ambry-service-id": "ambry-client"}
-    exchange = session.ask("POST", path, headers=headers, body=lambda: (data,), deadline=session.deadline(None))
+    return ask_batch(session, path, headers, lambda: (data,))
+
+
+def ask_batch(
+    session: Session, path: str, headers: Mapping[str, str], body: Callable[[], Iterable[bytes]]
+) -> tuple[list[tuple[Item, bytes, bytes]], str | None]:
+    """Item, head and body of each answer, and the request id.
+
+    Raises ConnectionLost for an answer without its end, and the error of a broken batch.
+    """
+    exchange = session.ask("POST", path, headers=headers, body=body, deadline=session.deadline(None))
     answer = exchange.read()
     request_id = exchange.headers.get("x-ambry-request-id")
     found: list[tuple[Item, bytes, bytes]] = []

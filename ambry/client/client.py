@@ -342,11 +342,11 @@ class Client:
         self, folder: str | os.PathLike[str], prefix: str, *, upsert: bool = False, progress: Progress = None
     ) -> Sequence[Stored]:
         """Store every file below a folder as `prefix/RELATIVE/PATH`, several at a time; links to files are followed."""
-        return folders.upload_dir(self, Path(folder), prefix, self._threads, progress, upsert=upsert)
+        return folders.upload_dir(self, self._session, Path(folder), prefix, self._threads, progress, upsert=upsert)
 
     def download_dir(self, prefix: str, folder: str | os.PathLike[str], *, progress: Progress = None) -> Sequence[Path]:
         """Write every blob whose name begins with `prefix/` to a file below a folder, several at a time."""
-        return folders.download_dir(self, prefix, Path(folder), self._threads, progress)
+        return folders.download_dir(self, self._session, prefix, Path(folder), self._threads, progress)
 
     # --- models ------------------------------------------------------------------------------------------------
 

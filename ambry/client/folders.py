@@ -1,12 +1,18 @@
-"""Folders up and down: every file under a name of its own, several at a time. Names never lead out of the folder."""
+"""Folders up and down: every file under a name of its own, several at a time, small ones in batches (small_files.py).
+
+Names never lead out of the folder.
+"""
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeVar
 
+from ambry.client import small_files
 from ambry.client.part_upload import SUFFIX
 from ambry.client.progress import Meter, Progress
+from ambry.client.session import Session
+from ambry.client.small_files import SMALL_BYTES, THREADS_MAX, LocalFile, Sized, batched
 from ambry.client.values import SCHEME, ListedName, Stored, container_path
 from ambry.errors import BadRequest
 
@@ -60,43 +66,70 @@ def _raise(error: OSError) -> None:
 
 
 def upload_dir(
-    client: "Client", folder: Path, prefix: str, threads: int, progress: Progress, *, upsert: bool
+    client: "Client", session: Session, folder: Path, prefix: str, threads: int, progress: Progress, *, upsert: bool
 ) -> list[Stored]:
     """See Client.upload_dir."""
     container_path(prefix)
-    paths = list(files_of(folder))
-    meter = Meter(progress, folder.name, sum(path.stat().st_size for path in paths))
+    container, inner = _split(prefix)
+    files = [
+        LocalFile(path, f"{inner}{path.relative_to(folder).as_posix()}", path.stat().st_size)
+        for path in files_of(folder)
+    ]
+    meter = Meter(progress, folder.name, sum(file.size for file in files))
 
-    def one(path: Path) -> Stored:
-        name = f"{prefix.rstrip('/')}/{path.relative_to(folder).as_posix()}"
-        stored = client.upload_file(path, name, upsert=upsert)
-        meter.add(stored.size)
+    def some(batch: list[LocalFile]) -> list[Stored]:
+        if len(batch) == 1:
+            stored = [client.upload_file(batch[0].path, f"{container}/{batch[0].name}", upsert=upsert)]
+        else:
+            stored = small_files.upload(client, session, container, batch, upsert=upsert)
+        meter.add(sum(one.size for one in stored))
         return stored
 
-    found = list(in_order(threads, one, paths))
+    found = [one for batch in in_order(_threads(threads, files), some, batched(files)) for one in batch]
     meter.end()
     return found
 
 
-def download_dir(client: "Client", prefix: str, folder: Path, threads: int, progress: Progress) -> list[Path]:
+def download_dir(
+    client: "Client", session: Session, prefix: str, folder: Path, threads: int, progress: Progress
+) -> list[Path]:
     """See Client.download_dir. Raises BadRequest for a name that is no path below the folder."""
-    base = prefix.rstrip("/")
-    _, inner = container_path(base)
-    account_and_container = "/".join(base.removeprefix(SCHEME).split("/", 2)[:2])
-    beginning = f"{inner}/" if inner else ""
-    listed = list(client.list(f"{account_and_container}/{beginning}"))
+    container_path(prefix)
+    container, inner = _split(prefix)
+    listed = list(client.list(f"{container}/{inner}"))
     meter = Meter(progress, folder.name, sum(entry.size for entry in listed))
+    made: set[Path] = set()
 
-    def one(entry: ListedName) -> Path:
-        target = target_of(folder, entry.name[len(beginning) :])
-        target.parent.mkdir(parents=True, exist_ok=True)
-        client.download_file(f"{account_and_container}/{entry.name}", target)
-        meter.add(entry.size)
-        return target
+    def alone(entry: ListedName, target: Path) -> None:
+        client.download_file(f"{container}/{entry.name}", target)
 
-    found = list(in_order(threads, one, listed))
+    def some(batch: list[ListedName]) -> list[Path]:
+        targets = [target_of(folder, entry.name[len(inner) :]) for entry in batch]
+        for parent in {target.parent for target in targets} - made:
+            parent.mkdir(parents=True, exist_ok=True)
+            made.add(parent)
+        if len(batch) == 1:
+            alone(batch[0], targets[0])
+        else:
+            small_files.download(session, list(zip(batch, targets, strict=True)), alone)
+        meter.add(sum(entry.size for entry in batch))
+        return targets
+
+    found = [one for batch in in_order(_threads(threads, listed), some, batched(listed)) for one in batch]
     meter.end()
     return found
+
+
+def _threads(threads: int, items: Sequence[Sized]) -> int:
+    """As many as are of use: few for batches."""
+    are_small = all(item.size <= SMALL_BYTES for item in items)
+    return min(threads, THREADS_MAX) if are_small else threads
+
+
+def _split(prefix: str) -> tuple[str, str]:
+    """`account/container`, and what names behind it begin with: nothing, or text that ends with a slash."""
+    account, container, *rest = prefix.rstrip("/").removeprefix(SCHEME).split("/", 2)
+    return f"{account}/{container}", f"{rest[0]}/" if rest and rest[0] else ""
 
 
 def target_of(folder: Path, name: str) -> Path:

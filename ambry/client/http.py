@@ -40,7 +40,7 @@ class Exchange:
         self._connection: http.client.HTTPConnection | None = connection
         self._response = response
         self.status = response.status
-        self.headers: dict[str, str] = {name.lower(): value for name, value in response.getheaders()}
+        self.headers: dict[str, str] = {name.lower(): _text(value) for name, value in response.getheaders()}
         self.left = response.length
         """Bytes of the body that have not come yet, None if that is not known."""
 
@@ -84,6 +84,16 @@ class Exchange:
         connection, self._connection = self._connection, None
         if connection is not None:
             connection.close()
+
+
+def _text(value: str) -> str:
+    """A header as the store sends it, UTF-8; http.client takes it for Latin-1."""
+    if value.isascii():
+        return value
+    try:
+        return value.encode("latin-1").decode("utf-8")
+    except UnicodeError:
+        return value
 
 
 class Pool:

@@ -18,7 +18,7 @@ from xxhash import xxh3_64, xxh3_64_intdigest
 
 from ambry.access.keys import Right
 from ambry.blob.batch_format import CONTENT_TYPE, MAGIC, VERSION, ItemKind, encode_checks, encode_end, pack_item
-from ambry.blob.blob_id import TEXT_SIZE, binary_from_text
+from ambry.blob.blob_id import TEXT_SIZE, binary_from_text, text_from_binary
 from ambry.blob.properties import Properties, decode_properties
 from ambry.blob.requests import Buffer, GetAnswer
 from ambry.errors import AmbryError, BadDigest, TooLarge
@@ -32,6 +32,7 @@ from ambry.frontend.get import OpenBlob, check_state
 from ambry.frontend.headers import GetOption
 from ambry.frontend.placement import OWNER_AT
 from ambry.limits import BATCH_IDS_MAX, BATCH_WINDOW, LANE_BODY_BYTES_MAX
+from ambry.names.rows import NameRow
 
 _ANSWER: Final = int(ItemKind.ANSWER)
 _FLUSH_BYTES: Final = 256 * 1024
@@ -238,6 +239,11 @@ def _item(status: int, head: bytes) -> bytes:
 def created_item(blob_id: str) -> bytes:
     """The answer to a put."""
     return _item(201, f'{{"id": "{blob_id}"}}'.encode())
+
+
+def created_named_item(row: NameRow) -> bytes:
+    """The answer to a put with a name."""
+    return _item(201, f'{{"id": "{text_from_binary(row.blob_id)}", "version": "{row.version_text}"}}'.encode())
 
 
 def error_head(error: AmbryError) -> bytes:

@@ -14,19 +14,25 @@ from typing import Any, Final
 from aiohttp import web
 from xxhash import xxh3_64_intdigest
 
-from ambry.access.accounts import Container
+from ambry.access.accounts import Container, NamedBlobs
 from ambry.blob.batch_format import ITEM_SIZE, Item, ItemKind, decode_item, encode_end
-from ambry.blob.properties import encode_properties
+from ambry.blob.properties import document_of, encode_properties
 from ambry.blob.requests import Buffer
-from ambry.errors import AmbryError, BadDigest, BadRequest, TooLarge
+from ambry.errors import AmbryError, BadDigest, BadName, BadRequest, Forbidden, NameStoreUnavailable, TooLarge
 from ambry.frontend.access import admit_upload
 from ambry.frontend.answers import status_of
-from ambry.frontend.batch import created_item, error_head, error_item, whole_answer
+from ambry.frontend.batch import created_item, created_named_item, error_head, error_item, whole_answer
 from ambry.frontend.call import Call, RequestBody, let_continue, owner_sent
 from ambry.frontend.connection import Services
 from ambry.frontend.headers import PutHeaders, parse_put_headers
+from ambry.frontend.named import is_gone
+from ambry.frontend.named_operations import Name, NamedOperations
 from ambry.frontend.policy import check_ttl
+from ambry.frontend.put import PutPlan
 from ambry.limits import BATCH_IDS_MAX, BLOB_BYTES_MAX, CHUNK_BYTES_MAX, PROPERTIES_BYTES_MAX
+from ambry.names.changes import Condition
+from ambry.names.name import check_name
+from ambry.names.rows import NameRow
 
 _IN_FLIGHT_MAX: Final = 512
 """Puts of one batch that wait for their disks: one commit group."""
@@ -44,16 +50,51 @@ _HEADER_OF_FIELD: Final = {
 """Fields of an item's head, and the header of a single upload that each stands for."""
 
 
+@dataclass(frozen=True, slots=True)
+class ItemHead:
+    """What an item's head says: as the headers of a single upload, and the name that the blob is to have, if any."""
+
+    sent: PutHeaders
+    name: bytes | None
+    upsert: bool
+
+
+def parse_head(head: bytes) -> ItemHead:
+    """What an item's head says, judged as a single upload. Raises BadRequest, BadName."""
+    if b'"name"' not in head and b'"upsert"' not in head:
+        return ItemHead(_parse(head), None, False)
+    document = _document(head)
+    name, upsert = document.pop("name", None), document.pop("upsert", False)
+    if not isinstance(name, str) or not isinstance(upsert, bool):
+        raise BadRequest("name is a text, and upsert with it true or false", field="name")
+    try:
+        checked = check_name(name.encode("utf-8"))
+    except UnicodeEncodeError as error:
+        raise BadName("a name is UTF-8", field="name") from error
+    filename = document.get("filename")
+    if isinstance(filename, str):
+        # It differs from item to item; what is left is parsed once for all of them.
+        del document["filename"]
+        sent = _parse(json.dumps(document).encode())
+        checked_filename = parse_put_headers([("x-ambry-filename", filename)]).properties.filename
+        sent = replace(sent, properties=replace(sent.properties, filename=checked_filename))
+        return ItemHead(sent, checked, upsert)
+    return ItemHead(_parse(json.dumps(document).encode()), checked, upsert)
+
+
 @lru_cache(maxsize=256)
-def parse_head(head: bytes) -> PutHeaders:
-    """What an item's head says, judged as the headers of a single upload. Raises BadRequest."""
+def _parse(head: bytes) -> PutHeaders:
+    return parse_put_headers(_lines_of(_document(head)))
+
+
+def _document(head: bytes) -> dict[str, Any]:
     try:
         document = json.loads(head) if head else {}
     except (ValueError, RecursionError) as error:
         raise BadRequest("the head of an item is not JSON", field="head") from error
     if not isinstance(document, dict):
         raise BadRequest("the head of an item is not an object", field="head")
-    return parse_put_headers(_lines_of(document))
+    return document
 
 
 def _lines_of(document: dict[str, Any]) -> list[tuple[str, str]]:
@@ -77,7 +118,7 @@ def _lines_of(document: dict[str, Any]) -> list[tuple[str, str]]:
 class _Waiting:
     """A put under way."""
 
-    outcome: "asyncio.Future[str]"
+    outcome: "asyncio.Future[str] | asyncio.Future[NameRow]"
     size: int
 
 
@@ -183,22 +224,46 @@ class BatchPut:
     def _begin(self, head: bytes, body: bytes, check: int) -> _Waiting:
         if check and xxh3_64_intdigest(body) != check:
             raise BadDigest("the body of an item is another than the one sent", field="check")
-        sent = parse_head(head)
+        parsed = parse_head(head)
         now_ms = self._call.now_ms
-        expires_at_ms = sent.expires_at_ms(now_ms)
+        expires_at_ms = parsed.sent.expires_at_ms(now_ms)
         check_ttl(self._container.policy, expires_at_ms, now_ms)
         self._call.visit.is_over |= self._services.quotas.reserve(self._container, len(body))
-        properties = replace(sent.properties, size=len(body))
-        outcome = self._services.operations.put_small(
-            body,
-            encode_properties(properties),
-            now_ms,
-            expires_at_ms,
-            self._container.owner,
-            durability=self._container.policy.durability,
-        )
+        properties = replace(parsed.sent.properties, size=len(body))
+        durability = self._container.policy.durability
+        outcome: asyncio.Future[str] | asyncio.Future[NameRow]
+        if parsed.name is None:
+            outcome = self._services.operations.put_small(
+                body, encode_properties(properties), now_ms, expires_at_ms, self._container.owner, durability=durability
+            )
+        else:
+            if check:
+                # It was compared with the bytes, so whoever reads them can do so, too.
+                properties = replace(properties, digests={"xxh3": check.to_bytes(8, "big")})
+            outcome = self._named.put_small(
+                Name(self._container, parsed.name),
+                body,
+                document_of(properties),
+                PutPlan(properties, now_ms, expires_at_ms, len(body), None, durability, self._container.owner),
+                self._condition(upsert=parsed.upsert),
+                lambda: is_gone(self._call),
+            )
         self._in_flight += len(body)
         return _Waiting(outcome, len(body))
+
+    @property
+    def _named(self) -> NamedOperations:
+        """Raises NameStoreUnavailable, Forbidden."""
+        names = self._services.names
+        if names is None:
+            raise NameStoreUnavailable("this frontend has no name store", is_certain=True)
+        if self._container.policy.named_blobs is NamedBlobs.DISABLED:
+            raise Forbidden("there are no names in this container")
+        return names
+
+    def _condition(self, *, upsert: bool) -> Condition:
+        """As a single put has it: in a container whose names stand for one blob for ever, upsert says nothing."""
+        return Condition(upsert=upsert and self._container.policy.named_blobs is not NamedBlobs.NO_UPDATE)
 
     async def _skip(self, size: int) -> None:
         while size:
@@ -214,6 +279,7 @@ class BatchPut:
             return
         self._in_flight -= one.size
         try:
-            self._pieces.append(created_item(await one.outcome))
+            done = await one.outcome
+            self._pieces.append(created_item(done) if isinstance(done, str) else created_named_item(done))
         except AmbryError as error:
             self._pieces += error_item(error)

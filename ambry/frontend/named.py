@@ -199,7 +199,7 @@ class NamedApi:
             if version is None
             else self._names.find_version(source_name.key, version)
         )
-        row = await self._names.copy(found, name, condition, expires_at_ms, lambda: _is_gone(call))
+        row = await self._names.copy(found, name, condition, expires_at_ms, lambda: is_gone(call))
         return self._created(call, name, row, warnings)
 
     async def _upload(self, call: Call, name: Name, condition: Condition) -> web.StreamResponse:
@@ -208,7 +208,7 @@ class NamedApi:
             raise TooLarge(f"a blob has {size_max} bytes at most here")
         let_continue(call.request)
         body = RequestBody(call.request, self._services, size_max)
-        row = await self._names.put(name, body, plan, condition, lambda: _is_gone(call))
+        row = await self._names.put(name, body, plan, condition, lambda: is_gone(call))
         if plan.check is not None:
             warnings = [*warnings, ("Repr-Digest", render_repr_digest(plan.check.verify()))]
         return self._created(call, name, row, warnings)
@@ -301,7 +301,7 @@ def _call_for(call: Call, container: Container, named: NamedBlob) -> Call:
     return replace(call, subject=text, container=container, named_lines=lines)
 
 
-def _is_gone(call: Call) -> bool:
+def is_gone(call: Call) -> bool:
     """Whether the client has left, or sends no more, which is how leaving looks: nobody may learn of the name."""
     connection = call.request.protocol
     assert isinstance(connection, Connection)

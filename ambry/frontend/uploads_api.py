@@ -105,7 +105,7 @@ class UploadsApi:
             signed = bytes.fromhex(call.caller.body_sha256)
             if digests.setdefault("sha-256", signed) != signed:
                 raise BadRequest("two sha-256 digests that differ", field="repr-digest")
-        self._services.quotas.reserve(container, size or 0)
+        call.visit.is_over |= self._services.quotas.reserve(container, size or 0)
         let_continue(call.request)
         body = RequestBody(call.request, self._services, UPLOAD_PART_BYTES_MAX)
         part = await self._uploads.put_part(upload, number, body, size, digests, sent.wanted_digests)

@@ -1,6 +1,7 @@
 """Batches over HTTP: every item is what its single request would be, in order, and a whole answer has its end."""
 
 import asyncio
+import base64
 import contextlib
 import io
 import json
@@ -31,8 +32,10 @@ from ambry.blob.state import NEVER
 from ambry.errors import BadRequest, DiskFull
 from ambry.frontend.put import Cut
 from ambry.limits import BATCH_IDS_MAX, CHUNK_BYTES_MAX, KIB
+from ambry.names.open import open_database
 from tests.frontend.serving import Serving, serving
 
+NAMES = "/named/default/default"
 SMALL = Cut(chunk_bytes=50_000, manifest_entries=4)
 UNKNOWN = "AQEAAQAAAAEAAAABAAAAAQ" + "A" * 21
 
@@ -263,3 +266,57 @@ def test_an_item_is_read_as_it_was_written_and_anything_else_is_refused() -> Non
     with pytest.raises(BadRequest):
         decode_item(data[: ITEM_SIZE - 1])
     assert struct.unpack_from("<Q", encode_end(1), 40) == (0,) != (NEVER,)
+
+
+def test_items_get_names_each_as_by_a_put_of_its_own(store_url: str) -> None:
+    async def story(running: Serving, session: aiohttp.ClientSession) -> None:
+        items: list[tuple[Mapping[str, Any], bytes]] = [
+            ({"name": "a/ü", "filename": "ü", "user_metadata": {"k": "v"}}, b"first"),
+            ({"name": "b"}, b"second"),
+            ({"name": "b"}, b"taken by the one before"),
+            ({"name": "b", "upsert": True}, b"third"),
+            ({"name": "../c"}, b"no name"),
+            ({"name": ""}, b"no name"),
+            ({"name": 7}, b"no name"),
+            ({"upsert": True}, b"no name to replace"),
+            ({"name": "d", "upsert": 1}, b"neither true nor false"),
+            ({"filename": "e"}, b"without a name"),
+        ]
+        async with session.post("/batch/put", data=puts(*items)) as answer:
+            found, _ = taken_apart(await answer.read())
+        assert [one.status for one in found] == [201, 201, 409, 201, 400, 400, 400, 400, 400, 201]
+        assert [one.head.get("code") for one in found[2:5]] == ["name_exists", None, "bad_name"]
+        assert all(len(one.head["version"]) == 20 for one in found if one.status == 201 and "version" in one.head)
+        async with session.get(f"{NAMES}/a/%C3%BC") as got:
+            assert await got.read() == b"first"
+            assert got.headers["x-ambry-blob-id"] == found[0].head["id"]
+            assert got.headers["x-ambry-named-version"] == found[0].head["version"]
+            assert got.headers["x-ambry-um-k"] == "v"
+            # The check that came with the item is kept.
+            digest = base64.b64encode(xxh3_64_intdigest(b"first").to_bytes(8, "big")).decode()
+            assert got.headers["Repr-Digest"] == f"xxh3=:{digest}:"
+        async with session.get(f"{NAMES}/b") as got:
+            assert await got.read() == b"third"
+        async with session.get(f"/{found[9].head['id']}") as got:
+            assert await got.read() == b"without a name"
+
+    async def main() -> None:
+        database = open_database(store_url)
+        try:
+            async with serving(database=database) as running:
+                url = f"http://{running.host}:{running.port}"
+                async with aiohttp.ClientSession(url, timeout=aiohttp.ClientTimeout(30)) as session:
+                    await story(running, session)
+        finally:
+            await database.close()
+
+    asyncio.run(main())
+
+
+def test_without_a_name_store_items_have_no_names() -> None:
+    async def story(_: Serving, session: aiohttp.ClientSession) -> None:
+        async with session.post("/batch/put", data=puts(({"name": "a"}, b"a"), ({}, b"b"))) as answer:
+            found = taken_apart(await answer.read())[0]
+        assert [one.status for one in found] == [503, 201]
+
+    run(story)

@@ -1,0 +1,230 @@
+"""Many small files up and down in batches: one request, and one sync of the disk, for hundreds of them.
+
+A request, and a sync, cost as much as the bytes of many small files: so each batch holds a few MiB. A file that is
+refused in its batch, or is not what was listed any more, is sent or loaded by itself, which says why.
+"""
+
+import base64
+import contextlib
+import ctypes
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
+
+import xxhash
+
+from ambry.blob.batch_format import CONTENT_TYPE, encode_end, encode_put
+from ambry.client.batches import ask_batch, read_many
+from ambry.client.session import Session, error_of
+from ambry.client.values import ListedName, Stored
+from ambry.errors import AmbryError, FileChanged, NameExists
+from ambry.limits import KIB, MIB
+
+if TYPE_CHECKING:
+    from ambry.client.client import Client
+
+SMALL_BYTES: Final = 512 * KIB
+"""Files up to this go in batches: above it, a request of its own costs little beside the bytes."""
+
+_BATCH_BYTES: Final = 4 * MIB
+_BATCH_FILES: Final = 400
+
+THREADS_MAX: Final = 4
+"""Batches at a time: while one waits for the store or the disk, another one is packed. More only disturb each other."""
+
+
+class Sized(Protocol):
+    """What goes into batches: a file, or a name of a list."""
+
+    @property
+    def size(self) -> int:
+        """Its bytes."""
+        ...
+
+
+_Item = TypeVar("_Item", bound=Sized)
+
+
+@dataclass(frozen=True, slots=True)
+class LocalFile:
+    """A file that is to be stored, its name within the container, and its size when it was listed."""
+
+    path: Path
+    name: str
+    size: int
+
+
+def batched(items: Iterable[_Item]) -> Iterator[list[_Item]]:
+    """Batches in order; an item that is not small is one by itself."""
+    batch: list[_Item] = []
+    size = 0
+    for item in items:
+        is_small = item.size <= SMALL_BYTES
+        if batch and (not is_small or size + item.size > _BATCH_BYTES or len(batch) == _BATCH_FILES):
+            yield batch
+            batch, size = [], 0
+        batch.append(item)
+        size += item.size
+        if not is_small:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+# --- up --------------------------------------------------------------------------------------------------------
+
+
+def upload(
+    client: "Client", session: Session, container: str, files: Sequence[LocalFile], *, upsert: bool
+) -> list[Stored]:
+    """Store small files under their names in `account/container`, in one request. Raises as Client.upload_file."""
+    account, _, name_of_container = container.partition("/")
+    pieces: list[bytes] = []
+    checks: list[str] = []
+    sizes: list[int] = []
+    for file in files:
+        body = _read(file.path)
+        check = xxhash.xxh3_64(body)
+        head: dict[str, Any] = {"name": file.name, "filename": file.path.name, "service_id": "ambry-client"}
+        if upsert:
+            head["upsert"] = True
+        pieces += [encode_put(json.dumps(head).encode(), len(body), check.intdigest()), body]
+        checks.append(base64.b64encode(check.digest()).decode())
+        sizes.append(len(body))
+    pieces.append(encode_end(len(files)))
+    size = sum(map(len, pieces))
+    times = 0
+
+    def body_again() -> Iterable[bytes]:
+        nonlocal times
+        times += 1
+        return (b"".join(pieces),)
+
+    headers = {
+        "Content-Length": str(size), "Content-Type": CONTENT_TYPE,
+        "x-ambry-target-account-name": account, "x-ambry-target-container-name": name_of_container,
+    }  # fmt: skip
+    items, request_id = ask_batch(session, "/batch/put", headers, body_again)
+    stored = []
+    for file, check_text, file_size, (item, answered, _) in zip(files, checks, sizes, items, strict=True):
+        document = json.loads(answered)
+        name = f"{container}/{file.name}"
+        if item.status < 400:
+            stored.append(Stored(document["id"], file_size, name, document.get("version")))
+            continue
+        error = error_of(document, item.status, request_id)
+        found = _stored_before(client, name, file_size, check_text) if times > 1 and _exists(error) else None
+        if found is None and not error.retryable:
+            raise error
+        stored.append(found or client.upload_file(file.path, name, upsert=upsert))
+    return stored
+
+
+def _exists(error: AmbryError) -> bool:
+    return isinstance(error, NameExists)
+
+
+def _stored_before(client: "Client", name: str, size: int, check: str) -> Stored | None:
+    """The blob of a batch whose first answer was lost, and which therefore finds its own name taken."""
+    info = client.stat(name)
+    if info.size != size or info.digests.get("xxh3") != check:
+        return None
+    return Stored(info.id, size, name, info.version)
+
+
+def _read(path: Path) -> bytes:
+    """The bytes of a file. Raises FileChanged for one that changes meanwhile."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        before = os.fstat(descriptor)
+        pieces = []
+        # One more than there should be, so that a file that grew shows.
+        while piece := os.read(descriptor, before.st_size + 1):
+            pieces.append(piece)
+        after = os.fstat(descriptor)
+    finally:
+        os.close(descriptor)
+    data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+    if len(data) != before.st_size or (after.st_size, after.st_mtime_ns) != (before.st_size, before.st_mtime_ns):
+        raise FileChanged(f"{path} changed while it was read")
+    return data
+
+
+# --- down ------------------------------------------------------------------------------------------------------
+
+
+def download(
+    session: Session, entries: Sequence[tuple[ListedName, Path]], one_by_one: Callable[[ListedName, Path], object]
+) -> None:
+    """Write small blobs to files, verified, synced together, each whole under its name or not there.
+
+    What cannot be read by the id that was listed is loaded by its name, by `one_by_one`.
+    """
+    written: list[tuple[str, str]] = []
+    left: list[tuple[ListedName, Path]] = []
+    try:
+        ids = [entry.id or "" for entry, _ in entries]
+        for (entry, target), read in zip(entries, read_many(session, "get", ids), strict=True):
+            known = read.info.digests.get("xxh3") if read.info is not None else None
+            if read.error is not None or len(read.body) != entry.size or not _has(read.body, known):
+                left.append((entry, target))
+                continue
+            # Text, not paths: half of what a small file costs here would be taking paths apart.
+            final = str(target)
+            folder, name = os.path.split(final)
+            part = f"{folder}/.{name}.ambry-part"
+            written.append((part, final))
+            _write(part, read.body)
+        if written:
+            _sync([part for part, _ in written])
+        while written:
+            os.replace(*written[-1])  # noqa: PTH105 -- text, as above
+            written.pop()
+    finally:
+        for part, _ in written:
+            with contextlib.suppress(OSError):
+                os.unlink(part)  # noqa: PTH108 -- text, as above
+    for entry, target in left:
+        one_by_one(entry, target)
+
+
+def _has(body: bytes, digest: str | None) -> bool:
+    return digest is None or base64.b64encode(xxhash.xxh3_64_digest(body)).decode() == digest
+
+
+def _write(path: str, body: bytes) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
+    try:
+        view = memoryview(body)
+        while view:
+            view = view[os.write(descriptor, view) :]
+    finally:
+        os.close(descriptor)
+
+
+def _sync(paths: Sequence[str]) -> None:
+    """Have the bytes of files on the disk: with one call for their file system, where there is one."""
+    syncfs = _syncfs()
+    for path in paths[:1] if syncfs is not None else paths:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            if syncfs is None:
+                os.fsync(descriptor)
+            elif syncfs(descriptor):
+                raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), path)
+        finally:
+            os.close(descriptor)
+
+
+@cache
+def _syncfs() -> Any:  # noqa: ANN401 -- a function of the C library
+    """syncfs(2), which waits for all that was written to a file system; None where there is none."""
+    try:
+        return ctypes.CDLL(None, use_errno=True).syncfs
+    except (OSError, AttributeError):
+        return None

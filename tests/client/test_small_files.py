@@ -1,0 +1,138 @@
+"""Folders of small files in batches: whole, verified, each judged by itself; answers that get lost, names replaced."""
+
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import pytest
+
+from ambry.client import Client
+from ambry.client.small_files import SMALL_BYTES, LocalFile, batched, download
+from ambry.client.values import ListedName
+from ambry.errors import NameExists
+from tests.client.conftest import bytes_of, written
+
+BASE = "default/default/small"
+
+
+def folder_of(path: Path) -> dict[str, bytes]:
+    return {one.relative_to(path).as_posix(): one.read_bytes() for one in path.rglob("*") if one.is_file()}
+
+
+def files(count: int) -> dict[str, bytes]:
+    found = {f"{number % 7}/file {number} ü": bytes_of(number * 97 % 9001, number) for number in range(count)}
+    return {**found, "large": bytes_of(SMALL_BYTES + 1), "empty": b"", "limit": bytes_of(SMALL_BYTES)}
+
+
+def test_batches_keep_the_order_and_large_items_are_alone() -> None:
+    sizes = [1, SMALL_BYTES, SMALL_BYTES + 1, 5, 6, *([SMALL_BYTES] * 9), 0]
+    items = [LocalFile(Path("x"), str(number), size) for number, size in enumerate(sizes)]
+    found = [[item.size for item in batch] for batch in batched(items)]
+    assert [size for batch in found for size in batch] == sizes
+    assert found[:3] == [[1, SMALL_BYTES], [SMALL_BYTES + 1], [5, 6, *([SMALL_BYTES] * 7)]]
+    assert list(batched([])) == []
+
+
+def test_a_folder_goes_up_and_comes_back_with_names_sizes_and_checksums(client: Client, tmp_path: Path) -> None:
+    source = written(tmp_path / "source", files(900))
+    seen: list[tuple[int, int]] = []
+    stored = client.upload_dir(source, f"{BASE}/all", progress=lambda done, total: seen.append((done, total)))
+    total = sum(len(data) for data in files(900).values())
+    assert (len(stored), seen[-1]) == (903, (total, total))
+    one = next(item for item in stored if item.name == f"{BASE}/all/3/file 10 ü")
+    info = client.stat(one.name or "")
+    assert (info.id, info.version, info.size, info.filename) == (one.id, one.version, one.size, "file 10 ü")
+    assert "xxh3" in info.digests
+    paths = client.download_dir(f"{BASE}/all", tmp_path / "copy")
+    assert len(paths) == 903
+    assert folder_of(tmp_path / "copy") == folder_of(source)
+
+
+def test_one_name_that_is_taken_is_told_and_upsert_replaces_it(client: Client, tmp_path: Path) -> None:
+    source = written(tmp_path / "source", {"a": b"new a", "b": b"new b"})
+    client.put(b"old", f"{BASE}/taken/b")
+    with pytest.raises(NameExists):
+        client.upload_dir(source, f"{BASE}/taken")
+    assert client.get(f"{BASE}/taken/b") == b"old"
+    client.upload_dir(source, f"{BASE}/taken", upsert=True)
+    assert client.get(f"{BASE}/taken/b") == b"new b"
+
+
+@contextmanager
+def losing_answers(url: str, path: str) -> Iterator[tuple[str, list[str]]]:
+    """A way to a store that cuts the first answer to a POST of `path`, after the store has given it."""
+    host, _, port = url.removeprefix("http://").partition(":")
+    listener = socket.create_server(("127.0.0.1", 0))
+    lost: list[str] = []
+
+    def pipe(source: socket.socket, sink: socket.socket, is_answer: list[bool]) -> None:
+        with suppress(OSError):
+            while data := source.recv(65536):
+                if source is not sink and data.startswith(f"POST {path}".encode()) and not lost:
+                    lost.append(path)
+                    is_answer.append(True)
+                if data.startswith(b"HTTP/1.1") and is_answer:
+                    break
+                sink.sendall(data)
+        for one in (source, sink):
+            with suppress(OSError):
+                one.shutdown(socket.SHUT_RDWR)
+
+    def serve() -> None:
+        with suppress(OSError):
+            while True:
+                inner, _ = listener.accept()
+                outer = socket.create_connection((host, int(port)))
+                cut: list[bool] = []
+                for pair in ((inner, outer), (outer, inner)):
+                    threads.append(threading.Thread(target=pipe, args=(*pair, cut), daemon=True))
+                    threads[-1].start()
+                opened.extend((inner, outer))
+
+    opened: list[socket.socket] = []
+    threads: list[threading.Thread] = []
+    serving = threading.Thread(target=serve, daemon=True)
+    serving.start()
+    yield "http://{}:{}".format(*listener.getsockname()), lost
+    with suppress(OSError):
+        listener.shutdown(socket.SHUT_RDWR)
+    listener.close()
+    serving.join(10)
+    for one in opened:
+        with suppress(OSError):
+            one.shutdown(socket.SHUT_RDWR)
+    for thread in threads:
+        thread.join(10)
+    for one in opened:
+        one.close()
+
+
+def test_a_batch_whose_answer_was_lost_is_sent_again_and_finds_its_own_names(url: str, tmp_path: Path) -> None:
+    source = written(tmp_path / "source", {f"{number}": bytes_of(300, number) for number in range(20)})
+    with losing_answers(url, "/batch/put") as (way, lost), Client(way) as client:
+        stored = client.upload_dir(source, f"{BASE}/lost")
+        assert lost == ["/batch/put"]
+        assert len({one.id for one in stored}) == 20
+        assert all(client.stat(one.name or "").id == one.id for one in stored)
+
+
+def test_a_name_that_is_replaced_after_it_was_listed_is_loaded_as_it_is_now(client: Client, tmp_path: Path) -> None:
+    source = written(tmp_path / "source", {f"{number}": bytes_of(300, number) for number in range(20)})
+    client.upload_dir(source, f"{BASE}/replaced")
+    entries = list(client.list(f"{BASE}/replaced/"))
+    client.put(b"newest", f"{BASE}/replaced/7", upsert=True)
+    client.delete(next(entry.id or "" for entry in entries if entry.name.endswith("/7")))
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    targets = [(entry, copy / entry.name.rpartition("/")[2]) for entry in entries]
+    alone: list[str] = []
+
+    def one_by_one(entry: ListedName, target: Path) -> None:
+        alone.append(entry.name.rpartition("/")[2])
+        client.download_file(f"default/default/{entry.name}", target)
+
+    download(client._session, targets, one_by_one)
+    assert alone == ["7"]
+    assert folder_of(copy) == {**folder_of(source), "7": b"newest"}
