@@ -25,6 +25,7 @@ from ambry.cli.operator import (
     show_table,
     size_text,
     timeout_option,
+    who,
     zookeeper_option,
 )
 from ambry.cli.verifying import bytes_option, compared, verify_partitions
@@ -246,20 +247,29 @@ def history(limit: int, hosts: str, as_json: bool) -> None:
 @dry_run_option
 @json_option
 def restore(sources: tuple[str, ...], hosts: str, is_dry: bool, as_json: bool) -> None:
-    """Rebuild the map of a ZooKeeper that has lost it, from the last maps that datanodes keep."""
+    """Rebuild the map of a ZooKeeper that has lost it, or came back with an old copy, from what datanodes keep."""
     with registry_at(hosts) as registry:
-        if registry.exists():
-            raise ChangeRefused(f"there is a cluster in {registry.hosts}{registry.root}; nothing is to be restored")
+        there = registry.read() if registry.exists() else None
         found = list(sources) or [str(one["admin"]) for one in registry.nodes().values() if one.get("admin")]
         if not found:
             raise RegistryUnavailable("no datanode has registered: start them, or name a source with --from")
         best = _best_of(found)
+        where = f"{registry.hosts}{registry.root}"
+        if there is not None and there.head.fingerprint != best.head.fingerprint:
+            raise ChangeRefused(f"there is cluster {there.head.fingerprint} in {where}, not {best.head.fingerprint}")
+        if there is not None and there.head.version >= best.head.version:
+            raise ChangeRefused(
+                f"there is a cluster in {where}, and nobody knows a newer map: nothing is to be restored"
+            )
         restored = with_version(best, best.head.version + _VERSIONS_BEYOND)
-        if not is_dry:
+        what = f"map of version {best.head.version} restored"
+        if there is None and not is_dry:
             registry.create(restored)
+        elif not is_dry:
+            registry.apply(lambda _: restored.cluster_map, what, who(), there)
     after = restored.cluster_map
-    before = ClusterMap(after.fingerprint, 0, {}, {}, {})
-    say_change(before, after, f"map of version {best.head.version} restored", is_dry=is_dry, as_json=as_json)
+    before = there.cluster_map if there is not None else ClusterMap(after.fingerprint, 0, {}, {}, {})
+    say_change(before, after, what, is_dry=is_dry, as_json=as_json)
 
 
 def _best_of(sources: list[str]) -> Layout:

@@ -20,7 +20,7 @@ from ambry.cluster.changes import Change
 from ambry.cluster.layout import Layout
 from ambry.cluster.map import ClusterMap, Partition
 from ambry.cluster.zookeeper import Registry
-from ambry.errors import RegistryUnavailable
+from ambry.errors import ChangeRefused, RegistryUnavailable
 from ambry.limits import GIB, KIB, MIB
 
 WAIT_S: Final = 10.0
@@ -71,9 +71,20 @@ def who() -> str:
 
 
 def change_layout(hosts: str, change: Change, what: str, *, is_dry: bool, as_json: bool) -> ClusterMap:
-    """Make a change, or only try it, and say what it did. Raises ChangeRefused, RegistryUnavailable."""
+    """Make a change, or only try it, and say what it did. Raises ChangeRefused, RegistryUnavailable.
+
+    An old copy of the layout is not changed: datanodes know a newer one, and would not take it for theirs.
+    """
     with registry_at(hosts) as registry:
+        live = registry.live().values()
         before = registry.read()
+        ours = (one for one in live if one.get("fingerprint") == before.head.fingerprint)
+        known = max((int(one.get("map_version", 0)) for one in ours), default=0)
+        if before.head.version < known:
+            raise ChangeRefused(
+                f"the layout in ZooKeeper has version {before.head.version}, and a datanode knows {known}: it was put "
+                "back from an old copy; ambry cluster restore brings the newest one back"
+            )
         made = change(before.cluster_map) if is_dry else None
         after = made or registry.apply(change, what, who(), before).cluster_map
     say_change(before.cluster_map, after, what, is_dry=is_dry, as_json=as_json)

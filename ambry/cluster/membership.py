@@ -18,7 +18,7 @@ from typing import Any, Final, TypeAlias
 
 from ambry.cluster.changes import Change
 from ambry.cluster.files import replace_file
-from ambry.cluster.layout import Layout, decode_file, encode_file
+from ambry.cluster.layout import Head, Layout, decode_file, encode_file
 from ambry.cluster.map import ClusterMap
 from ambry.cluster.zookeeper import Registry
 from ambry.errors import AmbryError, CannotStart, RegistryUnavailable
@@ -95,7 +95,7 @@ class Membership:
             if not await asyncio.to_thread(self._registry.wait, wait_s):
                 raise RegistryUnavailable(f"ZooKeeper at {self._registry.hosts} is out of reach")
             found = await asyncio.to_thread(self._registry.read, self._layout)
-            problem = self._problem_of(found)
+            problem = self._problem_of(found.head)
             if problem:
                 raise RegistryUnavailable(problem)
             await self._adopt(found)
@@ -138,12 +138,19 @@ class Membership:
         return True
 
     async def change(self, change: Change, what: str, who: str) -> ClusterMap:
-        """Make a change of the layout, and adopt what came of it. Raises ChangeRefused, RegistryUnavailable."""
-        found = await asyncio.to_thread(self._registry.apply, change, what, who, self._layout)
-        problem = self._problem_of(found)
-        if problem:
-            raise RegistryUnavailable(problem)
-        await self._adopt(found)
+        """Make a change of the layout, and adopt what came of it. Raises ChangeRefused, RegistryUnavailable.
+
+        An old copy of the layout is not changed: with every change of its own it would come nearer to the version that
+        processes know, until they took it for a newer map than theirs.
+        """
+
+        def of_ours(old: ClusterMap) -> ClusterMap:
+            problem = self._problem_of(old)
+            if problem:
+                raise RegistryUnavailable(problem)
+            return change(old)
+
+        await self._adopt(await asyncio.to_thread(self._registry.apply, of_ours, what, who, self._layout))
         return self.cluster_map
 
     async def live(self) -> dict[str, dict[str, Any]]:
@@ -180,7 +187,7 @@ class Membership:
     async def _look(self) -> None:
         await self._tell()
         found = await asyncio.to_thread(self._registry.read, self._layout)
-        problem = self._problem_of(found)
+        problem = self._problem_of(found.head)
         if problem:
             raise RegistryUnavailable(problem)
         if self._trouble:
@@ -211,16 +218,16 @@ class Membership:
         await asyncio.to_thread(self._registry.register, name, record)
         self._told = (session, telling)
 
-    def _problem_of(self, found: Layout) -> str:
-        """Why a layout is not ours to adopt; empty when it is."""
+    def _problem_of(self, found: Head | ClusterMap) -> str:
+        """Why a layout is not ours to adopt, nor to change; empty when it is."""
         if self._layout is None:
             return ""
         known = self._layout.head
-        if found.head.fingerprint != known.fingerprint:
-            return f"the layout is of cluster {found.head.fingerprint}, this process belongs to {known.fingerprint}"
-        if found.head.version < known.version:
+        if found.fingerprint != known.fingerprint:
+            return f"the layout is of cluster {found.fingerprint}, this process belongs to {known.fingerprint}"
+        if found.version < known.version:
             return (
-                f"the layout has version {found.head.version}, this process knows {known.version}: it was lost or put "
+                f"the layout has version {found.version}, this process knows {known.version}: it was lost or put "
                 "back from an old copy; ambry cluster restore rebuilds it"
             )
         return ""

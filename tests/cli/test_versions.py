@@ -1,5 +1,5 @@
 """A cluster of real processes among others of a newer version: what they add to frames, to the layout and to what
-datanodes say of themselves is passed over. And processes with an old map, which are told so.
+datanodes say of themselves is passed over. And old maps: of processes, which are told so, and of a ZooKeeper.
 """
 
 import json
@@ -195,3 +195,32 @@ def test_processes_that_begin_with_an_old_map_serve_under_it_and_are_told_of_the
     assert ask("DELETE", f"{url}/{before}")[0] == 202
     assert ask("GET", f"{other}/{before}")[0] == 410
     works(cluster)
+
+
+def test_an_old_copy_of_the_layout_is_adopted_by_nobody_changed_by_nobody_and_restored(cluster: Running) -> None:
+    old = layout_at(cluster.zookeeper.hosts)
+    for what in ("seal", "unseal", "seal"):
+        operate(cluster, "partition", what, "2")
+    newest = layout_at(cluster.zookeeper.hosts).head.version
+    with registry_at(cluster.zookeeper.hosts) as registry:
+        within(lambda: {one["map_version"] for one in registry.live().values()} == {newest})
+        # What an ensemble has that was put back from a backup.
+        for name, piece in old.pieces.items():
+            registry._client.set(f"{ROOT}/layout{'' if name == HEAD else '/' + name}", piece)
+    for command in (("partition", "seal", "1"), ("partition", "create", "--count", "1", "--capacity", "1GiB")):
+        with pytest.raises(SystemExit, match="ambry cluster restore"):
+            operate(cluster, *command)
+    url = cluster.urls["frontend-1-1"]
+    blob_id = put(url, b"goes on")
+    assert layout_at(cluster.zookeeper.hosts).head == old.head
+    operate(cluster, "cluster", "restore", "--dry-run")
+    assert layout_at(cluster.zookeeper.hosts).head == old.head
+    operate(cluster, "cluster", "restore")
+    found = layout_at(cluster.zookeeper.hosts).cluster_map
+    assert found.version > newest
+    assert found.partitions[2].is_sealed
+    with pytest.raises(SystemExit, match="nothing is to be restored"):
+        operate(cluster, "cluster", "restore")
+    operate(cluster, "partition", "unseal", "2")
+    works(cluster)
+    assert get(url, blob_id) == b"goes on"

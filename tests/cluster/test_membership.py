@@ -182,6 +182,11 @@ def test_zookeeper_is_away_lost_empty_and_restored(tmp_path: Path) -> None:
                     # Somebody puts an older version back, or begins another cluster: neither is taken.
                     await asyncio.to_thread(registry.create, lay_out(two_by_three()))
                     await until_refused(one, "cluster restore")
+                    # Nor is it changed, however often: it would be taken for a newer map in the end.
+                    for _ in range(version + 2):
+                        with pytest.raises(RegistryUnavailable, match="cluster restore"):
+                            await one.change(lambda old: changes.seal(old, [2], is_sealed=True), "seal", "t")
+                    assert registry.read().head.version < version
                     assert one.cluster_map.version == version
                 await asyncio.to_thread(server.stop)
                 server.wipe()

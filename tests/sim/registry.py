@@ -29,7 +29,9 @@ class Ensemble:
         self.network = network
         self.chance = chance
         self.layout: Layout = lay_out(cluster_map)
+        self.former: list[Layout] = [self.layout]
         self.is_up = True
+        self.is_old = False
         self.changes: list[str] = []
         self.live: dict[str, tuple[int, Mapping[str, object]]] = {}
         self.sessions: dict[int, Session] = {}
@@ -45,7 +47,22 @@ class Ensemble:
         new = change(self.layout.cluster_map)
         if new is self.layout.cluster_map:
             return
-        self.layout, _ = changed(self.layout, new)
+        self._replace(changed(self.layout, new)[0], what)
+        self.former.append(self.layout)
+
+    def put_back(self, old: Layout) -> None:
+        """What is there now is an old copy."""
+        self.is_old = True
+        self._replace(old, "put back")
+
+    def restore(self, newest: Layout) -> None:
+        """An operator has found the newest layout that somebody kept."""
+        self.is_old = False
+        self._replace(newest, "restored")
+        self.former.append(newest)
+
+    def _replace(self, layout: Layout, what: str) -> None:
+        self.layout = layout
         self.changes.append(what)
         for session in tuple(self.sessions.values()):
             self.network.loop.call_later(self.chance.random() * WATCH_S_MAX, session.watch)

@@ -21,11 +21,13 @@ from ambry.datanode.fence import Fence
 from ambry.datanode.local import LocalDatanode
 from ambry.datanode.local_replicas import LocalReplicas
 from ambry.datanode.member import Member
+from ambry.datanode.sweeper import Sweeper, SweepReport
 from ambry.errors import AmbryError
 from ambry.metrics import Metrics
-from ambry.protocol.datanode import BatchAnswer, BatchItem
+from ambry.protocol.datanode import BatchAnswer, BatchItem, Datanode
 from ambry.replication.replicator import ClosingPeer, Replicator
 from tests.sim.network import Link
+from tests.sim.node import SETTINGS as NODE_SETTINGS
 from tests.sim.node import Service, SimNode
 from tests.sim.registry import NAME, Ensemble, Session
 
@@ -82,6 +84,7 @@ class Life:
         self._member: Member | None = None
         self.membership: Membership | None = None
         self.replicator: Replicator | None = None
+        self.swept = SweepReport()
 
     @property
     def version(self) -> int:
@@ -110,6 +113,17 @@ class Life:
         self._member = self.membership = self.replicator = None
         self._node.listeners.clear()
         self._node.peer = None
+
+    async def sweep(self) -> None:
+        """One pass of this node's sweeper over all that it leads."""
+        assert self.membership is not None
+        membership, node = self.membership, self._node
+        datanodes = cast("Mapping[str, Datanode]", {**self._peers, node.name: node})
+        settings = replace(NODE_SETTINGS, sweep_percent_max=100)
+        local = cast("Datanode", node)
+        sweeper = Sweeper(node.name, local, datanodes, lambda: membership.cluster_map, settings, node.clock)
+        await sweeper.sweep_all()
+        self.swept.add(sweeper.total)
 
     def _keep(self, work: Any, name: str) -> None:
         task = asyncio.get_running_loop().create_task(work, name=f"{name} of {self._node.name}")

@@ -15,8 +15,9 @@ from ambry.blob.properties import Properties
 from ambry.blob.requests import ChangesRequest
 from ambry.blob.state import NEVER, BlobState
 from ambry.cluster import changes
+from ambry.cluster.layout import decode_file, with_version
 from ambry.cluster.map import ClusterMap, Datacentre, Disk, Node, Partition, Replica, ReplicaState
-from ambry.cluster.membership import Membership
+from ambry.cluster.membership import MAP_FILE, Membership
 from ambry.errors import AmbryError, BlobDeleted, BlobExpired, BlobNotFound, NotAllowed
 from ambry.frontend.budget import TransferBudget
 from ambry.frontend.chance import Chance
@@ -46,6 +47,9 @@ THINK_S = 1.5
 SKEW_MS_MAX = 3_600_000
 DAY_MS = 86_400_000
 HEALING_S = 60.0
+
+VERSIONS_BEYOND = 1000
+"""A restored layout is this much newer than the newest that was found, as `ambry cluster restore` makes it."""
 
 _CUT = Cut(chunk_bytes=1024, manifest_entries=4)
 
@@ -446,7 +450,7 @@ class World:
         faults: list[Callable[[random.Random], Awaitable[None]]] = [
             self._crash, self._crash, self._cut_in_a_write, self._stop, self._partition, self._one_way, self._isolate,
             self._storm, self._rot, self._leap, self._registry_away, self._old_map, self._lose_disk,
-            self._lose_replica, self._move,
+            self._lose_replica, self._move, self._old_backup, self._sweep,
         ]  # fmt: skip
         mine = chance.sample(faults, chance.randint(2, len(faults)))
         while True:
@@ -535,6 +539,31 @@ class World:
         for name in chance.sample(names, chance.randint(1, 3)):
             cut_off(self.network, name, self.loop, chance.random() * 12)
 
+    async def _old_backup(self, chance: random.Random) -> None:
+        """ZooKeeper comes back with an old copy of the layout; after a while an operator restores the newest that a
+        datanode has kept. Nobody adopts the old one meanwhile, and nobody changes it.
+        """
+        ensemble = self.ensemble
+        old = chance.choice(ensemble.former)
+        if not ensemble.is_up or old.head.version == ensemble.layout.head.version:
+            return
+        ensemble.put_back(old)
+        await asyncio.sleep(chance.random() * 8)
+        if ensemble.layout.head != old.head:
+            raise Violation(f"an old copy of the layout was changed: {ensemble.changes[-1]}")
+        self._restore_layout()
+
+    def _restore_layout(self) -> None:
+        kept = [(self._folder / name / MAP_FILE).read_bytes() for name in self._names]
+        newest = max((decode_file(data, "a node") for data in kept), key=lambda one: one.head.version)
+        self.ensemble.restore(with_version(newest, newest.head.version + VERSIONS_BEYOND))
+
+    async def _sweep(self, chance: random.Random) -> None:
+        """A sweeper goes through what its node leads; what it takes must not be missed by anybody."""
+        life = self.lives[chance.choice(self._names)]
+        if life.replicator is not None:
+            self._later(life.sweep())
+
     def _may_lose(self, name: str) -> bool:
         """One failure at a time is what three replicas are for: one disk of a datacentre, until all have converged."""
         place = int(name[1])
@@ -580,7 +609,7 @@ class World:
         self._is_moving.discard(place)
 
     async def _change_map(self, change: changes.Change, what: str) -> None:
-        while not self.ensemble.is_up:
+        while not self.ensemble.is_up or self.ensemble.is_old:
             await asyncio.sleep(1)
         self.ensemble.apply(change, what)
 
@@ -610,13 +639,19 @@ class World:
         self._heal()
         await self._converge()
         self._has_lost.clear()
-        self.era.begin_ms += chance.randint(1, 9) * DAY_MS
+        self.era.begin_ms += chance.randint(1, 18) * DAY_MS
         await asyncio.sleep(5)
         self._gate.set()
+        # What uploads left behind is old enough now.
+        for life in self.lives.values():
+            if life.replicator is not None:
+                self._later(life.sweep())
 
     def _heal(self) -> None:
         self.network.heal()
         self.ensemble.is_up = True
+        if self.ensemble.is_old:
+            self._restore_layout()
         for node in self.nodes.values():
             node.disk.stop_after(None) if node.is_up and not node.disk.is_off else None
             if node.is_up and node.disk.is_off:
@@ -723,6 +758,8 @@ def simulate(seed: int, operations: int = 250) -> Outcome:
         except Violation as error:
             violation = str(error)
     (world,) = worlds
+    for life in world.lives.values():
+        world.history.counts["chunks swept"] += life.swept.tombstoned
     return Outcome(
         seed, world.history.operations, dict(sorted(world.history.counts.items())), world.trace.hexdigest(), violation,
         dict(sorted(world.faults.items())),
