@@ -85,6 +85,12 @@ class Server:
                 raise SystemExit(f"the server did not start:\n{(self._folder / 'serve.log').read_text()[-2000:]}")
             time.sleep(0.02)
 
+    @property
+    def pid(self) -> int:
+        """Of the process that runs."""
+        assert self._process is not None
+        return self._process.pid
+
     def kill(self) -> None:
         """SIGKILL, and wait until it is gone."""
         assert self._process is not None

@@ -16,6 +16,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Final, TypeVar
@@ -32,7 +33,7 @@ _Out = TypeVar("_Out")
 THREADS: Final = 16
 _RUNNING_MAX: Final = 2 * THREADS
 _SMALL_BYTES: Final = 512 * KIB
-_GROUP_BYTES: Final = 4 * MIB
+_GROUP_BYTES: Final = 2 * MIB
 _GROUP_COUNT: Final = 128
 _LOOK_FIRST_BYTES: Final = MIB
 """A body from this size on is not sent in vain to a name that may be taken: the store is asked first."""
@@ -127,21 +128,18 @@ class Transfers:
         return self._client.exists(str(job.target))
 
     def _group(self, jobs: list[Job]) -> list[Outcome]:
-        if len(jobs) == 1:
-            return [self._outcome(jobs[0], self._one)]
-        return self._small(jobs)
+        outcomes = self._small(jobs) if len(jobs) > 1 else [self._outcome(jobs[0], self._one)]
+        self._bars.ended(sum(outcome.error is None for outcome in outcomes))
+        return outcomes
 
     def _outcome(self, job: Job, do: Callable[[Job], bool]) -> Outcome:
         """An outcome of what may fail; `do` says whether the job was done, not skipped."""
         if self._stop.is_set():
             raise CancelledError
         try:
-            is_done = do(job)
+            return Outcome(job, is_skipped=not do(job))
         except (AmbryError, OSError) as error:
-            self._bars.ended(0)
             return Outcome(job, error)
-        self._bars.ended(1)
-        return Outcome(job, is_skipped=not is_done)
 
     def _one(self, job: Job) -> bool:
         source, target = job.source, job.target
@@ -218,20 +216,35 @@ class Transfers:
         except AmbryError as error:
             return [Outcome(job, error) for job in jobs]
 
-        def write(job: Job) -> bool:
+        # Written first, synced then: one commit of the file system does for many of them.
+        partials: dict[int, Path] = {}
+
+        def write(number: int, job: Job) -> bool:
             body = bodies.get(job.id or "")
             if body is None:
                 return self._one(job)
-            assert isinstance(job.source, Remote)
-            assert isinstance(job.target, Local)
-            if not self._may_write(job, job.target.path):
+            if not self._may_write(job, _path(job.target)):
                 return False
-            self._write(job.target.path, body, job.modified_ms)
-            self._bars.passed(len(body))
-            self._moved_away(job.source, job.id)
+            partials[number] = self._write(_path(job.target), body)
             return True
 
-        return [self._outcome(job, write) for job in jobs]
+        def sync(number: int, job: Job) -> bool:
+            self._finish(partials[number], _path(job.target), job.modified_ms)
+            self._bars.passed(job.size)
+            if isinstance(job.source, Remote):
+                self._moved_away(job.source, job.id)
+            return True
+
+        try:
+            outcomes = [self._outcome(job, partial(write, number)) for number, job in enumerate(jobs)]
+            for number in list(partials):
+                outcomes[number] = self._outcome(jobs[number], partial(sync, number))
+                if outcomes[number].error is None:
+                    del partials[number]
+        finally:
+            for path in partials.values():
+                path.unlink(missing_ok=True)
+        return outcomes
 
     def _may_write(self, job: Job, path: Path) -> bool:
         """Whether to write a file, whose folder is there then. Raises OSError, BadRequest."""
@@ -243,20 +256,30 @@ class Transfers:
             raise BadRequest("a folder is in its place")
         return True
 
-    def _write(self, path: Path, body: bytes, modified_ms: int) -> None:
-        """A small file: whole, on disk, under its name; or not there."""
-        partial = path.with_name(f".{os.getpid()}-{next(self._numbers)}.ambry-part")
+    def _write(self, path: Path, body: bytes) -> Path:
+        """A small file under a name that nobody looks at, on its way to the disk."""
+        hidden = path.with_name(f".{os.getpid()}-{next(self._numbers)}.ambry-part")
         try:
-            with partial.open("xb") as file:
+            with hidden.open("xb") as file:
                 file.write(body)
                 file.flush()
-                os.fsync(file.fileno())
-            if self._manner.keeps_times:
-                _set_time(partial, modified_ms)
-            partial.replace(path)
+                # Begins to write it; nothing else of what this asks for is true of bytes that are not on disk yet.
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
         except BaseException:
-            partial.unlink(missing_ok=True)
+            hidden.unlink(missing_ok=True)
             raise
+        return hidden
+
+    def _finish(self, hidden: Path, path: Path, modified_ms: int) -> None:
+        """Have it on disk, then under its name."""
+        descriptor = os.open(hidden, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        if self._manner.keeps_times:
+            _set_time(hidden, modified_ms)
+        hidden.replace(path)
 
     def _moved_away(self, source: Remote, blob_id: str | None) -> None:
         if self._manner.removes_sources:
@@ -349,6 +372,11 @@ def _ids(jobs: list[Job]) -> Iterator[str]:
     for job in jobs:
         assert job.id is not None
         yield job.id
+
+
+def _path(place: Place) -> Path:
+    assert isinstance(place, Local)
+    return place.path
 
 
 def _set_time(path: Path, modified_ms: int) -> None:
