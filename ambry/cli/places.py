@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Final, TypeAlias
 
 from ambry.client import Client
-from ambry.client.folders import target_of
+from ambry.client.folders import is_sidecar, target_of
 from ambry.client.values import SCHEME
 from ambry.errors import (
     AmbryError,
@@ -32,9 +32,6 @@ GONE: Final = (BlobNotFound, BlobDeleted, BlobExpired, NameNotFound, NameDeleted
 """A name or a blob that is not there, or not any more."""
 
 _MAGIC: Final = re.compile(r"[*?\[]")
-_PARTIAL: Final = (".ambry-part", ".ambry-parts")
-"""Ends of the names of files in which downloads begin; they are nobody's content."""
-
 Complain: TypeAlias = Callable[[str, Exception], None]
 """Told of what is left out, and why."""
 
@@ -340,8 +337,7 @@ def _listed(root: Path, prefix: str, complain: Complain) -> list[str]:
 
 def _entry(root: Path, key: str, complain: Complain) -> Entry | None:
     """A file, or the file behind a link; None for anything else."""
-    name = key.rpartition("/")[2]
-    if name.startswith(".") and name.endswith(_PARTIAL):
+    if is_sidecar(key.rpartition("/")[2]):
         return None
     path = root / key
     try:
