@@ -183,6 +183,19 @@ def failed_world(how: str) -> World:
     return world
 
 
+def stopped_replacement(how: str, steps: int | None, seed: int) -> tuple[World, int]:
+    """A world that stopped in a step of the checkpoint that replaces its journal, and the steps that this has."""
+    world = failed_world(how)
+    world.random.seed(seed)
+    before = world.disk.steps
+    world.disk.stop_after(steps)
+    try:
+        world.store.checkpoint()
+    except PowerCut:
+        assert steps is not None
+    return world, world.disk.steps - before
+
+
 WAYS: Final = ("slot", "group on the disk", "group not on the disk")
 
 
