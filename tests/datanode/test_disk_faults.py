@@ -38,7 +38,7 @@ from tests.storage.engine import WHOLE, blob_id, body_of, put, update
 
 SETTINGS: Final = StorageSettings(
     segment_bytes=64 * KIB,
-    journal_bytes=16 << 20,
+    journal_bytes=32 << 20,
     reserve_bytes=16 << 20,
     checkpoint_interval_ms=60_000,
     index_cache_bytes=0,
@@ -171,6 +171,41 @@ def test_a_disk_that_is_remounted_read_only_refuses_writes_serves_reads_and_is_u
             assert await is_writable(datanode)
             assert all(isinstance(one, StateAnswer) for one in await store(datanode, refused))
             await all_there(datanode, [*BLOBS, *held, refused])
+
+    asyncio.run(run())
+
+
+def test_a_datanode_whose_journal_fails_refuses_what_was_under_way_and_goes_on_with_another(
+    tmp_path: Path, system: System
+) -> None:
+    async def run() -> None:
+        failures = 0
+
+        def failing(name: str, arguments: tuple[Any, ...]) -> int:
+            """One sync of the journal."""
+            nonlocal failures
+            if name != "fsync" or Path(f"/proc/self/fd/{arguments[0]}").readlink() != tmp_path / "journal":
+                return 0
+            failures += 1
+            return errno.EIO if failures == 1 else 0
+
+        async with running(tmp_path) as datanode:
+            store_here = service_of(datanode).store
+            await store(datanode, *BLOBS[:4])
+            system.failing = failing
+            refused = await store(datanode, *BLOBS[4:8])
+            assert {type(one) for one in refused} == {DiskUnavailable}
+            # The same blobs again, by another journal, without a restart.
+            assert all(isinstance(one, StateAnswer) for one in await store(datanode, *BLOBS[4:]))
+            assert (store_here.failure, store_here.journals_replaced) == (None, 1)
+            assert await is_writable(datanode)
+            await all_there(datanode, BLOBS)
+            # It grows to its full size as the first one did.
+            await until(lambda: store_here._journal.next_fill() is None)
+        system.failing = lambda *_: 0
+        assert not (tmp_path / "journal.next").exists()
+        async with running(tmp_path) as datanode:
+            await all_there(datanode, BLOBS)
 
     asyncio.run(run())
 
