@@ -252,6 +252,10 @@ class FrontendSettings:
     name_feeds: tuple[NameFeedSettings, ...] = ()
     """The other datacentres whose names are to be found here, too."""
 
+    accounts_home: NameFeedSettings | None = None
+    """The datacentre in which accounts, containers and keys are changed, if it is another one. The key behind its token
+    has the right `admin` in the whole store."""
+
     tls: TlsSettings | None = None
     node_tls: NodeTlsSettings | None = None
     log: LogSettings = field(default_factory=LogSettings)

@@ -312,7 +312,7 @@ class Forbidden(AmbryError):
 
 
 class ChangeRefused(AmbryError):
-    """A change of the cluster map that would break a promise, or names what is not there."""
+    """A change of the cluster map, or of accounts away from their home, that would break a promise or names nothing."""
 
     code = 82
     name = "change_refused"

@@ -519,6 +519,9 @@ ACCOUNT_NUMBER_MAX: Final = 2**32 - 2
 ACCOUNTS_MAX: Final = 100_000
 """Accounts of a store: every frontend process holds all of them, with their containers."""
 
+ACCOUNTS_COPY_BYTES_MAX: Final = 256 * MIB
+"""All accounts, containers and keys as another datacentre takes them over: 100 000 of each are a third of this."""
+
 ACCESS_KEYS_MAX: Final = 100_000
 """Access keys of a store; every frontend process holds all of them, about 1 KiB each."""
 

@@ -208,7 +208,7 @@ def test_the_line_of_a_key_in_a_list_of_tables() -> None:
     assert line_of(text, ("absent",)) is None
 
 
-TABLES = {"disk", "tls", "node_tls", "name_feeds"}
+TABLES = {"disk", "tls", "node_tls", "name_feeds", "accounts_home"}
 CONFIG = Path(__file__).parents[1] / "config"
 
 

@@ -15,14 +15,18 @@ from aiohttp import web
 from ambry.access.accounts import Account, Container, parse_account_change, parse_container_change
 from ambry.access.keys import Right, parse_key_request
 from ambry.access.snapshot import Caller, Snapshot
-from ambry.errors import BadDigest, BadRequest, Forbidden, NoSuchAccount
+from ambry.errors import BadDigest, BadRequest, Forbidden, NameStoreUnavailable, NoSuchAccount
 from ambry.frontend import answers
 from ambry.frontend.access import ACCOUNT_HEADER, CONTAINER_HEADER
+from ambry.frontend.accounts_feed import PATH as FEED
 from ambry.frontend.answers import JSON_TYPE
 from ambry.frontend.call import Call, Methods, Operation, RequestBody, Route, let_continue
 from ambry.frontend.connection import BodyResponse, Services
 from ambry.frontend.directory import Directory
 from ambry.limits import CONTAINER_LIST_ITEMS_MAX, JSON_BODY_BYTES_MAX
+from ambry.names.home import AccessCopy, encode_copy, read_copy
+from ambry.names.open import read_epoch
+from ambry.names.sql import Session
 
 Document: TypeAlias = dict[str, Any]
 AccountsOperation: TypeAlias = Callable[[Caller, Mapping[str, str], bytes], Awaitable[Document]]
@@ -43,6 +47,7 @@ class AccountsApi:
     def routes(self) -> dict[str, Methods]:
         """Path to method to operation."""
         return {
+            FEED: {"GET": Route("accounts_feed", self._feed)},
             "/accounts": {
                 "GET": self._route("get_accounts", self._get_accounts),
                 "POST": self._route("change_accounts", self._post_accounts),
@@ -59,6 +64,24 @@ class AccountsApi:
                 "DELETE": self._route("remove_key", self._delete_key),
             },
         }
+
+    async def _feed(self, call: Call) -> web.StreamResponse:
+        """All of the newest version, for the frontends of another datacentre: for who may change everything."""
+        call.caller.admit_over(None, Right.ADMIN)
+        database = self._services.database
+        if database is None:
+            raise NameStoreUnavailable("this frontend has no name store", is_certain=True)
+        query = call.request.rel_url.query
+        epoch, version = query.get("epoch", ""), query.get("version", "0")
+        if not (version.isascii() and version.isdecimal() and len(version) <= 18):
+            raise BadRequest("version is a number", field="version")
+
+        def read(session: Session) -> AccessCopy:
+            return read_copy(session, read_epoch(session).number, epoch, int(version))
+
+        body = encode_copy(await database.read(read))
+        now_ms = self._services.clock.now_ms()
+        return BodyResponse(answers.text_answer(200, body, JSON_TYPE, now_ms, call.request_id))
 
     def _route(self, label: str, operation: AccountsOperation) -> Route:
         return Route(label, self._answering(operation))

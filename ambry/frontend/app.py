@@ -14,9 +14,10 @@ from ambry.access.accounts import owner_key
 from ambry.access.keys import Masters
 from ambry.clock import Clock
 from ambry.cluster.map import ClusterMap
-from ambry.config import FrontendSettings
+from ambry.config import FrontendSettings, NameFeedSettings
 from ambry.errors import BadConfiguration, CannotStart
 from ambry.frontend.access import Access
+from ambry.frontend.accounts_feed import AccountsFollower
 from ambry.frontend.chance import Chance
 from ambry.frontend.closing import Closing, closing_of
 from ambry.frontend.connection import Connection, HttpServer, Services
@@ -44,6 +45,7 @@ from ambry.limits import (
 )
 from ambry.logs import get_logger
 from ambry.metrics import Metrics
+from ambry.names.home import follow_home
 from ambry.names.sql import Database
 from ambry.protocol.datanode import Datanode
 from ambry.tasks import end_task
@@ -86,6 +88,7 @@ class Frontend:
         self.closing: Closing | None = None
         self.erasure: ErasureTeller | None = None
         self._followers: list[FeedFollower] = []
+        self.accounts: AccountsFollower | None = None
         shares = Shares(processes=settings.workers)
         quotas = self._make_quotas(access, datanodes, clock)
         self.services = Services(
@@ -107,6 +110,20 @@ class Frontend:
             )
             self.erasure.watch(metrics)
             watch_feeds(metrics, self._followers)
+            metrics.watch_gauge(
+                "ambry_accounts_lag_seconds",
+                "For how long the home datacentre may have had changes of accounts and keys that are not here.",
+                lambda: 0.0 if self.accounts is None else self.accounts.lag_s(),
+            )
+            if settings.accounts_home is not None:
+                self.accounts = AccountsFollower(
+                    source=_source(settings.accounts_home, "accounts_home", self.operations, datacentre),
+                    database=database,
+                    clock=clock,
+                    holder=chance.token(8).hex(),
+                )
+        elif settings.accounts_home is not None:
+            raise BadConfiguration("accounts_home: where accounts come to is said by name_store")
         self._background: list[asyncio.Task[None]] = []
         self.tls = _tls_context(settings)
         self._connection_class = connection_class
@@ -171,6 +188,11 @@ class Frontend:
 
     async def load(self) -> None:
         """Load accounts and keys, and follow them. Raises NameStoreUnavailable."""
+        database = self.services.database
+        if self.accounts is not None:
+            await self.accounts.begin()
+        elif database is not None:
+            await database.write(lambda session: follow_home(session, None))
         await self.services.directory.start()
 
     async def start(self, host: str, port: int, *, reuse_port: bool = False) -> tuple[str, int]:
@@ -194,6 +216,8 @@ class Frontend:
             self._background.append(loop.create_task(self.erasure.run(), name="erasure policies"))
         for follower in self._followers:
             self._background.append(loop.create_task(follower.run(), name=f"names of {follower.source.name}"))
+        if self.accounts is not None:
+            self._background.append(loop.create_task(self.accounts.run(), name="follow accounts of the home"))
         self.services.quotas.start()
         address = self._listener.sockets[0].getsockname()
         _log.info("listening", host=address[0], port=address[1])
@@ -264,13 +288,10 @@ async def _finish_requests(server: web_server.Server, deadline: float) -> None:
 def _followers(settings: FrontendSettings, services: Services, datacentre: int) -> list[FeedFollower]:
     """One for each datacentre whose names are fetched. Raises BadConfiguration."""
     operations = services.operations
-    numbers = {each.name: each.number for each in operations.cluster_map.datacentres.values()}
     assert services.names is not None
     followers = []
     for feed in settings.name_feeds:
-        if numbers.get(feed.datacentre, datacentre) == datacentre:
-            raise BadConfiguration(f"name_feeds: {feed.datacentre!r} is no other datacentre of the cluster map")
-        source = FeedSource(numbers[feed.datacentre], feed.datacentre, feed.url, token_from(feed.token_file))
+        source = _source(feed, "name_feeds", operations, datacentre)
         followers.append(
             FeedFollower(
                 source=source,
@@ -282,6 +303,14 @@ def _followers(settings: FrontendSettings, services: Services, datacentre: int) 
             )
         )
     return followers
+
+
+def _source(feed: NameFeedSettings, key: str, operations: Operations, datacentre: int) -> FeedSource:
+    """Where another datacentre is asked. Raises BadConfiguration."""
+    numbers = {each.name: each.number for each in operations.cluster_map.datacentres.values()}
+    if numbers.get(feed.datacentre, datacentre) == datacentre:
+        raise BadConfiguration(f"{key}: {feed.datacentre!r} is no other datacentre of the cluster map")
+    return FeedSource(numbers[feed.datacentre], feed.datacentre, feed.url, token_from(feed.token_file))
 
 
 def _tls_context(settings: FrontendSettings) -> ssl.SSLContext | None:

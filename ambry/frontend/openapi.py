@@ -385,7 +385,22 @@ def _operators_paths() -> Document:
         {"name": "epoch", "in": "query", "required": True, "schema": {"type": "string"}},
         {"name": "after", "in": "query", "required": True, "schema": {"type": "string", "examples": ["0.0"]}},
     ]
+    copied = operation(
+        "accounts_feed",
+        "All accounts, containers and keys, for the frontends of another datacentre",
+        {
+            200: _json(
+                "One version; no tables if the reader has it.",
+                {"epoch": {"type": "string"}, "version": {"type": "integer"}, "tables": {"type": ["object", "null"]}},
+            )
+        },
+    )
+    copied["parameters"] = [
+        {"name": "epoch", "in": "query", "schema": {"type": "string"}},
+        {"name": "version", "in": "query", "schema": {"type": "integer", "minimum": 0}},
+    ]
     return {
+        "/accountsFeed": {"get": copied},
         "/peers": {"get": peers},
         "/getClusterMapSnapshot": {
             "get": operation("cluster_map", "The cluster map", {200: _json("The whole map.", cluster)})

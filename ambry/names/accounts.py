@@ -26,12 +26,15 @@ from ambry.access.accounts import (
 )
 from ambry.access.keys import AccessKey, grants_from_json, grants_json
 from ambry.access.snapshot import AccessData
-from ambry.errors import BadRequest, NoSuchAccount, VersionConflict
+from ambry.errors import BadRequest, ChangeRefused, NoSuchAccount, VersionConflict
 from ambry.limits import ACCESS_KEYS_MAX, ACCOUNT_NUMBER_MAX, ACCOUNTS_MAX
 from ambry.names.sql import FOREVER, Session
 
 _VERSION: Final = "access_version"
 _LOCK: Final = b"access"
+HOME: Final = "accounts_home"
+"""Key of the datacentre in which accounts are changed, where it is not this one."""
+
 _EVERY_ACCOUNT: Final = -1
 """In the column of the account: a key of the operator's."""
 
@@ -119,7 +122,7 @@ def ensure_defaults(session: Session, now_ms: int) -> None:
         return
     _insert_account(session, DEFAULT_ACCOUNT.number, DEFAULT_NAME, Status.ACTIVE, now_ms)
     _insert_container(session, replace(DEFAULT_CONTAINER, snapshot_version=1), now_ms)
-    _raise_version(session)
+    raise_version(session)
 
 
 def restore_owner(session: Session, owner: tuple[int, int], names: tuple[str, str], now_ms: int) -> int:
@@ -146,7 +149,7 @@ def restore_owner(session: Session, owner: tuple[int, int], names: tuple[str, st
         _keep_number(session, f"container:{account}", container)
         made += 1
     if made:
-        _raise_version(session)
+        raise_version(session)
     return made
 
 
@@ -158,11 +161,30 @@ def _keep_number(session: Session, kind: str, number: int) -> None:
         session.execute("INSERT INTO numbers (kind, next) VALUES (?, ?)", (kind, number + 1))
 
 
+def lock_access(session: Session) -> None:
+    """One change at a time."""
+    session.lock(_LOCK)
+
+
+def _begin_change(session: Session) -> None:
+    """One change at a time, and at home only. Raises ChangeRefused."""
+    session.lock(_LOCK)
+    home = home_of(session)
+    if home is not None:
+        raise ChangeRefused(f"accounts, containers and keys are changed in datacentre {home}; it is followed here")
+
+
+def home_of(session: Session) -> str | None:
+    """The datacentre in which accounts are changed; None: this one."""
+    row = session.row("SELECT value FROM store WHERE key = ?", (HOME,))
+    return None if row is None else str(row[0])
+
+
 def change_accounts(session: Session, changes: Iterable[AccountChange], now_ms: int) -> list[Account]:
     """Make or change accounts, with their containers; all or nothing. Raises VersionConflict, BadRequest."""
-    session.lock(_LOCK)
+    _begin_change(session)
     changed = [_change_account(session, change, now_ms) for change in changes]
-    _raise_version(session)
+    raise_version(session)
     return changed
 
 
@@ -170,16 +192,18 @@ def change_containers(
     session: Session, account: int, changes: Iterable[ContainerChange], now_ms: int
 ) -> list[Container]:
     """Make or change containers of an account; all or nothing. Raises NoSuchAccount, VersionConflict, BadRequest."""
-    session.lock(_LOCK)
+    _begin_change(session)
     found = _find_account(session, account)
     changed = [_change_container(session, found, change, now_ms) for change in changes]
-    _raise_version(session)
+    raise_version(session)
     return changed
 
 
 def finish_container(session: Session, account: int, container: int, now_ms: int) -> bool:
     """Its data are gone: its name is free again. False if it was not on its way there."""
     session.lock(_LOCK)
+    if home_of(session) is not None:
+        return False
     count = session.execute(
         "UPDATE containers SET status = ?, snapshot = snapshot + 1, changed_ms = ?, name = name || ? "
         "WHERE account = ? AND container = ? AND status = ?",
@@ -193,13 +217,15 @@ def finish_container(session: Session, account: int, container: int, now_ms: int
         ),
     )
     if count:
-        _raise_version(session)
+        raise_version(session)
     return bool(count)
 
 
 def finish_account(session: Session, account: int, now_ms: int) -> bool:
     """All its containers are gone: so is the account, with its keys. False if it was not on its way there."""
     session.lock(_LOCK)
+    if home_of(session) is not None:
+        return False
     gone = _STATUSES[Status.DELETED]
     left = session.row("SELECT 1 FROM containers WHERE account = ? AND status <> ? LIMIT 1", (account, gone))
     if left is not None:
@@ -211,13 +237,13 @@ def finish_account(session: Session, account: int, now_ms: int) -> bool:
     )
     if count:
         session.execute("DELETE FROM access_keys WHERE account = ?", (account,))
-        _raise_version(session)
+        raise_version(session)
     return bool(count)
 
 
 def add_key(session: Session, key: AccessKey) -> None:
     """Keep a new key. Raises NoSuchAccount, BadRequest for one too many."""
-    session.lock(_LOCK)
+    _begin_change(session)
     account = _EVERY_ACCOUNT if key.account is None else _find_account(session, key.account).number
     count = session.row("SELECT COUNT(*) FROM access_keys")
     assert count is not None
@@ -238,18 +264,19 @@ def add_key(session: Session, key: AccessKey) -> None:
             json.dumps(document),
         ),
     )
-    _raise_version(session)
+    raise_version(session)
 
 
 def remove_key(session: Session, key_id: str) -> None:
     """End a key. Raises NoSuchAccount."""
-    session.lock(_LOCK)
+    _begin_change(session)
     if not session.execute("DELETE FROM access_keys WHERE key_id = ?", (key_id,)):
         raise NoSuchAccount("no such key")
-    _raise_version(session)
+    raise_version(session)
 
 
-def _raise_version(session: Session) -> None:
+def raise_version(session: Session) -> None:
+    """Something was changed: whoever looks loads it."""
     version = access_version(session) + 1
     session.execute("DELETE FROM store WHERE key = ?", (_VERSION,))
     session.execute("INSERT INTO store (key, value) VALUES (?, ?)", (_VERSION, str(version)))

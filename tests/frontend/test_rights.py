@@ -154,6 +154,7 @@ OPERATIONS: Final = [
     Operation("GET", "/getClusterMapSnapshot", Right.READ, STORE, 200),
     Operation("GET", "/statsReport", Right.READ, STORE, 200),
     Operation("GET", "/namesFeed?datacentre=2&epoch=&after=0.0", Right.READ, STORE, 200),
+    Operation("GET", "/accountsFeed", Right.ADMIN, STORE, 200),
     Operation("GET", "/healthCheck", Right(0), ANYBODY, 200),
     Operation("HEAD", "/healthCheck", Right(0), ANYBODY, 200),
     Operation("GET", "/openapi.json", Right(0), ANYBODY, 200),
