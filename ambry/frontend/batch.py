@@ -140,6 +140,8 @@ class BatchReads:
     async def _window(self, call: Call, ids: Sequence[bytes], option: GetOption) -> list[_Found]:
         """What some ids lead to; what is not at hand is asked for together."""
         found: list[Any] = [self._now(call, text, option) for text in ids]
+        if option is GetOption.NONE:
+            await self._soon(call, found)
         missing = [place for place, one in enumerate(found) if isinstance(one, bytes)]
         if missing:
             for place, one in zip(
@@ -147,6 +149,25 @@ class BatchReads:
             ):
                 found[place] = one
         return found
+
+    async def _soon(self, call: Call, found: list[Any]) -> None:
+        """Ask for small blobs that are not at hand, without a task for each; their ids in `found` are replaced.
+
+        What fails, or is more than a small blob, stays an id: `_later` finds out, and says what is certain.
+        """
+        asked: dict[int, asyncio.Future[GetAnswer]] = {}
+        for place, one in enumerate(found):
+            if isinstance(one, bytes):
+                future = self._services.operations.get_small(one, LANE_BODY_BYTES_MAX)
+                if future is not None:
+                    asked[place] = future
+        # Cancelled, it cancels them too.
+        answers = await asyncio.gather(*asked.values(), return_exceptions=True)
+        for place, answer in zip(asked, answers, strict=True):
+            if isinstance(answer, GetAnswer):
+                found[place] = _small(found[place], answer, call.now_ms)
+            elif not isinstance(answer, AmbryError):
+                raise answer
 
     def _now(self, call: Call, text: bytes, option: GetOption) -> _Found | bytes:
         """The blob if it is small and at hand, the error if it is certain; else the binary id."""
@@ -157,10 +178,7 @@ class BatchReads:
             if option is not GetOption.NONE:
                 return blob_id
             answer = self._services.operations.get_small_now(blob_id, LANE_BODY_BYTES_MAX)
-            if answer is None or len(answer.body) != answer.body_size:
-                return blob_id
-            check_state(answer.state, call.now_ms, option)
-            return answer if _described(answer.properties) is not None else blob_id
+            return blob_id if answer is None else _small(blob_id, answer, call.now_ms)
         except AmbryError as error:
             return error
 
@@ -183,6 +201,17 @@ class BatchReads:
         finally:
             await reader.close()
         return check.intdigest()
+
+
+def _small(blob_id: bytes, answer: GetAnswer, now_ms: int) -> _Found | bytes:
+    """What an answer with the first bytes of a blob comes to; the id if these are not all that has to be said."""
+    if len(answer.body) != answer.body_size:
+        return blob_id
+    try:
+        check_state(answer.state, now_ms, GetOption.NONE)
+        return answer if _described(answer.properties) is not None else blob_id
+    except AmbryError as error:
+        return error
 
 
 class _Writer:

@@ -130,8 +130,10 @@ def test_what_a_batch_puts_a_batch_gets() -> None:
     run(test)
 
 
-def test_each_item_has_the_status_of_its_single_request() -> None:
+@pytest.mark.parametrize("is_warm", [True, False])
+def test_each_item_has_the_status_of_its_single_request(is_warm: bool) -> None:
     async def test(running: Serving, session: aiohttp.ClientSession) -> None:
+        running.node.is_warm = is_warm
         lives = (await running.put(b"lives"))[1:]
         deleted = (await running.put(b"deleted"))[1:]
         expired = (await running.put(b"expired", {"x-ambry-ttl": "1"}))[1:]
