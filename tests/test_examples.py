@@ -12,6 +12,7 @@ import subprocess
 import sys
 import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -47,10 +48,10 @@ EXAMPLES: Final = {page.name: examples_of(page) for page in PAGES if page.name !
 """The walk of an operator, on cluster.md, is typed in tests/cli/test_walk.py: it needs a cluster."""
 
 
-@pytest.fixture(scope="module")
-def url(module_folder: Path) -> Iterator[str]:
-    """A store that runs."""
-    command = [str(AMBRY), "serve", "--data", str(module_folder / "data"), "--port", "0", "--json"]
+@contextmanager
+def fresh_store(folder: Path) -> Iterator[str]:
+    """The URL of a store that has just been started for the first time."""
+    command = [str(AMBRY), "serve", "--data", str(folder / "data"), "--port", "0", "--json"]
     command += ["--log-level", "warning"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
@@ -59,6 +60,13 @@ def url(module_folder: Path) -> Iterator[str]:
         yield json.loads(line)["url"]
         process.terminate()
         assert process.wait(timeout=30) == 0
+
+
+@pytest.fixture(scope="module")
+def url(module_folder: Path) -> Iterator[str]:
+    """A store that runs."""
+    with fresh_store(module_folder) as found:
+        yield found
 
 
 def typed(examples: list[Example], url: str, folder: Path, seconds_max: float = 60) -> list[tuple[str, int]]:
@@ -98,10 +106,26 @@ def hold(examples: list[Example], outcomes: list[tuple[str, int]]) -> None:
     assert len(outcomes) == len(examples)
 
 
-@pytest.mark.parametrize("page", [name for name, examples in EXAMPLES.items() if examples])
+API: Final = "http-api.md"
+
+
+@pytest.mark.parametrize("page", [name for name, examples in EXAMPLES.items() if examples and name != API])
 @pytest.mark.skipif(shutil.which("curl") is None, reason="the examples use curl, which this machine does not have")
 def test_examples_print_what_the_page_shows(page: str, url: str, tmp_path: Path) -> None:
     hold(EXAMPLES[page], typed(EXAMPLES[page], url, tmp_path))
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="the examples use curl, which this machine does not have")
+def test_the_page_of_the_api_can_be_typed_from_top_to_bottom_on_a_fresh_start(tmp_path: Path) -> None:
+    (tmp_path / "walk").mkdir()
+    with fresh_store(tmp_path) as own:
+        outcomes = typed(EXAMPLES[API], own, tmp_path / "walk")
+        hold(EXAMPLES[API], outcomes)
+    assert sum("curl" in example.command for example in EXAMPLES[API]) > 50
+    # Not one of them went wrong without saying so: whatever is refused is refused on purpose, and the page shows it.
+    for example, (output, _) in zip(EXAMPLES[API], outcomes, strict=True):
+        assert '"code": "' not in output or any('"code": "' in line for line in example.expected), example
+        assert not re.search(r"^(4|5)[0-9][0-9]$", output, re.MULTILINE) or example.expected, example
 
 
 def test_the_page_for_operators_lists_every_metric(url: str) -> None:
