@@ -105,7 +105,11 @@ def _adopted_map(embedded: EmbeddedRegistry, directory: Path, host: str, port: i
     version = old.version + 1
     partitions = {
         number: Partition(
-            number, one.capacity, one.is_sealed, version, (Replica(name, disk.path, ReplicaState.SERVING),)
+            number,
+            one.capacity,
+            one.is_sealed,
+            version,
+            () if one.is_retired else (Replica(name, disk.path, ReplicaState.SERVING),),
         )
         for number, one in old.partitions.items()
     }

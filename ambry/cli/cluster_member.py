@@ -239,8 +239,10 @@ class _Process:
     async def _open_disks(self) -> LocalDatanode:
         cluster_map, storage = self._membership.cluster_map, self._settings.storage
         for path, partitions in partitions_on(cluster_map, self._node).items():
+            # Those of retired partitions are opened once more, and removed.
+            known = partitions.keys() | cluster_map.retired
             try:
-                await asyncio.to_thread(set_aside, Path(path), partitions.keys(), storage, SystemClock())
+                await asyncio.to_thread(set_aside, Path(path), known, storage, SystemClock())
             except CannotStart:
                 raise
             except AmbryError as error:

@@ -126,9 +126,8 @@ def differences(before: ClusterMap, after: ClusterMap) -> list[str]:
         was, now = before.partitions.get(number), after.partitions.get(number)
         if was is not now and now is not None:
             text = replicas_text(now)
-            rows.append(
-                f"partition {number}: {'new, ' if was is None else ''}{'sealed, ' if now.is_sealed else ''}{text}"
-            )
+            sealed = "retired" if now.is_retired else "sealed, " if now.is_sealed else ""
+            rows.append(f"partition {number}: {'new, ' if was is None else ''}{sealed}{text}")
     return rows
 
 

@@ -16,6 +16,7 @@ from ambry.cli.operator import (
     parse_numbers,
     registry_at,
     replicas_text,
+    say_change,
     shared_hosts_option,
     show,
     show_table,
@@ -25,6 +26,7 @@ from ambry.cli.operator import (
     zookeeper_option,
 )
 from ambry.cli.replica_states import ask_each
+from ambry.cli.retiring import reasons_against, wait_until_used
 from ambry.cli.verifying import bytes_option, let_be_equal, verify_partitions
 from ambry.cluster import changes
 from ambry.cluster.map import ClusterMap, Replica, ReplicaState
@@ -39,7 +41,7 @@ REPLICA_COLUMNS: Final = ("node", "datacentre", "disk", "state", "incarnation")
 
 @click.group()
 def partition() -> None:
-    """Partitions: list, show, create, seal, unseal, move, check, compare."""
+    """Partitions: list, show, create, seal, unseal, retire, move, check, compare."""
 
 
 @partition.command("list")
@@ -52,7 +54,13 @@ def list_partitions(hosts: str, as_json: bool) -> None:
 
     def table() -> None:
         cells = [
-            (number, size_text(one.capacity), "yes" if one.is_sealed else "", one.membership, replicas_text(one))
+            (
+                number,
+                size_text(one.capacity),
+                "retired" if one.is_retired else "yes" if one.is_sealed else "",
+                one.membership,
+                replicas_text(one),
+            )
             for number, one in sorted(found.partitions.items())
         ]
         show_table("partitions", ("number", "capacity", "sealed", "membership", "replicas"), cells)
@@ -69,6 +77,7 @@ def row_of(found: ClusterMap, number: int) -> dict[str, Any]:
         "number": number,
         "capacity": one.capacity,
         "is_sealed": one.is_sealed,
+        "is_retired": one.is_retired,
         "membership": one.membership,
         "replicas": [
             {
@@ -134,9 +143,14 @@ def create_partitions(
     change_layout(hosts, create, f"create {count} partitions", is_dry=is_dry, as_json=as_json)
 
 
+def numbers_in(found: ClusterMap, text: str) -> list[int]:
+    """Partitions of "1-8,12", or with "all" those that are not retired. Raises UsageError."""
+    return found.in_use if text == "all" else parse_numbers(text, found.partitions)
+
+
 def _seal(numbers: str, hosts: str, *, is_sealed: bool, is_dry: bool, as_json: bool) -> None:
     def change(old: ClusterMap) -> ClusterMap:
-        return changes.seal(old, parse_numbers(numbers, old.partitions), is_sealed=is_sealed)
+        return changes.seal(old, numbers_in(old, numbers), is_sealed=is_sealed)
 
     what = f"{'seal' if is_sealed else 'unseal'} {numbers}"
     change_layout(hosts, change, what, is_dry=is_dry, as_json=as_json)
@@ -160,6 +174,46 @@ def seal_partitions(numbers: str, hosts: str, is_dry: bool, as_json: bool) -> No
 def unseal_partitions(numbers: str, hosts: str, is_dry: bool, as_json: bool) -> None:
     """Let partitions take puts again."""
     _seal(numbers, hosts, is_sealed=False, is_dry=is_dry, as_json=as_json)
+
+
+@partition.command("retire")
+@click.argument("numbers")
+@timeout_option
+@zookeeper_option
+@asks_datanodes
+@dry_run_option
+@json_option
+def retire_partitions(
+    numbers: str, timeout_s: float, hosts: str, credentials: Credentials, is_dry: bool, as_json: bool
+) -> None:
+    """Take partitions (1-8,12 or all) in which nothing lives out of use for good, with all their replicas.
+
+    They are sealed first; what is dead in them is reclaimed when its retention is over. Try it again then.
+    """
+    with registry_at(hosts) as registry:
+        before = registry.read()
+        wanted = numbers_in(before.cluster_map, numbers)
+        what = f"retire {numbers}"
+        identity = credentials.identity("retire")
+        if is_dry:
+            closed = changes.close(before.cluster_map, wanted)
+            against = reasons_against(before.cluster_map, identity, wanted, is_closed=False)
+            ready = {number: closed.partitions[number].membership for number in wanted if number not in against}
+            for number, reason in against.items():
+                click.echo(f"partition {number}: {reason}", err=True)
+            after = changes.retire(closed, ready)
+        else:
+            closed = registry.apply(
+                lambda old: changes.close(old, wanted), f"close {numbers}", who(), before
+            ).cluster_map
+            wait_until_used(registry, closed, wanted, timeout_s)
+            against = reasons_against(closed, identity, wanted, is_closed=True)
+            if against:
+                number, reason = next(iter(against.items()))
+                raise ChangeRefused(f"partition {number} is sealed, and cannot be retired: {reason}")
+            memberships = {number: closed.partitions[number].membership for number in wanted}
+            after = registry.apply(lambda old: changes.retire(old, memberships), what, who()).cluster_map
+    say_change(before.cluster_map, after, what, is_dry=is_dry, as_json=as_json)
 
 
 @partition.command("move")

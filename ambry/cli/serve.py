@@ -24,6 +24,7 @@ from ambry.cli.processes import Stop, Workers, configure_logs, run
 from ambry.clock import SystemClock
 from ambry.cluster.embedded import EmbeddedRegistry
 from ambry.config import Authentication, FrontendSettings, LogFormat, LogLevel, LogSettings, StorageSettings
+from ambry.datanode.retiring import Retirer
 from ambry.datanode.sweeper import Sweeper
 from ambry.limits import GIB
 from ambry.logs import get_logger
@@ -123,6 +124,10 @@ async def _serve(options: ServeOptions) -> None:
         )
         sweeper.watch(metrics)
         stack.push_async_callback(end_task, asyncio.create_task(sweeper.run(), name="sweeper"))
+        # Before anything is asked of it: what was retired when the process ended is removed.
+        await datanode.retire(registry.cluster_map.retired)
+        retirer = Retirer(datanode, registry.retire, SystemClock())
+        stack.push_async_callback(end_task, asyncio.create_task(retirer.run(), name="retire partitions"))
         # Nobody connects to it where there are no workers; then it does not listen.
         node_server = DatanodeServer(datanode, node.name, registry.cluster_map.fingerprint, registry.secret)
         node_port = 0

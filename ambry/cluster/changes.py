@@ -93,6 +93,8 @@ def create_partitions(old: ClusterMap, wanted: Wanted) -> ClusterMap:
     """New partitions with serving, empty replicas: on different hosts, on different racks where that is possible, and
     on the disks with the most bytes that no partition was promised yet.
     """
+    if wanted.capacity < 1:
+        raise ChangeRefused("a partition has room for one byte at least")
     if wanted.count < 1 or len(old.partitions) + wanted.count > PARTITIONS_MAX:
         raise ChangeRefused(f"from 1 to {PARTITIONS_MAX - len(old.partitions)} partitions can be added")
     version = old.version + 1
@@ -118,6 +120,29 @@ def seal(old: ClusterMap, numbers: Collection[int], *, is_sealed: bool) -> Clust
         return old
     new = {number: replace(old.partitions[number], is_sealed=is_sealed) for number in wanted}
     return replace(old, version=old.version + 1, partitions={**old.partitions, **new})
+
+
+def close(old: ClusterMap, numbers: Collection[int]) -> ClusterMap:
+    """Seal partitions that are to be retired, and raise their membership: whoever chose one of them for a put under
+    an older map is refused.
+    """
+    version = old.version + 1
+    new = {number: replace(_partition(old, number), is_sealed=True, membership=version) for number in numbers}
+    return replace(old, version=version, partitions={**old.partitions, **new}) if new else old
+
+
+def retire(old: ClusterMap, memberships: Mapping[int, int]) -> ClusterMap:
+    """Take partitions out of use for good: their replicas go, their numbers stay. That nothing in them lives is for
+    the caller to know, of the replicas that they had under these memberships.
+    """
+    version = old.version + 1
+    new: dict[int, Partition] = {}
+    for number, membership in memberships.items():
+        one = _partition(old, number)
+        if not one.is_sealed or one.membership != membership:
+            raise ChangeRefused(f"partition {number} was changed meanwhile")
+        new[number] = replace(one, capacity=0, replicas=(), membership=version)
+    return replace(old, version=version, partitions={**old.partitions, **new}) if new else old
 
 
 # --- replicas --------------------------------------------------------------------------------------------------
@@ -208,6 +233,8 @@ def _partition(old: ClusterMap, number: int) -> Partition:
     partition = old.partitions.get(number)
     if partition is None:
         raise ChangeRefused(f"there is no partition {number}")
+    if partition.is_retired:
+        raise ChangeRefused(f"partition {number} is retired: nothing in it lives, and nothing comes back to it")
     return partition
 
 

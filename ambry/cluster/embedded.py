@@ -138,6 +138,22 @@ class EmbeddedRegistry:
             sync_folder(folder.parent)
         return cls(folder, lock, _with_absolute_paths(wanted, folder), secret, is_new=is_new)
 
+    def retire(self, partition: int) -> None:
+        """Write down that nothing in a partition lives any more; `cluster_map` is the next one then. Blocks.
+
+        Raises DirectoryUnusable.
+        """
+        path = self.folder / "registry" / "cluster-map"
+        try:
+            stored = decode_map(path.read_bytes(), path)
+            version = stored.version + 1
+            retired = Partition(partition, 0, is_sealed=True, membership=version, replicas=())
+            wanted = dataclasses.replace(stored, version=version, partitions={**stored.partitions, partition: retired})
+            replace_file(path, encode_map(wanted), 0o644)
+        except OSError as error:
+            raise DirectoryUnusable(f"{path} cannot be written: {error}") from error
+        self.cluster_map = _with_absolute_paths(wanted, self.folder)
+
     def close(self) -> None:
         """Let go of the directory."""
         os.close(self._lock)
@@ -206,7 +222,8 @@ def _make_map(fingerprint: str, version: int, name: str, disk: Disk, rows: list[
     node = Node(name, DATACENTRE.number, "local", "127.0.0.1", 0, (disk,))
     replicas = (Replica(name, disk.path, ReplicaState.SERVING),)
     partitions = {
-        row.number: Partition(row.number, row.capacity, row.is_sealed, row.membership, replicas) for row in rows
+        row.number: Partition(row.number, row.capacity, row.is_sealed, row.membership, replicas if row.capacity else ())
+        for row in rows
     }
     return ClusterMap(fingerprint, version, {DATACENTRE.number: DATACENTRE}, {name: node}, partitions)
 
@@ -234,10 +251,13 @@ def _grown(stored: ClusterMap, partitions: int, folder: Path) -> ClusterMap:
         raise CannotStart(f"{folder} has {count} partitions, and they cannot be made fewer: --partitions {partitions}")
     if partitions == count:
         return stored
-    last = stored.partitions[max(stored.partitions)]
+    last = max(stored.partitions)
+    (node,) = stored.nodes.values()
+    replicas = (Replica(node.name, node.disks[0].path, ReplicaState.SERVING),)
+    capacity = max([one.capacity for one in stored.partitions.values()]) or PARTITION_BYTES
     added = {
-        number: dataclasses.replace(last, number=number, is_sealed=False, membership=1)
-        for number in range(last.number + 1, last.number + 1 + partitions - count)
+        number: Partition(number, capacity, is_sealed=False, membership=1, replicas=replicas)
+        for number in range(last + 1, last + 1 + partitions - count)
     }
     return dataclasses.replace(stored, version=stored.version + 1, partitions={**stored.partitions, **added})
 
@@ -248,7 +268,10 @@ def _with_absolute_paths(stored: ClusterMap, folder: Path) -> ClusterMap:
     path = str(folder / disk.path)
     moved = dataclasses.replace(node, disks=(dataclasses.replace(disk, path=path),))
     replicas = (Replica(node.name, path, ReplicaState.SERVING),)
-    partitions = {number: dataclasses.replace(each, replicas=replicas) for number, each in stored.partitions.items()}
+    partitions = {
+        number: each if each.is_retired else dataclasses.replace(each, replicas=replicas)
+        for number, each in stored.partitions.items()
+    }
     return dataclasses.replace(stored, nodes={node.name: moved}, partitions=partitions)
 
 

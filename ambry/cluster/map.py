@@ -64,13 +64,21 @@ class Replica:
 
 @value
 class Partition:
-    """The unit of placement. `membership` grows with each change of `replicas` and fences old requests."""
+    """The unit of placement. `membership` grows with each change of `replicas` and fences old requests.
+
+    One of capacity 0 is retired: nothing in it lives, it has no replicas, and its number is never given out again.
+    """
 
     number: int
     capacity: int
     is_sealed: bool
     membership: int
     replicas: tuple[Replica, ...]
+
+    @property
+    def is_retired(self) -> bool:
+        """Whether nothing in it lives and it has no replicas any more."""
+        return self.capacity == 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +90,21 @@ class ClusterMap:
     datacentres: Mapping[int, Datacentre]
     nodes: Mapping[str, Node]
     partitions: Mapping[int, Partition]
+
+    @property
+    def in_use(self) -> list[int]:
+        """Numbers of the partitions that are not retired, ascending."""
+        return sorted(number for number, one in self.partitions.items() if not one.is_retired)
+
+    @property
+    def retired(self) -> frozenset[int]:
+        """Numbers of the partitions in which nothing lives."""
+        return frozenset(number for number, one in self.partitions.items() if one.is_retired)
+
+    def is_retired(self, partition: int) -> bool:
+        """Whether nothing in a partition lives: no id of it leads to a blob."""
+        found = self.partitions.get(partition)
+        return found is not None and found.is_retired
 
     def replicas_in(self, partition: int, datacentre: int) -> tuple[Replica, ...]:
         """The partition's replicas in one datacentre, in map order; empty when there is no such partition."""

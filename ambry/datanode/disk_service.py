@@ -17,6 +17,7 @@ from typing import Final, TypeAlias
 from ambry import logs
 from ambry.blob.erasure_policy import ErasurePolicy
 from ambry.blob.requests import GetAnswer, GetRequest, PutRequest, StateAnswer
+from ambry.blob.state import NEVER
 from ambry.clock import Clock
 from ambry.config import StorageSettings
 from ambry.datanode.upkeep import Upkeep
@@ -76,6 +77,7 @@ class DiskService:
         self._cold: list[_Read] = []
         self._waiting_writes: dict[int, list[_Write]] = {}
         self._waiting_reads: dict[int, list[_Read]] = {}
+        self._passed: dict[int, asyncio.Future[None]] = {}
         self._next_batch = 0
         self._queued_bytes = 0
         self._queued_records = 0
@@ -140,6 +142,40 @@ class DiskService:
         """Call `listener` on the loop after every group that was committed."""
         self._listeners.append(listener)
 
+    def closed_at_ms(self, partition: int) -> int:
+        """From when on a partition takes no new blobs, since it has too many tombstones; NEVER while it does."""
+        return self._upkeep.sealed_for_good.get(partition, NEVER)
+
+    def spent(self) -> dict[int, int]:
+        """Partitions in which nothing lives and that take no new blobs; since when they take none, in ms.
+
+        0 for those that took none since the process began: nobody can have chosen them before.
+        """
+        sealed, spent = self._upkeep.sealed_for_good, self._upkeep.spent
+        at_start = self._upkeep.sealed_at_start
+        return {number: 0 if number in at_start else sealed[number] for number in spent if number in sealed}
+
+    async def lives(self, partition: int) -> bool:
+        """Whether any blob of a partition lives or has its bytes still."""
+        return await asyncio.to_thread(self._upkeep.lives, partition)
+
+    def end(self, partitions: frozenset[int]) -> None:
+        """Reclaim what is dead in these, however little it is."""
+        self._upkeep.ending = partitions
+
+    def drop(self, partition: int, when_done: Callable[[], None]) -> None:
+        """Remove a replica in the background, for good; `when_done` is called on a thread."""
+        self._upkeep.drop(partition, when_done)
+
+    async def drained(self) -> None:
+        """Returns when every write that was queued before is committed or refused."""
+        self._hand_over_writes()
+        self._next_batch += 1
+        passed = self._passed[self._next_batch] = self._loop.create_future()
+        self._waiting_writes[self._next_batch] = []
+        self._queue.put((self._next_batch, []))
+        await passed
+
     def is_sealed_for_good(self, partition: int) -> bool:
         """Whether a partition has too many tombstones to take new blobs, as upkeep saw it last."""
         return partition in self._upkeep.sealed_for_good
@@ -199,6 +235,9 @@ class DiskService:
     def _forget(self, batches: Sequence[int]) -> None:
         for batch in batches:
             del self._waiting_writes[batch]
+            passed = self._passed.pop(batch, None)
+            if passed is not None and not passed.done():
+                passed.set_result(None)
 
     def _written(self, writes: Sequence[_Write], answers: Sequence[Answer]) -> None:
         for (request, future, _), answer in zip(writes, answers, strict=True):

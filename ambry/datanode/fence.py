@@ -21,13 +21,14 @@ _PARTITION_AT: Final = slice(12, 16)
 class Fence:
     """The membership of a datanode's partitions under the map that it uses."""
 
-    __slots__ = ("_listed", "_node", "_on_newer", "version")
+    __slots__ = ("_listed", "_node", "_on_newer", "_retired", "version")
 
     def __init__(self, node: str, on_newer: Callable[[], None] = lambda: None) -> None:
         """`on_newer` is called when a sender knows a newer map."""
         self._node = node
         self._on_newer = on_newer
         self._listed: Mapping[int, int] = {}
+        self._retired: frozenset[int] = frozenset()
         self.version = 0
 
     def adopt(self, cluster_map: ClusterMap) -> None:
@@ -38,6 +39,7 @@ class Fence:
             for number, partition in cluster_map.partitions.items()
             if any(replica.node == node for replica in partition.replicas)
         }
+        self._retired = cluster_map.retired
         self.version = cluster_map.version
 
     def refusal(self, request: object, sent: int) -> AmbryError | None:
@@ -69,6 +71,9 @@ class Fence:
 
     def _refusal(self, partition: int, sent: int | None) -> AmbryError | None:
         membership = self._listed.get(partition)
+        if membership is None and sent is None and partition in self._retired:
+            # Whoever reads under an older map is told that nothing is there, which is true for ever.
+            return None
         if membership is None:
             return NoSuchReplica("the map lists no replica of this partition here", partition=partition)
         if sent is not None and sent < membership:

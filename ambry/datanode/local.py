@@ -6,9 +6,11 @@ once, on the loop.
 """
 
 import asyncio
+import contextlib
 import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,8 +22,10 @@ from ambry.datanode.usage import usage_page, with_deadline
 from ambry.errors import (
     AmbryError,
     BadRequest,
+    BlobNotFound,
     CorruptRecord,
     DirectoryUnusable,
+    DiskFull,
     NoSuchReplica,
     NotHere,
     TooLarge,
@@ -51,6 +55,7 @@ from ambry.storage.recovery import RecoveryReport, open_store
 from ambry.storage.replica import Replica, no_replica
 from ambry.storage.rocks_index import RocksIndexSource
 from ambry.storage.seal_state import is_sealed_now
+from ambry.storage.segment import partition_folder
 from ambry.storage.store import DiskStore
 
 _log = logs.get_logger(__name__)
@@ -72,6 +77,7 @@ class LocalDatanode:
         self._disks = tuple(disks)
         self._loop = asyncio.get_running_loop()
         self._sealed: set[int] = set()
+        self._retired: frozenset[int] = frozenset()
         self._hole_listeners: list[Callable[[bytes], None]] = []
         self._services = {
             replica.partition: service for _, service in self._disks for replica in service.store.replicas
@@ -139,10 +145,58 @@ class LocalDatanode:
         self._services = services
         self._stores = {partition: service.store for partition, service in services.items()}
 
-    def put(self, request: PutRequest, deadline: float) -> asyncio.Future[StateAnswer]:
-        """Durable when the future has its answer."""
-        service = self._services.get(int.from_bytes(request.blob_id[12:16], "big"))
+    async def retire(self, partitions: Collection[int]) -> None:
+        """Know that nothing lives in these partitions: their replicas are removed in the background, for good.
+
+        Ids of them are answered "not found", puts are sent elsewhere.
+        """
+        fresh = frozenset(partitions) - self._retired
+        if not fresh:
+            return
+        self._retired |= fresh
+        self._services = {number: one for number, one in self._services.items() if number not in fresh}
+        self._stores = {number: one for number, one in self._stores.items() if number not in fresh}
+        for disk, service in self._disks:
+            for number in await asyncio.to_thread(_folders_of, disk.root, fresh):
+                service.drop(number, partial(_remove_folder, disk.root, number))
+
+    def end(self, partitions: Collection[int]) -> None:
+        """These are sealed by the map: reclaim what is dead in them, however little it is."""
+        for _, service in self._disks:
+            service.end(frozenset(partitions))
+
+    def spent(self) -> dict[int, int]:
+        """Partitions in which nothing lives and that take no puts any more; since when they take none, in ms."""
+        return {number: since_ms for _, service in self._disks for number, since_ms in service.spent().items()}
+
+    async def lives(self, partition: int) -> bool:
+        """Whether any blob of a partition lives or has its bytes still, looked through now. Raises NoSuchReplica."""
+        service = self._services.get(partition)
         if service is None:
+            raise NoSuchReplica("no replica of this partition here", partition=partition)
+        return await service.lives(partition)
+
+    async def drained(self) -> None:
+        """Returns when every write that was queued before is committed or refused."""
+        await asyncio.gather(*(service.drained() for _, service in self._disks))
+
+    def put(self, request: PutRequest, deadline: float) -> asyncio.Future[StateAnswer]:
+        """Durable when the future has its answer. Refused with DiskFull where nothing new is taken any more.
+
+        What was created before that is taken: a replica that lacks it gets it from somebody who has it.
+        """
+        partition = int.from_bytes(request.blob_id[12:16], "big")
+        service = self._services.get(partition)
+        if service is not None and request.created_ms >= service.closed_at_ms(partition):
+            return self._failed(DiskFull("the partition is full of tombstones", partition=partition))
+        return self._put(request, deadline)
+
+    def _put(self, request: PutRequest, deadline: float) -> asyncio.Future[StateAnswer]:
+        partition = int.from_bytes(request.blob_id[12:16], "big")
+        service = self._services.get(partition)
+        if service is None:
+            if partition in self._retired:
+                return self._failed(DiskFull("the partition is retired", partition=partition))
             return self._failed(no_replica(request.blob_id))
         if len(request.body) > BODY_BYTES_MAX or len(request.properties) > PROPERTIES_BYTES_MAX:
             return self._failed(TooLarge("a record of this size is not stored", limit=BODY_BYTES_MAX))
@@ -152,14 +206,14 @@ class LocalDatanode:
         """Durable when the future has its answer."""
         service = self._services.get(int.from_bytes(request.blob_id[12:16], "big"))
         if service is None:
-            return self._failed(no_replica(request.blob_id))
+            return self._failed(self._absence(request.blob_id))
         return service.write(request, deadline)
 
     def get_now(self, request: GetRequest) -> GetAnswer | None:
         """The answer if index and page cache have it, else None. Raises the errors that `get` would hold."""
         store = self._stores.get(int.from_bytes(request.blob_id[12:16], "big"))
         if store is None:
-            raise no_replica(request.blob_id)
+            raise self._absence(request.blob_id)
         try:
             return store.get_now(request)
         except CorruptRecord:
@@ -189,9 +243,23 @@ class LocalDatanode:
             return self._failed(TooLarge(f"a batch of {len(items)}", limit=BATCH_ENTRIES_MAX))
         return _gathered(self._loop, [self._one(item, deadline) for item in items])
 
+    def apply(self, items: Sequence[PutRequest | UpdateRequest], deadline: float) -> asyncio.Future[list[BatchAnswer]]:
+        """What other replicas of the partitions have taken: as `batch`, and taken where nothing new is, too."""
+        return _gathered(
+            self._loop,
+            [
+                self._put(item, deadline) if isinstance(item, PutRequest) else self.update(item, deadline)
+                for item in items
+            ],
+        )
+
     def changes(self, request: ChangesRequest, deadline: float) -> asyncio.Future[ChangesAnswer]:
         """A page of the feed of one partition, read on a thread."""
         store = self._stores.get(request.partition)
+        if store is None and request.partition in self._retired:
+            nothing: asyncio.Future[ChangesAnswer] = self._loop.create_future()
+            nothing.set_result(ChangesAnswer(bytes(16), (), 0))
+            return nothing
         if store is None:
             return self._failed(NoSuchReplica("no replica of this partition here", partition=request.partition))
         if request.limit <= 0:
@@ -285,10 +353,27 @@ class LocalDatanode:
             return self.get(item, deadline)
         return self.put(item, deadline) if isinstance(item, PutRequest) else self.update(item, deadline)
 
+    def _absence(self, blob_id: bytes) -> AmbryError:
+        """Why there is no replica of an id's partition here."""
+        partition = int.from_bytes(blob_id[12:16], "big")
+        if partition in self._retired:
+            return BlobNotFound("nothing lives in the partition of this id, which is retired", partition=partition)
+        return no_replica(blob_id)
+
     def _failed(self, error: AmbryError) -> asyncio.Future[Any]:
         future: asyncio.Future[Any] = self._loop.create_future()
         future.set_exception(error)
         return future
+
+
+def _folders_of(root: Path, partitions: Collection[int]) -> list[int]:
+    """Those of the partitions that a disk has a folder of."""
+    return [number for number in partitions if (root / partition_folder(number)).is_dir()]
+
+
+def _remove_folder(root: Path, partition: int) -> None:
+    with contextlib.suppress(OSError):
+        (root / partition_folder(partition)).rmdir()
 
 
 def _open_disk(placement: Placement, settings: StorageSettings, clock: Clock) -> tuple[RealDisk, DiskStore]:

@@ -72,7 +72,7 @@ class LocalReplicas:
         """Put and join; an answer or an error for each, in order."""
         assert len(requests) <= BATCH_ENTRIES_MAX
         answers: list[StateAnswer | AmbryError] = []
-        for answer in await self._local.batch(requests, deadline):
+        for answer in await self._local.apply(requests, deadline):
             assert isinstance(answer, StateAnswer | AmbryError)
             answers.append(answer)
         return answers

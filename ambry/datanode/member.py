@@ -81,6 +81,8 @@ class Member:
                     withheld.add(number)
         self._fence.adopt(cluster_map)
         await self._local.hold(wanted, withheld)
+        await self._local.retire(cluster_map.retired)
+        self._local.end([number for number in wanted if cluster_map.partitions[number].is_sealed])
         self._joining = {number: self._joining.get(number, Joining(number)) for number in joining}
 
     # --- in the background -------------------------------------------------------------------------------------

@@ -245,6 +245,8 @@ class Sweeper:
 
     async def _hear(self, manifest_id: bytes, now_ms: int) -> Heard:
         """The state of a reserved id, by as many witnesses of its datacentre as a "not found" needs."""
+        if self._map().is_retired(int.from_bytes(manifest_id[12:16], "big")):
+            return Heard(Word.ABSENT)
         replicas, listed = self._serving(manifest_id)
         survey = StateSurvey([1] * len(replicas), [1], [1], {1: listed})
         survey.to_ask()

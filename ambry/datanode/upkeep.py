@@ -10,11 +10,12 @@ processor, interpreter or disk with those who read took longer, so it rests long
 Knows when and how fast; what is garbage and what is damage is the store's.
 """
 
+import contextlib
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Final, Protocol
 
 from ambry import logs
@@ -26,6 +27,7 @@ from ambry.errors import AmbryError, DiskFull, ShuttingDown
 from ambry.limits import KIB, MIB
 from ambry.metrics import Metrics
 from ambry.storage.compaction_plan import SegmentFacts
+from ambry.storage.exchange import holes, lives
 from ambry.storage.expiry_class import UPPER_BOUNDS_MS
 from ambry.storage.inspection import choose_for, surveyed
 from ambry.storage.rebuild import CheckReport, check_store
@@ -140,6 +142,7 @@ class UpkeepFigures:
     failures: int = 0
     sealed_for_good: int = 0
     spent: int = 0
+    dropped: int = 0
     verified_ratio: float = 0.0
     oldest_ms: int = 0
 
@@ -179,9 +182,21 @@ class Upkeep:
         self._not_before: dict[tuple[int, int], int] = {}
         self._renewed: dict[tuple[int, int], list[Damage]] = {}
         self._failures_in_a_row = 0
-        self.sealed_for_good: frozenset[int] = frozenset()
-        """Partitions that take no new blobs any more. Replaced as a whole, read from any thread."""
+        self._dropping: dict[int, Callable[[], None]] = {}
+        self._spent_at: dict[int, int] = {}
+        self.sealed_for_good: Mapping[int, int] = {}
+        """Partitions that take no new blobs any more, and since when in ms. Replaced as a whole, for any thread."""
+        self.ending: frozenset[int] = frozenset()
+        """Others that the cluster map has sealed: what is dead in them is reclaimed however little it is."""
+        self.spent: frozenset[int] = frozenset()
+        """Of those sealed for good, partitions in which nothing lives and nothing is kept. Replaced as a whole."""
         self.figures = UpkeepFigures()
+        # What cannot be read now is found out by the first step.
+        with contextlib.suppress(AmbryError):
+            surveys = {one.partition: self._surveys(one.partition) for one in store.replicas}
+            self.sealed_for_good = self._sealed_by(surveys, clock.now_ms())
+        self.sealed_at_start = frozenset(self.sealed_for_good)
+        """Those of `sealed_for_good` that were so before anything was taken."""
 
     def stop(self) -> None:
         """Let `run` end soon. From any thread."""
@@ -192,10 +207,20 @@ class Upkeep:
         """There may be something to do: do not wait for the next look. From any thread."""
         self._wanted.set()
 
+    def drop(self, partition: int, when_done: Callable[[], None]) -> None:
+        """Remove a replica with the next step, for good; then `when_done` is called, on upkeep's thread."""
+        self._dropping[partition] = when_done
+        self.look_soon()
+
     def suspect(self, blob_id: bytes) -> None:
         """A read found this blob damaged or unreadable; it is looked at soon. From any thread."""
         self._suspects.append(blob_id)
         self._wanted.set()
+
+    def lives(self, partition: int) -> bool:
+        """Whether any blob of a partition lives or has its bytes still. May block for long. Raises NoSuchReplica."""
+        self._store.replica(partition)
+        return lives(self._store, partition, self._clock.now_ms())
 
     def check(self) -> CheckReport:
         """Hold log and index of the open store against each other, at CHECK_BYTES_PER_S. May block for long.
@@ -244,11 +269,11 @@ class Upkeep:
         """
         now_ms = self._clock.now_ms()
         self._store.close_retired()
-        if self._quarantine_suspects() | self._repair():
+        if self._quarantine_suspects() | self._repair() | self._drop():
             return True
         surveys = {replica.partition: self._surveys(replica.partition) for replica in self._store.replicas}
         self._report_erasure(surveys, now_ms)
-        self._seal_for_good(surveys)
+        self._seal_for_good(surveys, now_ms)
         if self._settings.compaction_bytes_per_s:
             self.figures.garbage_bytes = 0
             for partition, known in surveys.items():
@@ -269,7 +294,7 @@ class Upkeep:
         if self._repair_source is None:
             return False
         count = 0
-        waiting = self._store.repair_queue(REPAIRS_PER_STEP)
+        waiting = holes(self._store, b"", REPAIRS_PER_STEP)
         self.figures.repairs_waiting = len(waiting)
         for blob_id in waiting:
             request = self._repair_source.fetch(blob_id)
@@ -281,13 +306,24 @@ class Upkeep:
         self.figures.repairs += count
         return count > 0
 
+    def _drop(self) -> bool:
+        """Remove a replica of a retired partition; True when there was one."""
+        for partition in tuple(self._dropping):
+            self._store.drop_replica(partition)
+            self._dropping.pop(partition)()
+            self.figures.dropped += 1
+            _log.info("the replica of a retired partition is gone", disk=self._name, partition=partition)
+            return True
+        return False
+
     # --- compaction --------------------------------------------------------------------------------------------
 
     def _compact(self, partition: int, surveys: dict[int, Survey], now_ms: int) -> bool:
         ratio = self._settings.compaction_garbage_percent / 100
         facts: list[SegmentFacts] = []
-        if self._store.erasures.now:
-            self._seal_what_is_due(partition, surveys, now_ms)
+        ends = self._ends(partition)
+        if ends or self._store.erasures.now:
+            self._seal_what_is_due(partition, surveys, now_ms, ends=ends)
         for one in self._store.segment_facts(partition):
             if self._not_before.get((partition, one.number), 0) > now_ms:
                 continue
@@ -301,7 +337,8 @@ class Upkeep:
                     survey = self._survey(partition, one.number, self._compaction_pace)
                 elif survey is None:
                     continue
-            facts.append(surveyed(one, survey, now_ms))
+            known = surveyed(one, survey, now_ms)
+            facts.append(replace(known, is_due=True) if ends and one.dead_bytes else known)
         self.figures.garbage_bytes += sum(one.garbage_bytes for one in facts)
         numbers = choose_for(self._store, self._settings, facts, now_ms)
         if not numbers:
@@ -358,7 +395,14 @@ class Upkeep:
     def _may_be_over(self, survey: Survey, now_ms: int) -> bool:
         return now_ms >= survey.verified_at_ms + max(self._store.retention.deleted_ms, RETRY_MS)
 
-    def _seal_what_is_due(self, partition: int, surveys: dict[int, Survey], now_ms: int) -> None:
+    def _ends(self, partition: int) -> bool:
+        """Whether nothing comes to a partition any more, and nothing in it lives."""
+        if partition not in self.sealed_for_good and partition not in self.ending:
+            return False
+        uses = self._store.accounts.of_containers().items()
+        return not any(use.live_count for (of, _, _), use in uses if of == partition)
+
+    def _seal_what_is_due(self, partition: int, surveys: dict[int, Survey], now_ms: int, *, ends: bool) -> None:
         """Compaction never takes an active segment; one that holds what is due is sealed before it is full."""
         replica = next(one for one in self._store.replicas if one.partition == partition)
         has_sealed = False
@@ -366,9 +410,11 @@ class Upkeep:
             number = segment.number
             survey = surveys.get(number)
             dead_bytes = self._store.accounts.of_segment(partition, number).dead_bytes
-            if segment.end > DATA_OFFSET and self._may_be_to_erase(dead_bytes, survey, now_ms):
+            may_end = ends and dead_bytes > 0 and (survey is None or now_ms >= survey.next_ms)
+            if segment.end > DATA_OFFSET and (may_end or self._may_be_to_erase(dead_bytes, survey, now_ms)):
                 survey = surveys[number] = self._survey(partition, number, self._compaction_pace)
-            if survey is not None and survey.erase_at_ms <= now_ms:
+            has_garbage = survey is not None and survey.kept_bytes < segment.end - DATA_OFFSET
+            if survey is not None and (survey.erase_at_ms <= now_ms or (ends and dead_bytes > 0 and has_garbage)):
                 self._store.seal_active(partition, number)
                 has_sealed = True
         if has_sealed:
@@ -380,24 +426,45 @@ class Upkeep:
         self.figures.erase_by_ms = min((survey.erase_by_ms for survey in there), default=0)
         self.figures.erasures_overdue = sum(survey.erase_by_ms < now_ms for survey in there)
 
-    def _seal_for_good(self, surveys: dict[int, dict[int, Survey]]) -> None:
+    def _seal_for_good(self, surveys: dict[int, dict[int, Survey]], now_ms: int) -> None:
         """Tombstones stay, so a partition that is full of them stays so: it takes no puts, and is spent in the end."""
+        before = self.sealed_for_good
+        sealed = self._sealed_by(surveys, now_ms)
+        for partition in sorted(sealed.keys() - before.keys()):
+            _log.warning("partition is sealed for good: too many tombstones", disk=self._name, partition=partition)
+        uses = self._store.accounts.of_containers() if sealed else {}
+        kept = {partition for (partition, _, _), use in uses.items() if use.live_count or use.dead_count}
+        self.sealed_for_good = sealed
+        # A blob that lives and whose bytes are lost is in the repair queue: its partition is not spent.
+        self.spent = frozenset(one for one in sealed.keys() - kept if self._is_spent(one, now_ms))
+        self.figures.sealed_for_good = len(sealed)
+        self.figures.spent = len(self.spent)
+
+    def _sealed_by(self, surveys: dict[int, dict[int, Survey]], now_ms: int) -> dict[int, int]:
+        """Partitions that have too many tombstones, and since when that is known.
+
+        One that had stays: segments that compaction wrote have no survey yet, and tombstones never go.
+        """
         capacities = {replica.partition: replica.capacity for replica in self._store.replicas}
-        sealed = frozenset(
-            partition
+        before = self.sealed_for_good
+        return {
+            partition: before.get(partition, now_ms)
             for partition, known in surveys.items()
-            if is_sealed_for_good(
+            if partition in before
+            or is_sealed_for_good(
                 tombstone_bytes=sum(survey.tombstone_bytes for survey in known.values()),
                 capacity=capacities.get(partition, NEVER),
             )
-        )
-        for partition in sorted(sealed - self.sealed_for_good):
-            _log.warning("partition is sealed for good: too many tombstones", disk=self._name, partition=partition)
-        uses = self._store.accounts.of_containers() if sealed else {}
-        alive = {partition for (partition, _, _), use in uses.items() if use.live_count}
-        self.sealed_for_good = sealed
-        self.figures.sealed_for_good = len(sealed)
-        self.figures.spent = len(sealed - alive)
+        }
+
+    def _is_spent(self, partition: int, now_ms: int) -> bool:
+        """Goes through a partition once for each state that it is in."""
+        end_lsn = self._store.replica(partition).end_lsn
+        if self._spent_at.get(partition) != end_lsn:
+            if lives(self._store, partition, now_ms):
+                return False
+            self._spent_at[partition] = end_lsn
+        return True
 
     # --- scrub -------------------------------------------------------------------------------------------------
 
@@ -491,6 +558,11 @@ class Upkeep:
             ),
             ("ambry_disk_upkeep_failures", "Steps of upkeep that failed.", lambda: figures.failures),
             ("ambry_disk_repairs", "Blobs whose bytes came back from a peer.", lambda: figures.repairs),
+            (
+                "ambry_disk_replicas_dropped",
+                "Replicas of retired partitions that were removed.",
+                lambda: figures.dropped,
+            ),
         ]
         gauges: list[tuple[str, str, Callable[[], float]]] = [
             (

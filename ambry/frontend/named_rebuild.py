@@ -63,7 +63,7 @@ class Rebuild:
         """Read every partition. Raises Unavailable for one that no replica answers for."""
         now_ms = self._clock.now_ms()
         await self._database.write(lambda session: accounts.ensure_defaults(session, now_ms))
-        for partition in sorted(self._map.partitions):
+        for partition in self._map.in_use:
             await self._read_partition(partition)
             self.report.partitions += 1
         now_ms = self._clock.now_ms()

@@ -208,7 +208,7 @@ class NamedUpkeep:
 
     async def collect_orphans(self) -> None:
         """Delete named blobs that have no row, partition by partition, from where the last round stopped."""
-        for partition in sorted(self._cluster_map().partitions):
+        for partition in self._cluster_map().in_use:
             node = self._reader(partition)
             if node is not None:
                 for kind, age_ms in ORPHAN_AGE_MS.items():

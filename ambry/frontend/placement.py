@@ -13,7 +13,7 @@ from typing import Final
 from ambry.blob.blob_id import BINARY_SIZE, VERSION, BlobId, Kind, new_unique
 from ambry.cluster.map import ClusterMap, Partition, Replica, ReplicaState
 from ambry.cluster.quorum import UNCOUNTED, WriteQuorum
-from ambry.errors import BadBlobId, Unavailable
+from ambry.errors import BadBlobId, BlobNotFound, Unavailable
 from ambry.frontend.chance import Chance
 from ambry.frontend.health import Health, HedgeBudget, Peer
 from ambry.limits import FULL_PARTITION_S, PUT_BURST_MAX, PUT_BURST_S
@@ -160,7 +160,8 @@ class Placement:
     def route_of(self, blob_id: bytes) -> Route:
         """The route of an id's partition. Raises Unavailable for a partition that the map does not list.
 
-        That is no "not found": another frontend may have a newer map and have put the blob there.
+        That is no "not found": another frontend may have a newer map and have put the blob there. BlobNotFound for one
+        that is retired, which is a proof: all its replicas said that nothing in it lives before the map said so.
         """
         where = blob_id[_WHERE_AT]
         found = self._known.get(where)
@@ -172,12 +173,14 @@ class Placement:
         return found
 
     def route(self, partition: int, origin: int) -> Route:
-        """The route of a partition, for blobs that were put in datacentre `origin`. Raises Unavailable."""
+        """The route of a partition, for blobs put in datacentre `origin`. Raises Unavailable, BlobNotFound."""
         found = self._routes.get((partition, origin))
         if found is None:
             listed = self._map.partitions.get(partition)
             if listed is None:
                 raise Unavailable(f"partition {partition} is not in version {self._map.version} of the cluster map")
+            if listed.is_retired:
+                raise BlobNotFound("nothing lives in the partition of this id, which is retired", partition=partition)
             if origin not in self._map.datacentres:
                 # Made on the spot, not kept: ids of strangers must not fill the table.
                 return self._make_route(listed, origin)
@@ -229,6 +232,10 @@ class Placement:
         """A put found no space there; others are tried first for a while."""
         self._full_until[partition] = now + FULL_PARTITION_S
         self._burst_left = 0
+
+    def has_room(self, now: float) -> bool:
+        """Whether any writable partition was not found full lately."""
+        return any(self._full_until.get(partition, 0.0) <= now for partition in self.writable)
 
     def _is_promising(self, partition: int, now: float) -> bool:
         if self._full_until and self._full_until.get(partition, 0.0) > now:

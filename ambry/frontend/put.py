@@ -56,6 +56,9 @@ from ambry.limits import (
 _ATTEMPTS: Final = 2
 """One slipped put: a second partition failing too is no accident of one disk."""
 
+_FULL_ATTEMPTS: Final = 16
+"""But partitions that say at once that they are full are passed over, while there are some that did not say so."""
+
 _BUSY_WAIT_S_MIN: Final = 0.01
 _BUSY_WAIT_S_MAX: Final = 0.16
 """Waits for a disk whose queue is full: about what it takes to write one chunk, and a queue of them."""
@@ -239,7 +242,12 @@ class SmallPut:
                 self._means.placement.refused(self._avoid[-1], self._loop.time())
             if not isinstance(error, REFUSALS):
                 self._means.reclaimer.add([self._blob_id], self._expires_at_ms)
-            if len(self._avoid) < _ATTEMPTS:
+            goes_on = len(self._avoid) < _ATTEMPTS or (
+                isinstance(error, DiskFull)
+                and len(self._avoid) < _FULL_ATTEMPTS
+                and self._means.placement.has_room(self._loop.time())
+            )
+            if goes_on:
                 self._try()
             else:
                 self.outcome.set_exception(replicas.put_error(error))

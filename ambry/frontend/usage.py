@@ -45,7 +45,8 @@ async def ask_usage(cluster_map: ClusterMap, datanodes: Mapping[str, Datanode], 
             if known is None or _weight(row) > _weight(known):
                 best[key] = row
     is_complete = all(
-        any(replica.node in reached for replica in partition.replicas) for partition in cluster_map.partitions.values()
+        any(replica.node in reached for replica in cluster_map.partitions[number].replicas)
+        for number in cluster_map.in_use
     )
     unreached = tuple(name for name in names if name not in reached)
     return UsageReport(now_ms, tuple(best[key] for key in sorted(best)), unreached, is_complete)

@@ -84,6 +84,13 @@ class Accounts:
         if after is not None and after.has_body:
             self._count(partition, after, 1)
 
+    def forget(self, partition: int) -> None:
+        """Count nothing of a partition any more; its rows in the index are the caller's to delete."""
+        head = partition.to_bytes(4, "big")
+        # A new dictionary: others go through it without the store's lock.
+        self._uses = {key: use for key, use in self._uses.items() if key[1:5] != head}
+        self._changed = {key for key in self._changed if key[1:5] != head}
+
     def batch(self) -> list[tuple[bytes, bytes | None]]:
         """The totals that changed since the last call; those of nothing are deleted."""
         rows: list[tuple[bytes, bytes | None]] = []

@@ -292,3 +292,14 @@ def forget_hole(store: DiskStore, blob_id: bytes, expired_before_ms: int) -> Non
         entry = decode_entry(value) if value is not None else None
         if entry is None or entry.has_body or entry.state.is_deleted or entry.expires_at_ms < expired_before_ms:
             store.index.write([(hole_key(blob_id), None)])
+
+
+def lives(store: DiskStore, partition: int, now_ms: int) -> bool:
+    """Whether any blob of a replica lives, or is dead and has its bytes still. May block for long."""
+    for page in pages(store.index, *partition_range(b"b", partition), _ROWS_PER_PAGE):
+        for _, value in page:
+            entry = decode_entry(value)
+            is_over = entry.state.is_deleted or entry.expires_at_ms + store.retention.expired_ms <= now_ms
+            if entry.has_body or not is_over:
+                return True
+    return False

@@ -1,4 +1,4 @@
-"""Reading one record for a request: what the index says of it, the bytes that are asked for, all of them verified.
+"""Reading for a request: one record, with the bytes that are asked for, all of them verified; or a page of changes.
 
 Knows entries, segments and checksums; not where the index is, nor what happens to a record that is damaged.
 """
@@ -7,11 +7,12 @@ from collections.abc import Callable
 from functools import partial
 
 from ambry.blob.checksums import CHECKSUM_SIZE, blocks_match, vector_matches, vector_size
-from ambry.blob.requests import GetAnswer, GetRequest
+from ambry.blob.requests import ChangeEntry, ChangesAnswer, ChangesRequest, GetAnswer, GetRequest
 from ambry.errors import BlobDeleted, BlobNotFound, CorruptRecord, NotHere
-from ambry.limits import CHECKSUM_BLOCK_BYTES
+from ambry.limits import CHANGES_PER_PAGE_MAX, CHECKSUM_BLOCK_BYTES
 from ambry.storage.disk import Buffer
-from ambry.storage.index_entry import ID_HEAD_SIZE, Entry, decode_entry
+from ambry.storage.index import Index
+from ambry.storage.index_entry import ID_HEAD_SIZE, Entry, change_key, decode_entry, partition_range
 from ambry.storage.record import decode_header, decode_meta, read_whole
 from ambry.storage.replica import Replica
 from ambry.storage.segment import Segment
@@ -97,3 +98,23 @@ def _read_part(
             raise CorruptRecord("the body does not have its checksums")
         body = memoryview(blocks)[start - blocks_at : stop - blocks_at]
     return GetAnswer(entry.state, header.time_ms, properties, entry.body_size, header.root, start, body)
+
+
+def read_changes(replica: Replica, index: Index, request: ChangesRequest) -> ChangesAnswer:
+    """The newest change of each blob of a replica after an LSN, in LSN order. May block."""
+    # The end first: a change that comes later may be in the page, but none before the end is missing from it.
+    end_lsn = replica.end_lsn
+    limit = min(request.limit, CHANGES_PER_PAGE_MAX)
+    start = change_key(request.partition, request.after_lsn + 1)
+    rows = index.scan(start, partition_range(b"c", request.partition)[1], limit)
+    partition = request.partition.to_bytes(4, "big")
+    values = index.get_many([b"b" + partition + unique for _, unique in rows])
+    entries = []
+    for (key, unique), value in zip(rows, values, strict=True):
+        lsn = int.from_bytes(key[5:], "big")
+        entry = decode_entry(value) if value is not None else None
+        # A blob that changed between the two reads has a newer LSN, which a later page will show.
+        if entry is not None and entry.lsn == lsn:
+            blob_id = entry.id_head + partition + unique
+            entries.append(ChangeEntry(lsn, blob_id, entry.state, entry.has_body, entry.body_size, entry.time_ms))
+    return ChangesAnswer(replica.incarnation, tuple(entries), end_lsn)

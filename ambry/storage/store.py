@@ -19,7 +19,6 @@ from typing import Final
 from ambry.blob.blob_id import BINARY_SIZE
 from ambry.blob.checksums import checksum_vector
 from ambry.blob.requests import (
-    ChangeEntry,
     ChangesAnswer,
     ChangesRequest,
     GetAnswer,
@@ -39,7 +38,6 @@ from ambry.errors import (
     NoSuchReplica,
 )
 from ambry.limits import (
-    CHANGES_PER_PAGE_MAX,
     COMMIT_GROUP_RECORDS_MAX,
     HOT_RECORDS_BYTES_MAX,
     INDEX_ROOM_BYTES,
@@ -54,6 +52,7 @@ from ambry.storage.commit import Answer, CommitGroup, Mutation, group_size_max
 from ambry.storage.compaction_plan import FOR_EVER, Retention, SegmentFacts, facts_of
 from ambry.storage.compactor import Compaction, CompactionReport, OnDamage
 from ambry.storage.disk import Buffer, Disk
+from ambry.storage.dropping import remove_replica
 from ambry.storage.erasures import Erasures
 from ambry.storage.hot_records import HotRecords
 from ambry.storage.index import Index
@@ -63,10 +62,8 @@ from ambry.storage.index_entry import (
     ID_HEAD_SIZE,
     VERSION,
     blob_key,
-    change_key,
     decode_entry,
     encode_entry,
-    partition_range,
     unpack_entry,
 )
 from ambry.storage.journal import (
@@ -79,7 +76,7 @@ from ambry.storage.journal import (
     Journal,
 )
 from ambry.storage.late_rows import LateRows
-from ambry.storage.reading import checked_entry, read_record
+from ambry.storage.reading import checked_entry, read_changes, read_record
 from ambry.storage.record import check_body, decode_header, read_whole
 from ambry.storage.replica import Replica, create_replica, no_replica, replica_of
 from ambry.storage.restoring import damaged_files, keys_within, save_damaged, suspect_bytes, unbacked
@@ -294,11 +291,6 @@ class DiskStore:
             return blob_id if isinstance(answer, StateAnswer) else None
         return None
 
-    def repair_queue(self, limit: int) -> list[bytes]:
-        """Ids of blobs that wait for their bytes, of all partitions."""
-        rows = self._index.scan(b"q", b"r", limit)
-        return [value[:ID_HEAD_SIZE] + key[1:] for key, value in rows]
-
     # --- reading -----------------------------------------------------------------------------------------------
 
     def get_now(self, request: GetRequest) -> GetAnswer | None:
@@ -377,23 +369,7 @@ class DiskStore:
 
     def changes(self, request: ChangesRequest) -> ChangesAnswer:
         """The newest change of each blob after an LSN, in LSN order. May block."""
-        replica = self.replica(request.partition)
-        # The end first: a change that comes later may be in the page, but none before the end is missing from it.
-        end_lsn = replica.end_lsn
-        limit = min(request.limit, CHANGES_PER_PAGE_MAX)
-        start = change_key(request.partition, request.after_lsn + 1)
-        rows = self._index.scan(start, partition_range(b"c", request.partition)[1], limit)
-        partition = request.partition.to_bytes(4, "big")
-        values = self._index.get_many([b"b" + partition + unique for _, unique in rows])
-        entries = []
-        for (key, unique), value in zip(rows, values, strict=True):
-            lsn = int.from_bytes(key[5:], "big")
-            entry = decode_entry(value) if value is not None else None
-            # A blob that changed between the two reads has a newer LSN, which a later page will show.
-            if entry is not None and entry.lsn == lsn:
-                blob_id = entry.id_head + partition + unique
-                entries.append(ChangeEntry(lsn, blob_id, entry.state, entry.has_body, entry.body_size, entry.time_ms))
-        return ChangesAnswer(replica.incarnation, tuple(entries), end_lsn)
+        return read_changes(self.replica(request.partition), self._index, request)
 
     # --- upkeep ------------------------------------------------------------------------------------------------
 
@@ -584,6 +560,24 @@ class DiskStore:
                 self._disk, partition, capacity, self._random_bytes(16), self._clock.now_ms()
             )
 
+    def drop_replica(self, partition: int) -> None:
+        """Remove a replica with all that is in it, for good. Fine when there is none, and again after a crash.
+
+        May block for long; not beside upkeep of this replica. Raises DiskFull, DiskUnavailable.
+        """
+        with self._compaction_lock, self._checkpoint_lock, self._lock:
+            self.check_usable()
+            for segment in self._replicas[partition].segments.values() if partition in self._replicas else ():
+                self._tails.keep(segment, ())
+                self._retired.append((self._clock.monotonic(), segment))
+            # Replaced, not changed: others go through it without the lock.
+            self._replicas = {number: one for number, one in self._replicas.items() if number != partition}
+            self._accounts.forget(partition)
+            self.write_totals([])
+        # From here on the journal has nothing that an opening would write to its logs.
+        self.checkpoint(always=True)
+        remove_replica(self._disk, self._index, partition)
+
     def close(self) -> None:
         """Checkpoint and close; without the checkpoint when the store has failed. Commits must have ended."""
         try:
@@ -752,7 +746,7 @@ class DiskStore:
     @property
     def replicas(self) -> tuple[Replica, ...]:
         """The replicas, ascending by partition; to be read only."""
-        return tuple(self._replicas[partition] for partition in sorted(self._replicas))
+        return tuple(replica for _, replica in sorted(self._replicas.items()))
 
     @property
     def accounts(self) -> Accounts:

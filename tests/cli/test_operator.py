@@ -12,12 +12,13 @@ from ambry.cli.main import main
 GROUPS = ("cluster", "node", "partition", "replica", "replication", "blob", "wait")
 CHANGES = {
     *("cluster init", "cluster adopt", "cluster restore", "node add", "node remove"),
-    *("partition create", "partition seal", "partition unseal", "partition move"),
+    *("partition create", "partition seal", "partition unseal", "partition move", "partition retire"),
     *("replica add", "replica remove", "replica repair", "replica pause", "replica resume"),
 }
 ASKS_DATANODES = {
-    *("cluster verify", "partition move", "partition check", "partition compare", "replica remove", "replica repair"),
-    *("replica pause", "replica resume", "replication status", "replication lag", "blob locate", "blob verify", "wait"),
+    *("cluster verify", "partition move", "partition retire", "partition check", "partition compare"),
+    *("replica remove", "replica repair", "replica pause", "replica resume"),
+    *("replication status", "replication lag", "blob locate", "blob verify", "wait"),
 }
 
 

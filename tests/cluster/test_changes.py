@@ -132,6 +132,38 @@ def test_sealing_changes_no_membership() -> None:
         changes.seal(made, [77], is_sealed=True)
 
 
+def test_a_partition_is_retired_as_it_was_checked_and_nothing_brings_it_back() -> None:
+    made = two_by_three()
+    closed = changes.close(made, [1])
+    assert closed.partitions[1].is_sealed
+    membership = closed.partitions[1].membership
+    assert membership == closed.version > made.version
+    with pytest.raises(ChangeRefused, match="changed meanwhile"):
+        changes.retire(made, {1: made.partitions[1].membership})
+    with pytest.raises(ChangeRefused, match="changed meanwhile"):
+        changes.retire(changes.close(closed, [1]), {1: membership})
+    retired = changes.retire(closed, {1: membership})
+    assert retired.retired == {1}
+    assert 1 not in retired.in_use
+    assert retired.partitions[1].replicas == ()
+    assert 1 not in retired.writable_partitions(1)
+    assert (
+        changed(lay_out(closed), retired)[0].cluster_map == decode_file(encode_file(lay_out(retired)), "x").cluster_map
+    )
+    with pytest.raises(ChangeRefused, match="is retired"):
+        changes.seal(retired, [1], is_sealed=False)
+    with pytest.raises(ChangeRefused, match="is retired"):
+        changes.add_replica(retired, 1, "node-0")
+    with pytest.raises(ChangeRefused, match="is retired"):
+        changes.close(retired, [1])
+    last = max(retired.partitions)
+    again = changes.retire(changes.close(retired, [last]), {last: retired.version + 1})
+    grown = changes.create_partitions(again, changes.Wanted(1, GIB, 1, (1,)))
+    assert max(grown.partitions) == last + 1, "a number is never given out again"
+    assert changes.retire(made, {}) is made
+    assert changes.close(made, []) is made
+
+
 # --- pieces ----------------------------------------------------------------------------------------------------
 
 

@@ -31,6 +31,7 @@ from ambry.frontend.app import Frontend
 from ambry.limits import GIB, KIB
 from ambry.metrics import Metrics
 from ambry.storage import open_files, real_disk
+from ambry.storage.exchange import holes
 from ambry.transport.client import RemoteDatanode
 from tests.frontend.serving import RawAnswer, RawClient, request_bytes
 from tests.replication.cluster import SECRET, cluster, until
@@ -241,7 +242,7 @@ def test_a_record_that_the_disk_cannot_read_is_set_aside_and_queued_and_all_othe
             system.is_cold, system.failing = True, BadSector(BLOBS[3])
             store_of = service_of(datanode).store
             assert await body(datanode, BLOBS[3]) is DiskUnavailable
-            await until(lambda: store_of.repair_queue(9) == [BLOBS[3].blob_id])
+            await until(lambda: holes(store_of, b"", 9) == [BLOBS[3].blob_id])
             assert await body(datanode, BLOBS[3]) is NotHere
             assert asked == [BLOBS[3].blob_id]
             await all_there(datanode, [*BLOBS[:3], *BLOBS[4:]])
@@ -253,7 +254,7 @@ def test_a_record_that_the_disk_cannot_read_is_set_aside_and_queued_and_all_othe
             assert await is_writable(datanode)
             # A peer gives it back, to another place.
             assert all(isinstance(one, StateAnswer) for one in await store(datanode, BLOBS[3]))
-            assert store_of.repair_queue(9) == []
+            assert holes(store_of, b"", 9) == []
         system.failing, system.is_cold = lambda *_: 0, False
         async with running(tmp_path) as datanode:
             await all_there(datanode, BLOBS)
@@ -276,7 +277,7 @@ def test_a_record_that_the_disk_cannot_read_stays_where_it_is_when_nobody_else_h
             # It reads again.
             system.failing = lambda *_: 0
             await all_there(datanode, BLOBS)
-            assert service_of(datanode).store.repair_queue(9) == []
+            assert holes(service_of(datanode).store, b"", 9) == []
 
     asyncio.run(run())
 
@@ -461,7 +462,7 @@ def test_a_client_gets_what_one_replica_cannot_read_from_the_other_and_the_recor
                 # Not the place that it had: the record lies elsewhere now, and nothing waits for repair.
                 at = b"b" + damaged.blob_id[12:]
                 await until(lambda: here.has(damaged.blob_id) and store_here.index.get(at) != place[here.name])
-                assert store_here.repair_queue(9) == []
+                assert holes(store_here, b"", 9) == []
                 # From here itself, with the sector as bad as before.
                 store_here.checkpoint()
                 assert await here.body(damaged.blob_id) == sent[0]

@@ -126,7 +126,7 @@ def test_a_survey_from_before_there_was_erasure_is_read() -> None:
 class BrokenClock(ManualClock):
     """A clock that fails in a way that nobody foresaw."""
 
-    is_broken = True
+    is_broken = False
 
     def now_ms(self) -> int:
         if self.is_broken:
@@ -139,6 +139,7 @@ def test_an_error_that_nobody_foresaw_does_not_end_upkeep(monkeypatch: pytest.Mo
     world = _filled()
     clock = BrokenClock()
     upkeep = Upkeep(world.store, "disk", SETTINGS, clock)
+    clock.is_broken = True
     thread = threading.Thread(target=upkeep.run)
     thread.start()
     for _ in range(5000):

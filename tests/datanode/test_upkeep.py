@@ -223,7 +223,7 @@ def test_a_partition_full_of_tombstones_is_sealed_for_good_and_spent_when_nothin
         world.commit([put(blob_id(n), body_of(n, 1000)) for n in range(first, first + 4)])
     upkeep = _upkeep(world)
     _work(upkeep)
-    assert upkeep.sealed_for_good == frozenset()
+    assert upkeep.sealed_for_good == {}
     # About 110 bytes each, and a tenth of 48 KiB is enough.
     world.commit(
         [update(blob_id(100 + n), Change.JOIN, BlobState(1, 0), time_ms=world.clock.now_ms()) for n in range(60)]
@@ -232,14 +232,25 @@ def test_a_partition_full_of_tombstones_is_sealed_for_good_and_spent_when_nothin
     world.clock.advance(8 * DAY_MS)
     _work(upkeep)
     upkeep.step()
-    assert upkeep.sealed_for_good == {1}
+    assert upkeep.sealed_for_good.keys() == {1}
     assert (upkeep.figures.sealed_for_good, upkeep.figures.spent) == (1, 0)
     _delete(world, 24)
     upkeep.step()
-    assert (upkeep.figures.sealed_for_good, upkeep.figures.spent) == (1, 1)
-    # Compaction does not bring it back: tombstones stay.
-    world.clock.advance(30 * DAY_MS)
+    assert upkeep.figures.spent == 0, "all of it can be undeleted"
+    # Nothing more comes, so what is dead is reclaimed from the segment that was written last, too.
+    world.clock.advance(8 * DAY_MS)
     _work(upkeep)
     upkeep.step()
-    assert upkeep.sealed_for_good == {1}
+    assert upkeep.sealed_for_good.keys() == {1}
+    assert upkeep.figures.sealed_for_good == 1
+    assert upkeep.spent == {1}
     world.check()
+    # Its end: the replica goes, with the next step.
+    gone: list[int] = []
+    upkeep.drop(1, lambda: gone.append(1))
+    assert upkeep.step()
+    assert gone == [1]
+    assert [replica.partition for replica in world.store.replicas] == [2]
+    _work(upkeep)
+    assert not upkeep.sealed_for_good
+    assert not upkeep.spent

@@ -8,12 +8,12 @@ import pytest
 from ambry.blob.blob_id import Kind, parse_binary
 from ambry.cluster.map import ClusterMap, Datacentre, Disk, Node, Partition, Replica, ReplicaState
 from ambry.cluster.quorum import UNCOUNTED
-from ambry.errors import BadBlobId, Unavailable
+from ambry.errors import BadBlobId, BlobNotFound, Unavailable
 from ambry.frontend.chance import Chance
 from ambry.frontend.health import Peer
 from ambry.frontend.placement import Peers, Placement, kind_of
 from ambry.frontend.request_id import RequestIds
-from ambry.limits import GIB, PUT_BURST_MAX, PUT_BURST_S
+from ambry.limits import FULL_PARTITION_S, GIB, PUT_BURST_MAX, PUT_BURST_S
 from tests.frontend.serving import DATACENTRE, OTHER_DATACENTRE, FixedChance, make_map, make_nodes
 from tests.memory_datanode import MemoryDatanode
 
@@ -52,6 +52,18 @@ def test_a_put_goes_to_local_replicas_and_only_the_serving_ones_know_what_was_be
     assert route.serve == (True, False)
     assert route.listed == {DATACENTRE: 3, OTHER_DATACENTRE: 1}
     assert route.only_writer is None and route.only_reader is None
+
+
+def test_an_id_of_a_retired_partition_leads_to_no_blob_and_of_an_unknown_one_to_no_answer() -> None:
+    cluster_map = two_datacentres(a1=SERVING)
+    retired = replace(cluster_map, partitions={**cluster_map.partitions, 2: Partition(2, 0, True, 1, ())})
+    placement, _ = placement_of(retired)
+    for origin in (DATACENTRE, OTHER_DATACENTRE, 77):
+        with pytest.raises(BlobNotFound):
+            placement.route(2, origin)
+    with pytest.raises(Unavailable):
+        placement.route(3, DATACENTRE)
+    assert placement.writable == (1,)
 
 
 def test_reads_ask_here_first_then_the_origin_and_only_its_serving_replicas_are_witnesses() -> None:
@@ -169,3 +181,12 @@ def test_chance_repeats_nothing() -> None:
     ids = [RequestIds(chance), RequestIds(chance)]
     made = {source.new() for source in ids for _ in range(1000)}
     assert len(made) == 2000 and all(len(one) == 24 and one.isalnum() for one in made)
+
+
+def test_a_partition_that_was_found_full_has_no_room_for_a_while() -> None:
+    placement = Placement(make_map(partitions=2), DATACENTRE, Peers({}), FixedChance())
+    for partition in (1, 2):
+        assert placement.has_room(100.0)
+        placement.refused(partition, 100.0)
+    assert not placement.has_room(100.0)
+    assert placement.has_room(100.0 + FULL_PARTITION_S)

@@ -118,7 +118,7 @@ def test_a_refusal_everywhere_is_told_as_it_is_and_needs_no_tombstone(
 ) -> None:
     async def test(operations: Operations, nodes: list[MemoryDatanode]) -> None:
         for node in nodes:
-            node.fail("put", error, times=2)
+            node.fail("put", error, times=None)
         with pytest.raises(raised):
             await put(operations)
         await settle()
@@ -126,6 +126,15 @@ def test_a_refusal_everywhere_is_told_as_it_is_and_needs_no_tombstone(
         assert not any(node.blobs for node in nodes)
 
     run(test, count)
+
+
+def test_a_put_passes_over_partitions_that_say_that_they_are_full_while_there_is_another_one() -> None:
+    async def test(operations: Operations, nodes: list[MemoryDatanode]) -> None:
+        nodes[0].fail("put", DiskFull("x"), times=2)
+        blob_id = await put(operations)
+        assert blob_id in nodes[0].blobs
+
+    run(test, 1)
 
 
 def test_a_read_goes_on_to_the_replica_that_has_the_bytes() -> None:

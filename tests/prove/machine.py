@@ -18,6 +18,7 @@ from ambry.blob.state import NEVER, BlobState
 from ambry.errors import CorruptRecord, DiskFull, DiskUnavailable, NotHere
 from ambry.limits import JOURNAL_BODY_BYTES_MAX, KIB
 from ambry.storage.commit import Mutation
+from ambry.storage.exchange import holes
 from ambry.storage.segment import Damage, segment_path
 from tests.storage import test_store_machine
 from tests.storage.engine import WHOLE, answer_of, blob_id, body_of, put, update
@@ -83,11 +84,11 @@ class LongMachine(StoreMachine):
         assert answer_of(lambda: world.store.get(request)) is CorruptRecord
         assert world.store.quarantine_blob(blob.identity)
         assert answer_of(lambda: world.store.get(request)) is NotHere
-        assert blob.identity in world.store.repair_queue(99)
+        assert blob.identity in holes(world.store, b"", 99)
         assert blob.put is not None
         (answer,) = world.store.commit([blob.put])
         assert getattr(answer, "has_body", False)
-        assert blob.identity not in world.store.repair_queue(99)
+        assert blob.identity not in holes(world.store, b"", 99)
         # Its newest change is the repair.
         model.order += 1
         model.blobs[key] = replace(blob, order=model.order, time_ms=blob.put.created_ms)

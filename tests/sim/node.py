@@ -187,6 +187,14 @@ class SimNode:
         """The replicas on the disk."""
         return {replica.partition: replica.incarnation for replica in self.store.replicas}
 
+    async def retire(self, partitions: Collection[int]) -> None:
+        """No simulation has a partition in which nothing lives."""
+        assert not partitions
+
+    def end(self, partitions: Collection[int]) -> None:
+        """Nor one that is sealed."""
+        assert not partitions
+
     async def hold(self, wanted: Mapping[int, tuple[str, int]], withheld: Collection[int]) -> None:
         """Answer for these partitions and no others."""
         there = self.incarnations

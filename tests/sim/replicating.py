@@ -50,7 +50,7 @@ class Replicas:
         """Those that are answered from now."""
         return self._node.services
 
-    def batch(self, items: Sequence[BatchItem], deadline: float) -> "asyncio.Future[list[BatchAnswer]]":
+    def apply(self, items: Sequence[BatchItem], deadline: float) -> "asyncio.Future[list[BatchAnswer]]":
         """Puts and updates, each by itself."""
         return self._node.batch(items, deadline)
 

@@ -8,6 +8,7 @@ from ambry.blob.requests import Change, GetRequest, PutRequest
 from ambry.blob.state import NEVER, BlobState
 from ambry.datanode.upkeep import Upkeep
 from ambry.errors import BlobCollision, CorruptRecord, DirectoryUnusable, NotHere
+from ambry.storage.exchange import holes
 from ambry.storage.journal import SLOT_BYTES, SLOTS_AT
 from ambry.storage.segment import DATA_OFFSET, ScannedRecord, Segment, scan, segment_path
 from tests.storage.engine import TINY, WHOLE, World, answer_of, blob_id, body_of, put, update
@@ -81,7 +82,7 @@ def test_damage_anywhere_in_a_record_is_found_set_aside_and_repaired(at: int) ->
     upkeep = _work(world)
     assert upkeep.figures.quarantined == 1
     assert _answer(world, 5) is NotHere
-    assert world.store.repair_queue(9) == [blob_id(5)]
+    assert holes(world.store, b"", 9) == [blob_id(5)]
     assert len(world.disk.names("quarantine")) == 1
     _lost(world, 5)
     world.check()
@@ -90,14 +91,14 @@ def test_damage_anywhere_in_a_record_is_found_set_aside_and_repaired(at: int) ->
     world.crash()
     world.open()
     world.check()
-    assert world.store.repair_queue(9) == [blob_id(5)]
+    assert holes(world.store, b"", 9) == [blob_id(5)]
     peer = Peer(*PUTS)
     assert _work(world, peer).figures.repairs == 1
     assert peer.asked == [blob_id(5)]
     (model,) = world.models
     model.apply(PUTS[5])
     world.check()
-    assert world.store.repair_queue(9) == []
+    assert holes(world.store, b"", 9) == []
     world.crash()
     world.open()
     world.check()
@@ -139,9 +140,9 @@ def test_dead_blobs_are_not_fetched() -> None:
     _flip(world, 6, 300)
     world.clock.advance(8 * DAY_MS)
     _work(world)
-    assert world.store.repair_queue(9) == [blob_id(6)]
+    assert holes(world.store, b"", 9) == [blob_id(6)]
     world.store.commit([update(blob_id(6), Change.DELETE)])
-    assert world.store.repair_queue(9) == []
+    assert holes(world.store, b"", 9) == []
 
 
 def test_damaged_records_that_nothing_points_to_do_not_hold_their_segment() -> None:
@@ -203,7 +204,7 @@ def test_a_repair_that_the_index_forgot_is_redone() -> None:
         left = world.left_with(world.disk, index)
         left.open()
         assert _answer(left, 5) == world.models[0].get(GetRequest(blob_id(5), 0, WHOLE))
-        assert left.store.repair_queue(9) == []
+        assert holes(left.store, b"", 9) == []
         left.check_accounts()
 
 
@@ -215,7 +216,7 @@ def test_a_death_that_the_index_forgot_takes_the_blob_from_the_repair_queue() ->
     for index in world.source.index.crash_states():
         left = world.left_with(world.disk, index)
         left.open()
-        assert left.store.repair_queue(9) == []
+        assert holes(left.store, b"", 9) == []
 
 
 @pytest.mark.parametrize("at", [1606, 1614])
@@ -225,7 +226,7 @@ def test_a_right_body_beside_a_damaged_vector_or_padding_is_written_anew(at: int
     upkeep = _work(world)
     assert upkeep.figures.damages == 1
     assert upkeep.figures.quarantined == 0
-    assert world.store.repair_queue(9) == []
+    assert holes(world.store, b"", 9) == []
     expected = world.models[0].get(GetRequest(blob_id(5), 0, WHOLE))
     assert _answer(world, 5) == expected
     world.clock.advance(8 * DAY_MS)
