@@ -224,21 +224,36 @@ def stamp_of(digest: str) -> int:
     return _STAMP_S * 1_000_000_000 + int(digest[:15], 16) % (_STAMP_S // 10 * 1_000_000_000)
 
 
-def place(source: Path, target: Path, *, copies: bool, is_executable: bool) -> None:
-    """Let `target` have the bytes of a content: as a clone, else a link, else a copy. It appears whole."""
-    partial = target.with_name(f".{source.name[:32]}.{os.getpid()}.{threading.get_ident()}.ambry-part")
-    partial.unlink(missing_ok=True)
-    try:
-        if not _cloned(source, partial) and (copies or is_executable or not _linked(source, partial)):
-            with source.open("rb") as read, partial.open("xb") as write:
-                shutil.copyfileobj(read, write, _READ_BYTES)
-        if partial.stat().st_ino != source.stat().st_ino:
+class Placer:
+    """Lets files of folders have the bytes of content: as clones, else links, else copies. Each appears whole.
+
+    A file system that cannot clone is asked once, not for every file: each refusal costs making a file and removing it.
+    """
+
+    def __init__(self, *, copies: bool) -> None:
+        """With `copies` no links are made, so that the files may be written to."""
+        self._copies = copies
+        self._can_clone = True
+        self._suffix = f"{os.getpid()}.{threading.get_ident()}.ambry-part"
+
+    def place(self, source: Path, target: Path, *, is_executable: bool) -> None:
+        """Let `target` have the bytes of a content. Raises OSError."""
+        partial = target.with_name(f".{source.name[:32]}.{self._suffix}")
+        partial.unlink(missing_ok=True)
+        try:
+            self._can_clone = self._can_clone and _cloned(source, partial)
+            if not self._can_clone:
+                if not (self._copies or is_executable) and _linked(source, partial):
+                    partial.replace(target)
+                    return
+                with source.open("rb") as read, partial.open("xb") as write:
+                    shutil.copyfileobj(read, write, _READ_BYTES)
             partial.chmod(0o755 if is_executable else 0o644)
             _keep_stamp(source, partial)
-        partial.replace(target)
-    finally:
-        # A rename of one name of a file over another one of it does nothing, and leaves both.
-        partial.unlink(missing_ok=True)
+            partial.replace(target)
+        finally:
+            # A rename of one name of a file over another one of it does nothing, and leaves both.
+            partial.unlink(missing_ok=True)
 
 
 def is_placed(target: Path, digest: str, size: int) -> bool:

@@ -11,7 +11,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from ambry.client.cache import Cache, is_placed, place
+from ambry.client.cache import Cache, Placer, is_placed
 from ambry.client.contents import Contents
 from ambry.client.folders import in_order
 from ambry.client.model_manifest import Extent, ModelFile
@@ -108,6 +108,7 @@ class Pull:
     def fill(self, folder: Path, files: Sequence[ModelFile], empty_folders: Sequence[str], *, copies: bool) -> None:
         """Give a folder the files, from the cache."""
         made: set[Path] = set()
+        placer = Placer(copies=copies)
         for path in empty_folders:
             _make_folders(folder, folder / path, made)
         for file in files:
@@ -116,7 +117,7 @@ class Pull:
             if not self._is_there(target, file, copies=copies):
                 if target.is_dir() and not target.is_symlink():
                     raise BadRequest(f"{target} is a folder, and a file of the model", field="folder")
-                place(self._cache.path_of(file.sha256), target, copies=copies, is_executable=file.is_executable)
+                placer.place(self._cache.path_of(file.sha256), target, is_executable=file.is_executable)
 
     def _is_there(self, target: Path, file: ModelFile, *, copies: bool) -> bool:
         if self._verify or not is_placed(target, file.sha256, file.size):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ambry.client.cache import Cache, file_digest, is_placed, open_cache, place, stamp_of
+from ambry.client.cache import Cache, Placer, file_digest, is_placed, open_cache, stamp_of
 from ambry.errors import ModelDamaged
 from ambry.limits import GIB
 
@@ -120,8 +120,8 @@ def test_room_is_made_by_what_was_not_used_for_longest(cache: Cache, tmp_path: P
     for number in (1, 9):
         folder = cache.snapshot(f"version-{number}")
         folder.mkdir(parents=True)
-        place(paths[number], folder / "file", copies=False, is_executable=False)
-    place(paths[2], tmp_path / "mine", copies=False, is_executable=False)
+        Placer(copies=False).place(paths[number], folder / "file", is_executable=False)
+    Placer(copies=False).place(paths[2], tmp_path / "mine", is_executable=False)
     pruned = cache.prune(4000)
     assert pruned is not None
     assert (pruned.removed, pruned.removed_size, pruned.kept, pruned.kept_size) == (6, 6000, 4, 4000)
@@ -146,11 +146,11 @@ def test_what_is_placed_is_known_until_it_is_written_to(cache: Cache, tmp_path: 
     source = loaded(cache, b"data")
     target = tmp_path / "target"
     for copies, executable in ((False, False), (True, False), (False, True), (False, False)):
-        place(source, target, copies=copies, is_executable=executable)
+        Placer(copies=copies).place(source, target, is_executable=executable)
         assert target.read_bytes() == b"data" and is_placed(target, source.name, 4)
         assert os.access(target, os.X_OK) == executable
-        place(source, target, copies=copies, is_executable=executable)
-    place(source, target, copies=True, is_executable=False)
+        Placer(copies=copies).place(source, target, is_executable=executable)
+    Placer(copies=True).place(source, target, is_executable=False)
     target.write_bytes(b"DATA")
     assert not is_placed(target, source.name, 4) and source.read_bytes() == b"data"
     assert not is_placed(tmp_path / "missing", source.name, 4)
