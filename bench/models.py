@@ -216,9 +216,9 @@ def large_file(report: Report, url: str, folder: Path, options: argparse.Namespa
             file.write(number.to_bytes(8, "big") + block[8:])
     size = path.stat().st_size
     for number in range(options.rounds):
+        target = f"{url}/named/{BASE}/curl-{number}"
         curl_up_s = timed(lambda: subprocess.run(
-            ["curl", "-sSf", "-o", "/dev/null", "-T", str(path), f"{url}/named/{BASE}/curl-{number}"],  # noqa: B023 -- at once
-            check=True))  # fmt: skip
+            ["curl", "-sSf", "-o", "/dev/null", "-T", str(path), target], check=True))  # noqa: B023 -- called at once # fmt: skip
         up_s, up_mib, up_cpu_s, ref = transferred("up", url, path, "-")
         print(f"  up {size / up_s / 1e6:.0f} MB/s, curl {size / curl_up_s / 1e6:.0f}; {up_cpu_s:.1f} s of client")
         report.least("one large file up, of the rate of curl", curl_up_s / up_s, 0.8, "x")

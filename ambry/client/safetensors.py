@@ -15,6 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Protocol, Self
 
+from ambry.client.parallel import Parallel
 from ambry.client.session import Session
 from ambry.client.tensors_header import PREFIX_SIZE, TensorInfo, TensorsHeader, header_size, parse_header
 from ambry.client.transfer import Source, fetch_range
@@ -28,7 +29,12 @@ if TYPE_CHECKING:
 FRAMEWORKS: Final = ("numpy", "np", "pt", "torch")
 _FIRST_READ_BYTES: Final = 100 * KIB
 """One request has prefix and header of nearly every file."""
-_PART_BYTES: Final = 8 * MIB
+_PART_BYTES: Final = 32 * MIB
+"""Read at once. Parts of 8 MiB by 16 threads took a quarter more of the processor, and at times ten times as much."""
+
+_LOCAL_THREADS_MAX: Final = 4
+"""Copying from the page cache: beyond the processors, more threads only wait for each other."""
+
 _NUMPY: Final = {
     "BOOL": "?", "U8": "u1", "I8": "i1", "U16": "<u2", "I16": "<i2", "U32": "<u4", "I32": "<i4", "U64": "<u8",
     "I64": "<i8", "F16": "<f2", "F32": "<f4", "F64": "<f8", "C64": "<c8",
@@ -184,15 +190,14 @@ class TensorFile:
         def read(at: int) -> None:
             self._data.read_into(start + at, view[at : at + _PART_BYTES])
 
-        if len(parts) <= 1:
-            for at in parts:
-                read(at)
-            return found
-        from concurrent.futures import ThreadPoolExecutor  # noqa: PLC0415 -- brings logging
+        threads = min(self._threads, _LOCAL_THREADS_MAX) if isinstance(self._data, LocalBytes) else self._threads
+        parallel = Parallel(threads)
 
-        with ThreadPoolExecutor(min(self._threads, len(parts)), thread_name_prefix="ambry tensors") as pool:
-            for done in [pool.submit(read, at) for at in parts]:
-                done.result()
+        def work(at: int) -> None:
+            read(at)
+            parallel.moved(min(_PART_BYTES, len(view) - at))
+
+        parallel.run(parts, lambda: work)
         return found
 
     def _array(self, data: Any, dtype: str, shape: tuple[int, ...]) -> Any:
