@@ -483,7 +483,7 @@ class NativeApi:
     def operations(self) -> set[tuple[str, str]]:
         """(method, path) of everything that is answered, as the OpenAPI description has them."""
         found = {(method, path) for path, methods in self._fixed.items() for method in methods}
-        found |= {(method, "/{id}") for method in self._blob}
+        found |= {(method, "/{id}") for method in (*self._blob, "OPTIONS")}
         for rest, methods in self._of_blob.items():
             path = f"/{{id}}/{rest}" + ("/{segment}" if rest == "Segment" else "")
             found |= {(method, path) for method in methods}

@@ -572,19 +572,37 @@ def _accounts_paths() -> Document:
     return paths
 
 
+_HEAD_TOO: Final = (
+    "/healthCheck", "/metrics", "/{id}/BlobInfo", "/{id}/UserMetadata", "/{id}/Segment/{segment}",
+    "/named/{account}/{container}",
+)  # fmt: skip
+"""Paths whose HEAD is their GET without the body."""
+
+
+def _with_heads(paths: Document) -> Document:
+    for path in _HEAD_TOO:
+        get = paths[path]["get"]
+        answers = {status: {"description": one["description"]} for status, one in get["responses"].items()}
+        paths[path]["head"] = {**get, "operationId": f"{get['operationId']}_head", "responses": answers}
+    return paths
+
+
 def describe() -> Document:
     """The whole description."""
+    paths = {
+        **_store_paths(),
+        **_blob_paths(),
+        **_names_paths(),
+        **_uploads_paths(),
+        **_accounts_paths(),
+        **_operators_paths(),
+    }
+    preflight = operation("preflight", "What pages of other sites may do with the container", {200: _says("Headers.")})
+    paths["/{id}"]["options"] = {**preflight, "parameters": [{"$ref": "#/components/parameters/id"}]}
     return {
         "openapi": "3.1.0",
         "info": {"title": "Ambry", "version": __version__, "description": "A distributed, immutable blob store."},
-        "paths": {
-            **_store_paths(),
-            **_blob_paths(),
-            **_names_paths(),
-            **_uploads_paths(),
-            **_accounts_paths(),
-            **_operators_paths(),
-        },
+        "paths": _with_heads(paths),
         "components": {
             "parameters": PARAMETERS,
             "schemas": SCHEMAS,

@@ -174,6 +174,9 @@ class UploadsApi:
         values = call.request.headers.getall(UPLOAD_NAME, [])
         if not values:
             return None
+        if call.caller.url is not None:
+            # The header is not signed, so it could be any name that the key may write.
+            raise Forbidden("a signed URL is good for its path, not for a name in a header")
         parts = values[0].removeprefix(NAMED).split("/", 2)
         if len(values) > 1 or not values[0].startswith(NAMED) or len(parts) != 3 or not all(parts):
             raise BadRequest(

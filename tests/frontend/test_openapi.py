@@ -85,11 +85,8 @@ def test_every_operation_is_described_and_nothing_else() -> None:
         async with serving() as running:
             return NativeApi(running.frontend.services).operations
 
-    answered = asyncio.run(operations())
-    described = set(OPERATIONS)
-    # HEAD is GET without a body wherever both are; only blobs describe it.
-    assert described - answered == set()
-    assert {(method, path) for method, path in answered - described if method != "HEAD"} == set()
+    assert set(OPERATIONS) == asyncio.run(operations())
+    assert len(OPERATIONS) == len(set(OPERATIONS)) > 40
 
 
 def test_every_status_that_can_be_answered_is_described() -> None:

@@ -101,6 +101,7 @@ class Operation:
     def described(self) -> tuple[str, str]:
         """Method and path as the API lists its operations."""
         path = self.path.replace("{blob}", "/{id}").replace("{gone}", "/{id}").replace("Segment/0", "Segment/{segment}")
+        path = path.replace("{upload}/1", "{upload}/{part}")
         return self.method, path.replace("ours/private", "{account}/{container}").replace("there", "{name}").replace(
             "{new}", "{name}"
         ).partition("?")[0]
@@ -126,6 +127,11 @@ OPERATIONS: Final = [
     Operation("POST", "/", Right.WRITE, CONTAINER, 201, _OWNER, BODY),
     Operation("PUT", "/", Right.WRITE, CONTAINER, 201, _OWNER, BODY),
     Operation("POST", "/batch/put", Right.WRITE, CONTAINER, 200, _OWNER, b""),
+    Operation("POST", "/uploads", Right.WRITE, CONTAINER, 201, _OWNER, b""),
+    Operation("GET", "/uploads/{upload}", Right.WRITE, CONTAINER, 200),
+    Operation("PUT", "/uploads/{upload}/1", Right.WRITE, CONTAINER, 200, None, BODY),
+    Operation("POST", "/uploads/{upload}", Right.WRITE, CONTAINER, 400, None, b"{}"),
+    Operation("DELETE", "/uploads/{upload}", Right.WRITE, CONTAINER, 202),
     Operation("GET", _NAME, Right.READ, CONTAINER, 200),
     Operation("HEAD", _NAME, Right.READ, CONTAINER, 200),
     Operation("GET", _NAME + "?versions", Right.LIST, CONTAINER, 200),
@@ -192,7 +198,7 @@ class Tenants:
         self.run = run
         self.number = 0
         self.is_changed = True
-        self.blob = self.gone = self.new = ""
+        self.blob = self.gone = self.new = self.upload = ""
 
     async def prepare(self) -> None:
         """Everything as it was, if a request may have changed it."""
@@ -208,10 +214,14 @@ class Tenants:
             for name in ("there", "deleted"):
                 assert (await self.run.ask("PUT", f"/named/ours/private/{name}", upsert, BODY)).status == 201
             await self.run.ask("DELETE", "/named/ours/private/deleted", owner)
+            if self.run.frontend.services.uploads is not None:
+                begun = await self.run.ask("POST", "/uploads", {**owner, **_OWNER}, b"")
+                self.upload = begun.headers["x-ambry-upload-id"]
 
     def filled(self, text: str) -> str:
         """A path or a value with the things of this moment."""
         text = text.replace("{blob}", self.blob).replace("{gone}", self.gone).replace("{new}", self.new)
+        text = text.replace("{upload}", self.upload)
         return text.replace("{victim}", KEYS["list in the account"].key.key_id)
 
     async def ask(self, method: str, path: str, headers: Mapping[str, str], body: bytes | None) -> RawAnswer:
