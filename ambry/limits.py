@@ -259,7 +259,11 @@ HTTP_CONNECTIONS_MAX: Final = 20_000
 """Client connections of one frontend process; above it new ones are answered 503 and closed."""
 
 HTTP_BODY_IDLE_MS: Final = 60_000
-"""A client that sends or reads nothing for this long in the middle of a body is disconnected."""
+"""A client that sends too little or reads nothing for this long in the middle of a body is disconnected."""
+
+HTTP_BODY_BYTES_MIN: Final = 16 * KIB
+"""What has to come of a body in HTTP_BODY_IDLE_MS: a byte now and then would hold the memory of a whole chunk. The
+slowest modem sends ten times as much."""
 
 HTTP_HEAD_MS: Final = 15_000
 """A request's head has to be there this long after its first byte, or the connection is closed."""

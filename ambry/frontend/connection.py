@@ -27,7 +27,7 @@ from ambry.frontend.quota import StorageQuotas
 from ambry.frontend.request_id import RequestIds
 from ambry.frontend.shares import Shares
 from ambry.frontend.upload_operations import UploadOperations
-from ambry.limits import HTTP_BODY_IDLE_MS, HTTP_CONNECTIONS_MAX, HTTP_HEAD_MS
+from ambry.limits import HTTP_BODY_BYTES_MIN, HTTP_BODY_IDLE_MS, HTTP_CONNECTIONS_MAX, HTTP_HEAD_MS
 from ambry.logs import get_logger
 from ambry.metrics import OTHER, Metrics
 from ambry.names.sql import Database
@@ -186,7 +186,7 @@ class Connection(RequestHandler):
         return waiter is not None and not waiter.done() and not self._messages
 
     def check_progress(self, now: float) -> None:
-        """Disconnect a client that has stood still in the middle of a body, or has not ended a head, for too long.
+        """Disconnect a client that has as good as stood still in a body, or has not ended a head, for too long.
 
         `now` is monotonic.
         """
@@ -199,7 +199,8 @@ class Connection(RequestHandler):
             self._stuck_since = None
             return
         progress = (self.received, transport.get_write_buffer_size())
-        if self._stuck_since is None or progress != self._progress:
+        has_sent = progress[0] - self._progress[0] >= HTTP_BODY_BYTES_MIN
+        if self._stuck_since is None or has_sent or progress[1] != self._progress[1]:
             self._progress = progress
             self._stuck_since = now
         elif now - self._stuck_since >= HTTP_BODY_IDLE_MS / 1000:

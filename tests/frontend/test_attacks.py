@@ -14,7 +14,8 @@ from typing import Final
 import psycopg
 import pytest
 
-from ambry.limits import HTTP_FIELD_BYTES_MAX, HTTP_FIELDS_MAX, NAME_BYTES_MAX
+from ambry.frontend.connection import Connection
+from ambry.limits import HTTP_BODY_BYTES_MIN, HTTP_BODY_IDLE_MS, HTTP_FIELD_BYTES_MAX, HTTP_FIELDS_MAX, NAME_BYTES_MAX
 from ambry.names import postgres
 from ambry.names.open import ensure_epoch, open_database
 from ambry.names.sql import Database
@@ -213,6 +214,48 @@ def test_headers_that_contradict_each_other_or_are_missing_are_refused(
         assert (await run.ask("GET", stored)).body == BODY
 
     run_open(tmp_path, story)
+
+
+# --- slow on purpose ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("both_ways")
+@pytest.mark.parametrize(
+    "framing", [b"Content-Length: 5000000\r\n\r\n", b"Transfer-Encoding: chunked\r\n\r\n4c4b40\r\n"]
+)
+@pytest.mark.parametrize(("size", "is_slow"), [(1, True), (HTTP_BODY_BYTES_MIN // 6 + 1, False)])
+def test_a_body_that_comes_by_the_byte_is_not_waited_for_and_one_that_is_slow_is(
+    framing: bytes, size: int, is_slow: bool, tmp_path: Path
+) -> None:
+    async def story(run: Serving) -> None:
+        client = await run.connect()
+        await client.send(b"POST / HTTP/1.1\r\nHost: x\r\n" + framing + b"x")
+        connection = await awaiting(run)
+        began = run.clock.monotonic()
+        for tick in range(14):
+            if connection.transport is None or connection.transport.is_closing():
+                break
+            before = connection.received
+            await client.send(b"y" * size)
+            await wait_for(lambda before=before: connection.received > before)  # type: ignore[misc] # a default binds it
+            connection.check_progress(began + tick * HTTP_BODY_IDLE_MS / 6000)
+        closed = connection.transport is None or connection.transport.is_closing()
+        assert (closed, tick < 9) == (is_slow, is_slow)
+        client.abort()
+        await wait_for(lambda: run.metrics.requests.in_flight == 0)
+        assert not live_bodies(run)
+
+    run_open(tmp_path, story)
+
+
+async def awaiting(run: Serving) -> Connection:
+    """The one connection, once it waits for more of a body."""
+    server = run.frontend._server
+    assert server is not None
+    await wait_for(lambda: any(isinstance(one, Connection) and one.is_awaiting_body for one in server.connections))
+    (connection,) = server.connections
+    assert isinstance(connection, Connection)
+    return connection
 
 
 # --- names -------------------------------------------------------------------------------------------------------
