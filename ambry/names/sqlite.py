@@ -43,6 +43,9 @@ _FOLD_PASSES_MAX: Final = 4
 _REST_PAGES_MAX: Final = 512
 """Pages that the writer may fold itself, between two groups: a few milliseconds and one sync."""
 
+_REST_WAIT_MS: Final = 50
+"""Longer than a list takes to read its page."""
+
 _BUSY: Final = ("SQLITE_BUSY", "SQLITE_LOCKED")
 
 
@@ -271,11 +274,19 @@ class SqliteDatabase:
             self._fold.set()
 
     def _fold_rest(self, changed: int) -> None:
-        """Fold what is left, so that the next group begins the log at its front. Waits for readers of what is in it."""
+        """Fold what is left, so that the next group begins the log at its front.
+
+        Readers of what is in it are waited for, but not long: a backup reads on one snapshot for minutes.
+        """
         self._is_rest_small.clear()
         is_busy = 1
+        connection = self._writer_connection
         with contextlib.suppress(sqlite3.Error), self._folding:
-            is_busy, _, _ = self._writer_connection.execute("PRAGMA wal_checkpoint(RESTART)").fetchone()
+            try:
+                connection.execute(f"PRAGMA busy_timeout={_REST_WAIT_MS}").fetchone()
+                is_busy, _, _ = connection.execute("PRAGMA wal_checkpoint(RESTART)").fetchone()
+            finally:
+                connection.execute(f"PRAGMA busy_timeout={NAME_LOCK_WAIT_MS}").fetchone()
         self._fold_at = changed + NAME_FOLD_ROWS
         # Another process folds, or a reader keeps an old snapshot: soon again.
         self._fold_here_at = changed + (2 * NAME_FOLD_ROWS if is_busy else NAME_LOG_ROWS_MAX)

@@ -315,3 +315,38 @@ def test_the_log_of_a_store_that_is_written_without_a_pause_does_not_grow_withou
 
     # The writer begins the log again after so many rows at the latest; none changes more than a page.
     assert asyncio.run(run()) < 4_000 * 4_096
+
+
+def test_a_long_reader_does_not_hold_up_the_writer_that_folds_the_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ambry.names.sqlite.NAME_FOLD_ROWS", 50)
+    monkeypatch.setattr("ambry.names.sqlite.NAME_LOG_ROWS_MAX", 100)
+    path = tmp_path / "names.sqlite"
+
+    async def run() -> None:
+        database = open_database(f"sqlite:{path}")
+        assert isinstance(database, SqliteDatabase)
+
+        async def write(count: int) -> None:
+            for number in range(count):
+                rows = [(random.randbytes(32), number) for _ in range(50)]
+                await database.write(lambda session: session.execute_many("INSERT INTO passed_on VALUES (?, ?)", rows))  # noqa: B023 -- awaited in this turn
+
+        await write(1)
+        reader = sqlite3.connect(path, isolation_level=None)
+        reader.execute("BEGIN")
+        assert reader.execute("SELECT COUNT(*) FROM passed_on").fetchone() == (50,)
+        # Each of these groups asks for a fold, which cannot end: ten waits for a lock would be fifty seconds.
+        async with asyncio.timeout(20):
+            await write(20)
+        assert reader.execute("SELECT COUNT(*) FROM passed_on").fetchone() == (50,)
+        grown = path.with_name(path.name + "-wal").stat().st_size
+        reader.execute("ROLLBACK")
+        reader.close()
+        # The log does not shrink, and from here on it does not grow: its front is used again.
+        await write(40)
+        assert path.with_name(path.name + "-wal").stat().st_size < 2 * grown
+        await database.close()
+
+    asyncio.run(run())
