@@ -416,4 +416,11 @@ CLUSTER_MUTANTS: Final = (
         "        self._look_timer = None\n",
         ("tests/datanode/test_feed.py",),
     ),
+    Mutant(
+        "an old copy of the layout is changed",
+        "ambry/cluster/membership.py",
+        "            problem = self._problem_of(old)\n            if problem:\n",
+        "            problem = self._problem_of(old)\n            if problem and old.version > 10**9:\n",
+        ("tests/cluster/test_membership.py",),
+    ),
 )

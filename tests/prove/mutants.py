@@ -31,6 +31,12 @@ _UPKEEP: Final = ("tests/datanode/test_upkeep.py",)
 
 MUTANTS: Final = (
     Mutant(
+        "the index keeps what it knows of a replica that is gone",
+        "ambry/storage/recovery.py",
+        "    gone = () if rebuilds else _forget_gone(index, replicas)\n",
+        "    gone: tuple[int, ...] = ()\n",
+    ),
+    Mutant(
         "journal is not synced before the answer",
         "ambry/storage/journal.py",
         "            self._file.pwrite([data], offset)\n            self._file.sync()\n",

@@ -26,17 +26,20 @@ from ambry.frontend.headers import GetOption
 from ambry.frontend.operations import Operations
 from ambry.frontend.put import Cut, PutPlan
 from ambry.limits import GIB, KIB, MAP_WAIT_S, MIB
-from ambry.protocol.replication import Token
 from ambry.storage import exchange
 from tests.sim.history import Attempt, Blob, History, Violation
 from tests.sim.loop import VirtualLoop, run_virtually
 from tests.sim.network import Link, Network, Weather
 from tests.sim.node import Era, SimNode, SkewedClock
+from tests.sim.operating import Operator
 from tests.sim.registry import NAME, SESSION_S, Ensemble, cut_off
 from tests.sim.replicating import Life, follow
 
 DATACENTRES = (1, 2)
 NODES_EACH = 3
+SPARE = 4
+"""A datanode of each datacentre with this number has registered, and waits to be added to the map."""
+
 FRONTENDS_EACH = 2
 PARTITIONS = (1, 2, 3)
 MOVING = 3
@@ -83,6 +86,11 @@ class Frontend:
     clock: SkewedClock
     operations: Operations
     membership: Membership
+
+
+def _node(name: str) -> Node:
+    """A datanode as the map has it."""
+    return Node(name, int(name[1]), "rack", name, 1, (Disk("disk", 8 * GIB),))
 
 
 class Body:
@@ -132,7 +140,7 @@ class World:
         self._gate.set()
         self._open_operations = 0
         self._has_leapt = False
-        self._names = [f"d{place}n{number}" for place in DATACENTRES for number in range(1, NODES_EACH + 1)]
+        self._names = [f"d{place}n{number}" for place in DATACENTRES for number in range(1, SPARE + 1)]
         self.ensemble = Ensemble(self.network, self._make_map(), random.Random(seed + 3))
         self.network.places[NAME] = DATACENTRES[0]
         self.nodes = {name: self._make_node(name) for name in self._names}
@@ -144,6 +152,7 @@ class World:
         ]
         for node in self.nodes.values():
             self.lives[node.name] = self._add_life(node)
+        self.operator = Operator(self.ensemble, self.nodes, self.lives)
         # One disk of all may rot: two at once could hit both copies that a write was acknowledged with.
         self.rotten = self.chance.choice(self._names)
         self._has_lost: set[int] = set()
@@ -152,8 +161,8 @@ class World:
     # --- building ----------------------------------------------------------------------------------------------
 
     def _make_map(self) -> ClusterMap:
-        nodes = {name: Node(name, int(name[1]), "rack", name, 1, (Disk("disk", 8 * GIB),)) for name in self._names}
-        placed = tuple(Replica(name, "disk", ReplicaState.SERVING) for name in self._names)
+        nodes = {name: _node(name) for name in self._names if not name.endswith(f"n{SPARE}")}
+        placed = tuple(Replica(name, "disk", ReplicaState.SERVING) for name in nodes)
         return ClusterMap(
             "sim",
             1,
@@ -450,7 +459,7 @@ class World:
         faults: list[Callable[[random.Random], Awaitable[None]]] = [
             self._crash, self._crash, self._cut_in_a_write, self._stop, self._partition, self._one_way, self._isolate,
             self._storm, self._rot, self._leap, self._registry_away, self._old_map, self._lose_disk,
-            self._lose_replica, self._move, self._old_backup, self._sweep,
+            self._lose_replica, self._move, self._resize, self._old_backup, self._sweep,
         ]  # fmt: skip
         mine = chance.sample(faults, chance.randint(2, len(faults)))
         while True:
@@ -554,7 +563,8 @@ class World:
         self._restore_layout()
 
     def _restore_layout(self) -> None:
-        kept = [(self._folder / name / MAP_FILE).read_bytes() for name in self._names]
+        paths = [self._folder / name / MAP_FILE for name in self._names]
+        kept = [path.read_bytes() for path in paths if path.exists()]
         newest = max((decode_file(data, "a node") for data in kept), key=lambda one: one.head.version)
         self.ensemble.restore(with_version(newest, newest.head.version + VERSIONS_BEYOND))
 
@@ -595,38 +605,35 @@ class World:
             self._later(self._move_in(place, chance))
 
     async def _move_in(self, place: int, chance: random.Random) -> None:
-        here = [name for name in self._names if int(name[1]) == place]
-        listed = {one.node for one in self.ensemble.layout.cluster_map.replicas_in(MOVING, place)}
-        (target,) = set(here) - listed
-        source = chance.choice(sorted(listed))
-        await self._change_map(lambda old: changes.add_replica(old, MOVING, target), f"{target} joins")
-        while not self._serves(target):
-            await asyncio.sleep(1)
-        await self._change_map(lambda old: changes.leave(old, MOVING, source), f"{source} leaves")
-        while not self._has_passed_on(source, sorted({*here} - {source})):
-            await asyncio.sleep(1)
-        await self._change_map(lambda old: changes.remove_replica(old, MOVING, source), f"{source} is removed")
+        cluster_map = self.ensemble.layout.cluster_map
+        listed = sorted(one.node for one in cluster_map.replicas_in(MOVING, place))
+        free = [name for name in self._names if name in cluster_map.nodes and int(name[1]) == place]
+        target = chance.choice([name for name in free if name not in listed])
+        await self.operator.move_replica(MOVING, chance.choice(listed), target)
         self._is_moving.discard(place)
 
-    async def _change_map(self, change: changes.Change, what: str) -> None:
-        while not self.ensemble.is_up or self.ensemble.is_old:
-            await asyncio.sleep(1)
-        self.ensemble.apply(change, what)
+    async def _resize(self, chance: random.Random) -> None:
+        """An operator adds the datanode that waits; or empties one, replica by replica, and removes it."""
+        place = chance.choice(DATACENTRES)
+        if place not in self._is_moving | self._has_lost:
+            self._is_moving.add(place)
+            self._later(self._resize_in(place, chance))
 
-    def _serves(self, name: str) -> bool:
-        replicas = self.ensemble.layout.cluster_map.partitions[MOVING].replicas
-        return any(one.node == name and one.state is ReplicaState.SERVING for one in replicas)
-
-    def _has_passed_on(self, source: str, others: list[str]) -> bool:
-        """Whether all others have what the source acknowledged; it takes no more once they know that it leaves."""
-        version = self.ensemble.layout.cluster_map.partitions[MOVING].membership
-        node = self.nodes[source]
-        if not node.is_up or any(not self.nodes[name].is_up or self.lives[name].version < version for name in others):
-            return False
-        replica = next(one for one in node.store.replicas if one.partition == MOVING)
-        mark = {source: Token(replica.incarnation, replica.end_lsn)}
-        replicators = [self.lives[name].replicator for name in others]
-        return all(one is not None and one.has_caught_up(MOVING, mark) for one in replicators)
+    async def _resize_in(self, place: int, chance: random.Random) -> None:
+        here = [name for name in self._names if int(name[1]) == place]
+        spare = next((name for name in here if name not in self.ensemble.layout.cluster_map.nodes), None)
+        if spare is not None:
+            await self.operator.change_map(lambda old: changes.put_node(old, _node(spare)), f"{spare} is added")
+            self._is_moving.discard(place)
+            return
+        goes = chance.choice(here)
+        for partition in PARTITIONS:
+            listed = {one.node for one in self.ensemble.layout.cluster_map.replicas_in(partition, place)}
+            if goes in listed:
+                await self.operator.move_replica(partition, goes, chance.choice(sorted(set(here) - listed)))
+        await self.operator.change_map(lambda old: changes.remove_node(old, goes), f"{goes} is taken off the map")
+        self._count("removed a node")
+        self._is_moving.discard(place)
 
     async def _leap(self, chance: random.Random) -> None:
         """Days pass at once. Nothing is open then and nothing lags: requests and replication do not take days."""
