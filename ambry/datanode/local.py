@@ -165,6 +165,10 @@ class LocalDatanode:
         for _, service in self._disks:
             service.end(frozenset(partitions))
 
+    def closed(self) -> frozenset[int]:
+        """Partitions that have too many tombstones to take new blobs, as upkeep saw it last."""
+        return frozenset(number for number, service in self._services.items() if service.is_sealed_for_good(number))
+
     def spent(self) -> dict[int, int]:
         """Partitions in which nothing lives and that take no puts any more; since when they take none, in ms."""
         return {number: since_ms for _, service in self._disks for number, since_ms in service.spent().items()}

@@ -115,6 +115,7 @@ class Member:
                     f"{len(unknown)} new replicas of {self._name}",
                     self._name,
                 )
+            await self._seal_closed()
         except RegistryUnavailable as error:
             if not is_start:
                 raise
@@ -126,6 +127,23 @@ class Member:
                     "the partition's loss with ambry replica remove --force"
                 ) from error
             raise
+
+    async def _seal_closed(self) -> None:
+        """What is sealed for good here is sealed in the map: no frontend has to try."""
+        closed = self._local.closed()
+
+        def unsealed(found: ClusterMap) -> list[int]:
+            return [
+                number for number in closed if number in found.partitions and not found.partitions[number].is_sealed
+            ]
+
+        if unsealed(self._membership.cluster_map):
+            _log.warning("partitions are full of tombstones, and sealed in the map", partitions=sorted(closed)[:20])
+            await self._membership.change(
+                lambda old: changes.seal(old, unsealed(old), is_sealed=True),
+                f"{self._name} has partitions that are full of tombstones",
+                self._name,
+            )
 
     async def _rejoin(self, lost: Mapping[int, bytes]) -> None:
         _log.warning("replicas have lost their data and join again", partitions=sorted(lost)[:20], count=len(lost))

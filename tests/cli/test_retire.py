@@ -146,6 +146,7 @@ capacity_bytes = "40 GiB"
 [storage]
 deleted_retention_ms = "1 ms"
 compaction_garbage_percent = 90
+scrub_interval_ms = "1 s"
 [log]
 format = "json"
 """
@@ -182,6 +183,26 @@ def logs_have(folder: Path, partition: int, body: bytes) -> int:
             except FileNotFoundError:
                 continue
     return found
+
+
+def is_sealed(hosts: str, number: int) -> bool:
+    return bool(json.loads(operate(hosts, "partition", "show", str(number), "--json"))["is_sealed"])
+
+
+def fill_with_tombstones(hosts: str, url: str, create: tuple[str, ...]) -> None:
+    """A small partition is sealed in the map by its datanodes, and is retired when its blobs are reclaimed."""
+    operate(hosts, "partition", "create", *("--count", "1", *create[2:4], "--capacity", "64KiB", create[-1]))
+    operate(hosts, "partition", "seal", "2,3")
+
+    def takes_puts() -> bool:
+        status, headers, _ = ask("POST", f"{url}/", b"small")
+        return status == 201 and partition_of(headers["location"].lstrip("/")) == 4
+
+    until(takes_puts, "the small partition takes no puts")
+    for blob_id in [put(url, b"small") for _ in range(90)]:
+        assert ask("DELETE", f"{url}/{blob_id}")[0] == 202
+    until(lambda: is_sealed(hosts, 4), "its datanodes do not seal it")
+    assert ask("POST", f"{url}/", b"x")[0] in {503, 507}, "no partition takes puts"
 
 
 def test_a_partition_of_a_cluster_is_retired_when_all_replicas_agree(tmp_path: Path, zookeeper: str) -> None:
@@ -237,6 +258,7 @@ def test_a_partition_of_a_cluster_is_retired_when_all_replicas_agree(tmp_path: P
             assert len(json.loads(operate(zookeeper, "partition", "list", "--json"))) == 3, (
                 "its number is not given again"
             )
+            fill_with_tombstones(zookeeper, url, create)
             assert front.end() == 0
         assert one.end() == 0
         assert two.end() == 0

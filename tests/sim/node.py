@@ -191,6 +191,10 @@ class SimNode:
         """No simulation has a partition in which nothing lives."""
         assert not partitions
 
+    def closed(self) -> frozenset[int]:
+        """Nor one that is full of tombstones."""
+        return frozenset()
+
     def end(self, partitions: Collection[int]) -> None:
         """Nor one that is sealed."""
         assert not partitions

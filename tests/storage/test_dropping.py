@@ -101,3 +101,29 @@ def test_a_drop_that_is_cut_off_anywhere_is_done_again(*, is_killed: bool) -> No
         _hold(world, is_dropped=False)
         world.store.drop_replica(DROPPED)
         _hold(world, is_dropped=True)
+
+
+def test_a_drop_that_is_killed_before_any_call_to_the_index_is_done_again() -> None:
+    calls: list[str] = []
+    whole = _filled()
+    whole.source.index.before = calls.append
+    whole.store.drop_replica(DROPPED)
+    assert calls.count("write") > 6
+    for stop in range(len(calls)):
+        world = _filled(seed=stop)
+        left = [stop]
+
+        def before(_call: str, left: list[int] = left) -> None:
+            left[0] -= 1
+            if left[0] < 0:
+                raise PowerCut
+
+        world.source.index.before = before
+        with pytest.raises(PowerCut):
+            world.store.drop_replica(DROPPED)
+        world.kill()
+        world.partitions = {KEPT: world.partitions[KEPT]}
+        world.open()
+        _hold(world, is_dropped=False)
+        world.store.drop_replica(DROPPED)
+        _hold(world, is_dropped=True)
