@@ -17,6 +17,7 @@ from ambry.frontend.put import Cut
 from ambry.limits import NAME_LEASE_MS, UPLOAD_DEADLINE_MS, UPLOAD_KEPT_MS
 from ambry.names.open import begin_epoch, open_database
 from tests.frontend.serving import RawAnswer, Serving, chunked, serving
+from tests.frontend.tenants import MASTERS, OURS, bearer, into, tenants
 
 NAME = "/named/default/default/models/a.bin"
 SMALL = Cut(chunk_bytes=1000, manifest_entries=4)
@@ -380,3 +381,28 @@ def test_without_a_name_store_there_are_no_uploads_in_parts() -> None:
             assert code(await run.ask("POST", "/uploads", None, b""), 503) == "name_store_unavailable"
 
     asyncio.run(story())
+
+
+def test_every_step_needs_the_right_to_write_where_the_upload_goes(store_url: str) -> None:
+    async def story(run: Serving) -> None:
+        name = {"x-ambry-upload-name": "/named/ours/private/a"}
+        for key in ("reader", "admin of theirs"):
+            for headers in (into(OURS), name):
+                assert code(await run.ask("POST", "/uploads", {**bearer(key), **headers}, b""), 403) == "forbidden"
+        assert code(await run.ask("POST", "/uploads", name, b""), 403) == "forbidden"
+        begun = await run.ask("POST", "/uploads", {**bearer("writer"), **name}, b"")
+        upload = begun.headers["location"]
+        put = await run.ask("PUT", f"{upload}/1", bearer("writer"), b"bytes")
+        chosen = json.dumps({"parts": [{"part": 1, "etag": put.headers["etag"]}]}).encode()
+        for key in ("reader", "deleter", "admin of theirs"):
+            for method, path, body in (
+                ("PUT", f"{upload}/1", b"other"),
+                ("GET", upload, None),
+                ("POST", upload, chosen),
+                ("DELETE", upload, None),
+            ):
+                assert code(await run.ask(method, path, bearer(key), body), 403) == "forbidden", (key, method)
+        assert (await run.ask("POST", upload, bearer("writer"), chosen)).status == 201
+        assert (await run.ask("GET", "/named/ours/private/a", bearer("reader"))).body == b"bytes"
+
+    tell(store_url, story, access=tenants, masters=MASTERS)
