@@ -167,7 +167,7 @@ def strangers_are_refused(folder: Path, operate: Operator, fingerprint: str) -> 
         blob_id = bytes(12) + (1).to_bytes(4, "big") + bytes(16)
         try:
             await remote.status(deadline)
-            await remote.get(GetRequest(blob_id, 0, 1), deadline)
+            await remote.under(found.version).get(GetRequest(blob_id, 0, 1), deadline)
         except AmbryError as error:
             return error.name == "blob_not_found"
         finally:

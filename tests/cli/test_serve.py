@@ -254,7 +254,7 @@ def test_a_directory_in_use_is_refused_and_its_owner_goes_on(tmp_path: Path) -> 
         blob_id = put(url, b"mine")
         said = refusal_of("serve", str(tmp_path / "data"), "--port", "0")
         assert f"is in use by another process ({process.process.pid})" in said
-        assert "in use" in refusal_of("datanode", "check", str(tmp_path / "data"))
+        assert "in use" in refusal_of("datanode", "check", str(tmp_path / "data"), "--rebuild")
         assert get(url, blob_id) == b"mine"
 
 
