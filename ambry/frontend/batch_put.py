@@ -120,12 +120,13 @@ class _Waiting:
 
     outcome: "asyncio.Future[str] | asyncio.Future[NameRow]"
     size: int
+    name: bytes | None
 
 
 class BatchPut:
     """The puts of one request."""
 
-    __slots__ = ("_body", "_buffer", "_call", "_container", "_in_flight", "_pieces", "_services", "_waiting")
+    __slots__ = ("_body", "_buffer", "_call", "_container", "_in_flight", "_names", "_pieces", "_services", "_waiting")
 
     def __init__(self, services: Services, call: Call) -> None:
         self._services = services
@@ -138,6 +139,8 @@ class BatchPut:
         self._buffer = bytearray()
         self._waiting: deque[_Waiting | AmbryError] = deque()
         self._in_flight = 0
+        self._names: set[bytes] = set()
+        """Of what is in flight."""
         self._pieces: list[Buffer] = []
 
     async def run(self) -> web.StreamResponse:
@@ -217,14 +220,17 @@ class BatchPut:
             await self._settle()
         body = await self._take(item.body_size)
         try:
-            self._waiting.append(self._begin(head, body, item.check))
+            if item.check and xxh3_64_intdigest(body) != item.check:
+                raise BadDigest("the body of an item is another than the one sent", field="check")
+            parsed = parse_head(head)
+            while parsed.name is not None and parsed.name in self._names:
+                # Items of one name take effect in their order.
+                await self._settle()
+            self._waiting.append(self._begin(parsed, body, item.check))
         except AmbryError as error:
             self._waiting.append(error.as_answer())
 
-    def _begin(self, head: bytes, body: bytes, check: int) -> _Waiting:
-        if check and xxh3_64_intdigest(body) != check:
-            raise BadDigest("the body of an item is another than the one sent", field="check")
-        parsed = parse_head(head)
+    def _begin(self, parsed: ItemHead, body: bytes, check: int) -> _Waiting:
         now_ms = self._call.now_ms
         expires_at_ms = parsed.sent.expires_at_ms(now_ms)
         check_ttl(self._container.policy, expires_at_ms, now_ms)
@@ -248,8 +254,9 @@ class BatchPut:
                 self._condition(upsert=parsed.upsert),
                 lambda: is_gone(self._call),
             )
+            self._names.add(parsed.name)
         self._in_flight += len(body)
-        return _Waiting(outcome, len(body))
+        return _Waiting(outcome, len(body), parsed.name)
 
     @property
     def _named(self) -> NamedOperations:
@@ -278,6 +285,8 @@ class BatchPut:
             self._pieces += error_item(one)
             return
         self._in_flight -= one.size
+        if one.name is not None:
+            self._names.discard(one.name)
         try:
             done = await one.outcome
             self._pieces.append(created_item(done) if isinstance(done, str) else created_named_item(done))
