@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Final, TypeAlias
 
 from ambry.client import Client
-from ambry.client.folders import is_sidecar, target_of
+from ambry.client.beside import is_beside
+from ambry.client.folders import target_of
 from ambry.client.values import SCHEME
 from ambry.errors import (
     AmbryError,
@@ -337,7 +338,7 @@ def _listed(root: Path, prefix: str, complain: Complain) -> list[str]:
 
 def _entry(root: Path, key: str, complain: Complain) -> Entry | None:
     """A file, or the file behind a link; None for anything else."""
-    if is_sidecar(key.rpartition("/")[2]):
+    if is_beside(key.rpartition("/")[2]):
         return None
     path = f"{root}/{key}"
     try:

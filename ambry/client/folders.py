@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from ambry.client import small_files
-from ambry.client.part_upload import SUFFIX
+from ambry.client.beside import is_beside
 from ambry.client.progress import Meter, Progress
 from ambry.client.session import Session
 from ambry.client.small_files import SMALL_BYTES, THREADS_MAX, LocalFile, Sized, batched
@@ -52,13 +52,8 @@ def files_of(folder: Path) -> Iterator[Path]:
         folders.sort()
         for name in sorted(names):
             path = Path(parent, name)
-            if path.is_file() and not is_sidecar(name):
+            if path.is_file() and not is_beside(name):
                 yield path
-
-
-def is_sidecar(name: str) -> bool:
-    """Whether a file is one that a transfer keeps while it is under way."""
-    return name.startswith(".") and name.endswith((".ambry-part", ".ambry-parts", SUFFIX))
 
 
 def _raise(error: OSError) -> None:

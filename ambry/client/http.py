@@ -74,6 +74,9 @@ class Exchange:
         connection, self._connection = self._connection, None
         if connection is None:
             return
+        if self._response.length == 0:
+            # http.client takes an answer without a body for open until somebody has read its end.
+            self._response.read()
         if self._response.isclosed() and not self._response.will_close:
             self._pool.give_back(self._url, connection)
         else:

@@ -13,9 +13,10 @@ from hashlib import sha256
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Final
 
+from ambry.client.beside import is_beside
 from ambry.client.chunking import Chunk, decode_table, encode_table, find_reuse, scan
 from ambry.client.contents import Contents
-from ambry.client.folders import in_order, is_sidecar
+from ambry.client.folders import in_order
 from ambry.client.model_manifest import Extent, ModelFile, ModelManifest
 from ambry.client.progress import Meter
 from ambry.client.transfer import NO_DEADLINE_S
@@ -58,7 +59,7 @@ def look_at(folder: Path, ignore: Sequence[str] | None) -> Found:
         for name in sorted(names):
             path = base / name
             relative = _text(path.relative_to(folder).as_posix())
-            if is_sidecar(name) or not matches(relative, None, ignore):
+            if is_beside(name) or not matches(relative, None, ignore):
                 continue
             if not path.is_file():
                 raise BadRequest(f"{path} is no file, and no link to one", field="folder")

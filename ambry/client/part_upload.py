@@ -15,6 +15,7 @@ from typing import IO, TYPE_CHECKING, Any, Final
 
 import xxhash
 
+from ambry.client.beside import UPLOAD, beside
 from ambry.client.parallel import Parallel
 from ambry.client.progress import Meter
 from ambry.client.session import Session
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from ambry.client.http import Chunks
 
 _PIECE_BYTES: Final = MIB
-SUFFIX: Final = ".ambry-upload"
 
 
 def size_of_parts(size: int, wished: int) -> int:
@@ -39,7 +39,7 @@ class _State:
     """What is kept beside the file: which upload is under way, of what, to where."""
 
     def __init__(self, path: Path, name: str | None, part_bytes: int) -> None:
-        self.path = path.with_name(f".{path.name}{SUFFIX}")
+        self.path = path.with_name(beside(path.name, UPLOAD))
         self._head = {"target": name, "part_bytes": part_bytes}
 
     def load(self) -> str | None:

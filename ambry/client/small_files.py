@@ -19,6 +19,7 @@ import xxhash
 
 from ambry.blob.batch_format import CONTENT_TYPE, encode_end, encode_put
 from ambry.client.batches import ask_batch, read_many
+from ambry.client.beside import PART, beside
 from ambry.client.session import Session, error_of
 from ambry.client.values import ListedName, Stored
 from ambry.errors import AmbryError, FileChanged, NameExists
@@ -177,7 +178,7 @@ def download(
             # Text, not paths: half of what a small file costs here would be taking paths apart.
             final = str(target)
             folder, name = os.path.split(final)
-            part = f"{folder}/.{name}.ambry-part"
+            part = f"{folder}/{beside(name, PART)}"
             written.append((part, final))
             _write(part, read.body)
         if written:

@@ -22,6 +22,7 @@ from typing import IO, TYPE_CHECKING, Any, Final
 import xxhash
 
 from ambry.blob.crc_join import join_all
+from ambry.client.beside import PART, PARTS, beside
 from ambry.client.parallel import Parallel
 from ambry.client.part_upload import PartUpload
 from ambry.client.progress import Meter, Progress
@@ -186,8 +187,8 @@ class _Parts:
     """Which parts of a blob are in the file beside the target, kept in a file beside that."""
 
     def __init__(self, source: Source, target: Path, part_bytes: int) -> None:
-        self.path = target.with_name(f".{target.name}.ambry-part")
-        self._list = target.with_name(f".{target.name}.ambry-parts")
+        self.path = target.with_name(beside(target.name, PART))
+        self._list = target.with_name(beside(target.name, PARTS))
         self._source = source
         self._part_bytes = part_bytes
         self._lock = threading.Lock()

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from ambry.client import Client
+from ambry.client.beside import PART, PARTS, UPLOAD, beside, is_beside
 from ambry.client.small_files import SMALL_BYTES, LocalFile, batched, download
 from ambry.client.values import ListedName
 from ambry.errors import NameExists
@@ -136,3 +137,29 @@ def test_a_name_that_is_replaced_after_it_was_listed_is_loaded_as_it_is_now(clie
     download(client._session, targets, one_by_one)
     assert alone == ["7"]
     assert folder_of(copy) == {**folder_of(source), "7": b"newest"}
+
+
+@pytest.mark.parametrize("size", [100, 600_000])
+def test_a_file_may_have_the_longest_name_that_there_is(client: Client, tmp_path: Path, size: int) -> None:
+    there, back = tmp_path / "there", tmp_path / "back"
+    there.mkdir()
+    names = ["n" * 255, "ü" * 127, "n" * 254]
+    for name in names:
+        (there / name).write_bytes(name.encode()[:1] * size)
+    prefix = f"default/default/long{size}/"
+    client.upload_dir(there, prefix)
+    client.download_dir(prefix, back)
+    assert {path.name: path.read_bytes() for path in back.iterdir()} == {
+        path.name: path.read_bytes() for path in there.iterdir()
+    }
+    assert sorted(path.name for path in there.iterdir()) == sorted(names), "nothing is left beside them"
+
+
+def test_names_beside_a_file_differ_as_the_files_do_and_are_known_again() -> None:
+    long = ["a" * 255, "a" * 254 + "b", "é" * 127]
+    for suffix in (PART, PARTS, UPLOAD):
+        names = [beside(name, suffix) for name in (*long, "short")]
+        assert len(set(names)) == 4
+        assert all(len(name.encode()) <= 255 and is_beside(name) for name in names)
+    assert beside("short", PART) == ".short.ambry-part"
+    assert not is_beside("short.ambry-part")

@@ -9,11 +9,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from aiohttp import web
 
 from ambry.client import Client
 from ambry.client.retry import ATTEMPTS_MAX, Frontends, RetryBudget, wait_s
 from ambry.errors import AmbryError, ConnectionLost, DeadlineExceeded, Overloaded, Unauthenticated, Unavailable
 from ambry.limits import MIB
+from tests.cli.fake_server import fake_server
 from tests.client.conftest import ended, started
 
 Answer = Callable[[int, socket.socket], None]
@@ -60,6 +62,21 @@ def misbehaving(answer: Answer) -> Iterator[str]:
 
 def says(data: bytes) -> Answer:
     return lambda _, connection: connection.sendall(data)
+
+
+def test_a_connection_is_kept_after_an_answer_without_a_body() -> None:
+    seen: list[object] = []
+
+    async def gone(request: web.Request) -> web.Response:
+        assert request.transport is not None
+        seen.append(request.transport.get_extra_info("peername"))
+        return web.Response(status=202)
+
+    with fake_server(gone) as url, Client(url) as client:
+        for _ in range(3):
+            client.delete(ID)
+    assert len(seen) == 3
+    assert len(set(seen)) == 1
 
 
 @pytest.mark.parametrize(
