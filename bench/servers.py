@@ -73,14 +73,19 @@ class Server:
         """Wait until `path` answers 200. Returns the moment (time.perf_counter). Raises ServerFailed."""
         return self._wait("GET", path, None, http.client.OK)
 
-    def _wait(self, method: str, path: str, body: bytes | None, expected: int) -> float:
+    def wait_for_datanodes(self, admin_ports: Sequence[int]) -> None:
+        """Wait until all of them are ready: a frontend that looks for them before would wait before it looks again."""
+        for port in admin_ports:
+            self._wait("GET", "/healthCheck", None, http.client.OK, port)
+
+    def _wait(self, method: str, path: str, body: bytes | None, expected: int, port: int = 0) -> float:
         give_up_at = time.perf_counter() + READY_SECONDS_MAX
         while time.perf_counter() < give_up_at:
             for process in self.processes:
                 if process.poll() is not None:
                     raise ServerFailed(f"{self.name} ended with status {process.returncode}:\n{self.log_end()}")
             with contextlib.suppress(OSError, http.client.HTTPException):
-                connection = http.client.HTTPConnection(HOST, self.port, timeout=5)
+                connection = http.client.HTTPConnection(HOST, port or self.port, timeout=5)
                 connection.request(method, path, body)
                 status = connection.getresponse().status
                 connection.close()
@@ -204,6 +209,7 @@ def start_replicas(server: Server, count: int, name_store: str | None = None, st
         settings.write_text(_DATANODE.format(admin_port=admin_port).replace('"node"', f'"{name}"') + storage)
         (folder / name).mkdir(exist_ok=True)
         server.start(["-m", "ambry.cli.main", "datanode", "--config", str(settings)], secret)
+    server.wait_for_datanodes(admin_ports)
     names_line = "" if name_store is None else f'name_store = "{name_store}"\n'
     (folder / "frontend.toml").write_text(_FRONTEND.format(port=server.port) + names_line)
     server.start(["-m", "ambry.cli.main", "frontend", "--config", str(folder / "frontend.toml")], secret)

@@ -2,6 +2,7 @@
 examples that CI judges a commit by."""
 
 import shutil
+import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,10 @@ import pytest
 from hypothesis import settings
 
 from tests.postgres_server import fresh_database, postgres_server
+
+# What a shell starts in the background ignores SIGINT, and so would every process that a test starts and interrupts.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # CI says yes or no to a commit, so it tries the same examples each time; by hand new ones are tried.
 settings.register_profile("repeatable", derandomize=True, deadline=None, print_blob=True)

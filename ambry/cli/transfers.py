@@ -1,7 +1,7 @@
 """Files and names from one place to another: many at a time, each whole or not at all, each with its own outcome.
 
-Jobs come from an iterator and are not collected, so their number does not matter. Small blobs are asked for hundreds in
-a request. What is interrupted leaves nothing under a final name; a large download goes on where it was the next time.
+Jobs come from an iterator and are not collected, so their number does not matter. Small files go hundreds in a
+request. What is interrupted leaves nothing under a final name; a large download goes on where it was the next time.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ from typing import Final, TypeVar
 
 from ambry.cli.places import GONE, Folders, Local, Place, Remote
 from ambry.cli.progress import Transferring
-from ambry.client import Client
+from ambry.client import Client, LocalFile, Stored
 from ambry.errors import AmbryError, BadDigest, BadName, BadRequest, ConnectionLost, FileChanged, NameExists
 from ambry.limits import KIB, MIB
 
@@ -128,7 +128,10 @@ class Transfers:
         return self._client.exists(str(job.target))
 
     def _group(self, jobs: list[Job]) -> list[Outcome]:
-        outcomes = self._small(jobs) if len(jobs) > 1 else [self._outcome(jobs[0], self._one)]
+        if len(jobs) == 1:
+            outcomes = [self._outcome(jobs[0], self._one)]
+        else:
+            outcomes = self._small_down(jobs) if isinstance(jobs[0].target, Local) else self._small_up(jobs)
         self._bars.ended(sum(outcome.error is None for outcome in outcomes))
         return outcomes
 
@@ -151,29 +154,67 @@ class Transfers:
     # --- up, and across --------------------------------------------------------------------------------------------
 
     def _upload(self, job: Job, source: Local, target: Remote) -> bool:
-        if _CONTROL.search(target.path):
-            raise BadName("a name has no control characters")
+        _check_name(target)
         keeps = self._manner.keeps_targets
         if keeps and job.size >= _LOOK_FIRST_BYTES and self._client.exists(str(target)):
             return False
         before = source.path.stat()
-        content_type, encoding = mimetypes.guess_type(source.name)
         with self._bars.file(source.name, job.size, self._check) as progress:
             try:
                 self._client.upload_file(
                     source.path, str(target),
-                    content_type=content_type if encoding is None else None, upsert=not keeps, progress=progress,
+                    content_type=_type_of(source), upsert=not keeps, progress=progress,
                 )  # fmt: skip
             except NameExists:
                 if keeps:
                     return False
                 raise
-        if self._manner.removes_sources:
-            after = source.path.stat()
-            if (after.st_size, after.st_mtime_ns) != (before.st_size, before.st_mtime_ns):
-                raise FileChanged("it was stored, and changed meanwhile; it was not removed")
-            source.path.unlink()
+        self._moved_up(source.path, before)
         return True
+
+    def _small_up(self, jobs: list[Job]) -> list[Outcome]:
+        """Small files for one container, in one request."""
+        if self._stop.is_set():
+            raise CancelledError
+        before: dict[int, os.stat_result] = {}
+        files: dict[int, LocalFile] = {}
+
+        def look(number: int, job: Job) -> bool:
+            source, target = job.source, job.target
+            assert isinstance(source, Local)
+            assert isinstance(target, Remote)
+            _check_name(target)
+            before[number] = source.path.stat()
+            files[number] = LocalFile(source.path, target.path, job.size, _type_of(source))
+            return True
+
+        outcomes = [self._outcome(job, partial(look, number)) for number, job in enumerate(jobs)]
+        container = _remote(jobs[0].target).container
+        try:
+            found = self._client.upload_small(list(files.values()), container, upsert=not self._manner.keeps_targets)
+        except AmbryError as error:
+            return [Outcome(job, error) for job in jobs]
+
+        def end(stat: os.stat_result, stored: Stored | AmbryError | OSError, job: Job) -> bool:
+            if isinstance(stored, NameExists) and self._manner.keeps_targets:
+                return False
+            if not isinstance(stored, Stored):
+                raise stored
+            self._bars.passed(job.size)
+            self._moved_up(_path(job.source), stat)
+            return True
+
+        for number, stored in zip(files, found, strict=True):
+            outcomes[number] = self._outcome(jobs[number], partial(end, before[number], stored))
+        return outcomes
+
+    def _moved_up(self, path: Path, before: os.stat_result) -> None:
+        if not self._manner.removes_sources:
+            return
+        after = path.stat()
+        if (after.st_size, after.st_mtime_ns) != (before.st_size, before.st_mtime_ns):
+            raise FileChanged("it was stored, and changed meanwhile; it was not removed")
+        path.unlink()
 
     def _copy(self, source: Remote, target: Remote) -> bool:
         upsert = not self._manner.keeps_targets
@@ -204,7 +245,7 @@ class Transfers:
         self._moved_away(source, info.id)
         return True
 
-    def _small(self, jobs: list[Job]) -> list[Outcome]:
+    def _small_down(self, jobs: list[Job]) -> list[Outcome]:
         """Small blobs by their ids in one request; names that were replaced since they were listed, by their names."""
         if self._stop.is_set():
             raise CancelledError
@@ -352,26 +393,50 @@ def as_done(operation: Callable[[_In], _Out], items: Iterable[_In]) -> Iterator[
 
 
 def _groups(jobs: Iterable[Job]) -> Iterator[list[Job]]:
-    """Small downloads together, everything else by itself."""
-    small: list[Job] = []
-    size = 0
+    """Small files that go the same way together, everything else by itself."""
+    waiting: dict[str, list[Job]] = {}
+    sizes: dict[str, int] = {}
     for job in jobs:
-        if job.id is None or job.size > _SMALL_BYTES or not isinstance(job.target, Local):
+        way = _way_of(job)
+        if way is None:
             yield [job]
             continue
-        small.append(job)
-        size += job.size
-        if size >= _GROUP_BYTES or len(small) >= _GROUP_COUNT:
-            yield small
-            small, size = [], 0
-    if small:
-        yield small
+        waiting.setdefault(way, []).append(job)
+        sizes[way] = sizes.get(way, 0) + job.size
+        if sizes[way] >= _GROUP_BYTES or len(waiting[way]) >= _GROUP_COUNT:
+            yield waiting.pop(way)
+            del sizes[way]
+    yield from waiting.values()
+
+
+def _way_of(job: Job) -> str | None:
+    """Down, or up to a container; None for what goes by itself."""
+    if job.size > _SMALL_BYTES:
+        return None
+    if isinstance(job.target, Local):
+        return "" if job.id is not None else None
+    return job.target.container if isinstance(job.source, Local) else None
 
 
 def _ids(jobs: list[Job]) -> Iterator[str]:
     for job in jobs:
         assert job.id is not None
         yield job.id
+
+
+def _check_name(target: Remote) -> None:
+    if _CONTROL.search(target.path):
+        raise BadName("a name has no control characters")
+
+
+def _type_of(source: Local) -> str | None:
+    content_type, encoding = mimetypes.guess_type(source.name)
+    return content_type if encoding is None else None
+
+
+def _remote(place: Place) -> Remote:
+    assert isinstance(place, Remote)
+    return place
 
 
 def _path(place: Place) -> Path:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from ambry.client.client import Client
 from ambry.client.reader import BlobReader
 from ambry.client.settings import ClientSettings
+from ambry.client.small_files import LocalFile
 from ambry.client.values import BatchEntry, BlobInfo, ListedName, Stored
 from ambry.errors import AmbryError
 
@@ -30,6 +31,7 @@ __all__ = [
     "Client",
     "ClientSettings",
     "ListedName",
+    "LocalFile",
     "Stored",
 ]
 

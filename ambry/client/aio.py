@@ -150,6 +150,10 @@ class AsyncClient:
         """See Client.download_file."""
         return await self._run(self._client.download_file, ref, path, **options)
 
+    async def upload_small(self, files: Any, container: str, **options: Any) -> Sequence[Any]:  # noqa: ANN401 -- as Client.upload_small
+        """See Client.upload_small."""
+        return await self._run(self._client.upload_small, files, container, **options)
+
     async def upload_dir(self, folder: Any, prefix: str, **options: Any) -> Sequence[Stored]:  # noqa: ANN401 -- as Client.upload_dir
         """See Client.upload_dir."""
         return await self._run(self._client.upload_dir, folder, prefix, **options)

@@ -15,7 +15,7 @@ from urllib.parse import urlencode
 
 import xxhash
 
-from ambry.client import batches, folders, transfer
+from ambry.client import batches, folders, small_files, transfer
 from ambry.client.progress import Progress
 from ambry.client.reader import BlobReader
 from ambry.client.session import Session
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from ambry.client.model_pull import Pulled
     from ambry.client.models import ModelDiff, Models, ModelVersion, Pushed, Verified
     from ambry.client.safetensors import TensorFile
+    from ambry.client.small_files import LocalFile
 
 __all__ = ["Client"]
 
@@ -337,6 +338,17 @@ class Client:
         info = self.stat(ref)
         transfer.download_file(self._session, info, Path(path), progress, part_bytes, self._threads)
         return info
+
+    def upload_small(
+        self, files: "Sequence[LocalFile]", container: str, *, upsert: bool = False
+    ) -> "Sequence[Stored | AmbryError | OSError]":
+        """Store small files (512 KiB each at most, a few MiB together) in `account/container`, in one request.
+
+        For each, in order: what was stored, or why it was not, as `upload_file` would raise it. Raises what concerns
+        all of them.
+        """
+        container_path(container)
+        return small_files.upload_each(self, self._session, container, files, upsert=upsert)
 
     def upload_dir(
         self, folder: str | os.PathLike[str], prefix: str, *, upsert: bool = False, progress: Progress = None

@@ -47,7 +47,7 @@ class Sized(Protocol):
         ...
 
 
-_Item = TypeVar("_Item", bound=Sized)
+_Sized = TypeVar("_Sized", bound=Sized)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,11 +57,12 @@ class LocalFile:
     path: Path
     name: str
     size: int
+    content_type: str | None = None
 
 
-def batched(items: Iterable[_Item]) -> Iterator[list[_Item]]:
+def batched(items: Iterable[_Sized]) -> Iterator[list[_Sized]]:
     """Batches in order; an item that is not small is one by itself."""
-    batch: list[_Item] = []
+    batch: list[_Sized] = []
     size = 0
     for item in items:
         is_small = item.size <= SMALL_BYTES
@@ -84,20 +85,51 @@ def upload(
     client: "Client", session: Session, container: str, files: Sequence[LocalFile], *, upsert: bool
 ) -> list[Stored]:
     """Store small files under their names in `account/container`, in one request. Raises as Client.upload_file."""
-    account, _, name_of_container = container.partition("/")
-    pieces: list[bytes] = []
-    checks: list[str] = []
-    sizes: list[int] = []
+    outcomes = upload_each(client, session, container, files, upsert=upsert)
+    stored = [one for one in outcomes if isinstance(one, Stored)]
+    if len(stored) < len(outcomes):
+        raise next(one for one in outcomes if not isinstance(one, Stored))
+    return stored
+
+
+def upload_each(
+    client: "Client", session: Session, container: str, files: Sequence[LocalFile], *, upsert: bool
+) -> list[Stored | AmbryError | OSError]:
+    """See Client.upload_small."""
+    outcomes: dict[LocalFile, Stored | AmbryError | OSError] = {}
+    items: list[_Item] = []
     for file in files:
-        body = _read(file.path)
+        try:
+            items.append(_Item(file, _read(file.path), upsert=upsert))
+        except (FileChanged, OSError) as error:
+            outcomes[file] = error
+    if items:
+        outcomes.update(_upload(client, session, container, items, upsert=upsert))
+    return [outcomes[file] for file in files]
+
+
+class _Item:
+    """A file as an item of a batch."""
+
+    def __init__(self, file: LocalFile, body: bytes, *, upsert: bool) -> None:
         check = xxhash.xxh3_64(body)
         head: dict[str, Any] = {"name": file.name, "filename": file.path.name, "service_id": "ambry-client"}
+        if file.content_type is not None:
+            head["content_type"] = file.content_type
         if upsert:
             head["upsert"] = True
-        pieces += [encode_put(json.dumps(head).encode(), len(body), check.intdigest()), body]
-        checks.append(base64.b64encode(check.digest()).decode())
-        sizes.append(len(body))
-    pieces.append(encode_end(len(files)))
+        self.file = file
+        self.size = len(body)
+        self.check = base64.b64encode(check.digest()).decode()
+        self.pieces = (encode_put(json.dumps(head).encode(), len(body), check.intdigest()), body)
+
+
+def _upload(
+    client: "Client", session: Session, container: str, sent: Sequence[_Item], *, upsert: bool
+) -> Iterator[tuple[LocalFile, Stored | AmbryError | OSError]]:
+    account, _, name_of_container = container.partition("/")
+    pieces = [piece for item in sent for piece in item.pieces]
+    pieces.append(encode_end(len(sent)))
     size = sum(map(len, pieces))
     times = 0
 
@@ -111,19 +143,22 @@ def upload(
         "x-ambry-target-account-name": account, "x-ambry-target-container-name": name_of_container,
     }  # fmt: skip
     items, request_id = ask_batch(session, "/batch/put", headers, body_again)
-    stored = []
-    for file, check_text, file_size, (item, answered, _) in zip(files, checks, sizes, items, strict=True):
+    for one, (item, answered, _) in zip(sent, items, strict=True):
+        file = one.file
         document = json.loads(answered)
         name = f"{container}/{file.name}"
         if item.status < 400:
-            stored.append(Stored(document["id"], file_size, name, document.get("version")))
+            yield file, Stored(document["id"], one.size, name, document.get("version"))
             continue
         error = error_of(document, item.status, request_id)
-        found = _stored_before(client, name, file_size, check_text) if times > 1 and _exists(error) else None
-        if found is None and not error.retryable:
-            raise error
-        stored.append(found or client.upload_file(file.path, name, upsert=upsert))
-    return stored
+        found = _stored_before(client, name, one.size, one.check) if times > 1 and _exists(error) else None
+        if found is not None or not error.retryable:
+            yield file, found or error
+            continue
+        try:
+            yield file, client.upload_file(file.path, name, content_type=file.content_type, upsert=upsert)
+        except (AmbryError, OSError) as last:
+            yield file, last
 
 
 def _exists(error: AmbryError) -> bool:

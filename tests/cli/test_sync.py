@@ -17,6 +17,7 @@ from ambry.cli.progress import Transferring
 from ambry.cli.transfers import Job, Manner, Transfers
 from ambry.client import Client
 from ambry.errors import ProtocolError
+from ambry.limits import MIB
 from tests.cli.test_files import Shell, files_in
 from tests.client.conftest import bytes_of, ended, started, written
 
@@ -237,7 +238,8 @@ def test_transfers_take_few_jobs_ahead_of_what_they_have_done(shell: Shell, tmp_
         for number in range(200):
             taken += 1
             target = Remote("default/default", f"{shell.place.rpartition('/')[2]}/{number}")
-            yield Job(Local(str(up / str(number))), target, 1)
+            # Larger than what goes with others in one request, as far as the list knows.
+            yield Job(Local(str(up / str(number))), target, MIB)
 
     with Client(shell.url) as client:
         transfers = Transfers(client, Manner(), Transferring(), threading.Event())
