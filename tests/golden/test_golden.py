@@ -19,7 +19,7 @@ def says_the_same(now: Any, then: Any) -> bool:
         added = set(now) - set(then)
         return (
             set(then) <= set(now)
-            and all(now[key] is None for key in added)
+            and all(now[key] is None or now[key] is False for key in added)
             and all(says_the_same(now[key], then[key]) for key in then)
         )
     if isinstance(now, list) and isinstance(then, list):
