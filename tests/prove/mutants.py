@@ -97,7 +97,7 @@ MUTANTS: Final = (
         "ambry/storage/index_entry.py",
         "        life=max(header.life, entry.life),\n",
         "        life=header.life,\n",
-        (*_COMPACTION, "tests/storage/test_store_machine.py"),
+        ("tests/storage/test_index_entry.py",),
     ),
     Mutant(
         "expiry is not joined",
@@ -177,7 +177,7 @@ MUTANTS: Final = (
         "ambry/storage/compaction_plan.py",
         "    return header.kind is not RecordKind.PUT and entry.has_body and header.lsn == entry.lsn\n",
         "    return False\n",
-        (*_COMPACTION, "tests/storage/test_store_machine.py"),
+        ("tests/storage/test_index_entry.py",),
     ),
     Mutant(
         "compaction does not look again before it moves",
