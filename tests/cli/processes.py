@@ -149,9 +149,12 @@ def serving(data: Path, *arguments: str) -> Iterator[tuple[Ambry, str]]:
         yield process, str(process.wait_for("ready")["url"])
 
 
-def ask(method: str, url: str, body: bytes | None = None) -> tuple[int, dict[str, str], bytes]:
+def ask(
+    method: str, url: str, body: bytes | None = None, headers: Mapping[str, str] | None = None
+) -> tuple[int, dict[str, str], bytes]:
     """Status, headers (names in lower case) and body of an HTTP request."""
-    request = urllib.request.Request(url, data=body, method=method, headers={"Content-Type": "text/plain"})
+    sent = {"Content-Type": "text/plain", **(headers or {})}
+    request = urllib.request.Request(url, data=body, method=method, headers=sent)
     try:
         with urllib.request.urlopen(request, timeout=READY_SECONDS_MAX) as answer:
             return answer.status, {name.lower(): value for name, value in answer.headers.items()}, answer.read()
