@@ -14,7 +14,7 @@ from ambry.blob.manifest import Entry, Manifest
 from ambry.blob.requests import Change, GetRequest
 from ambry.blob.state import BlobState, deleted, extended, undeleted
 from ambry.clock import Clock
-from ambry.errors import BlobDeleted, BlobExpired, BlobNotFound, NotAllowed, Unavailable
+from ambry.errors import BlobDeleted, BlobExpired, BlobNotFound, CorruptRecord, NotAllowed, Unavailable
 from ambry.frontend import replicas
 from ambry.frontend.get import open_blob, read_leaf, read_record
 from ambry.frontend.headers import GetOption
@@ -60,7 +60,7 @@ async def undelete(placement: Placement, clock: Clock, blob_id: bytes, tried: li
     `tried`: what earlier attempts of the same request have aimed at, and this one too from now on. A blob that lives
     as one of them wanted it was brought back by this request, whatever that attempt heard of it.
     """
-    kind_of(blob_id)
+    kind = kind_of(blob_id)
     state, bytes_are_here = await _survey(placement, blob_id)
     if state.is_deleted and bytes_are_here is False:
         raise BlobNotFound("the blob was deleted for good")
@@ -75,6 +75,8 @@ async def undelete(placement: Placement, clock: Clock, blob_id: bytes, tried: li
         raise NotAllowed("the blob is not deleted")
     if bytes_are_here is None:
         await _find_bytes(placement, blob_id)
+    if kind is Kind.COMPOSITE:
+        await _find_chunks(placement, clock, blob_id)
     try:
         return await _converge(placement, clock, blob_id, Change.JOIN, target)
     except Unavailable as error:
@@ -92,6 +94,33 @@ async def _find_bytes(placement: Placement, blob_id: bytes) -> None:
         await read_record(placement, GetRequest(blob_id, 0, 0, include_deleted=True))
     except (BlobNotFound, BlobDeleted, BlobExpired) as error:
         raise Unavailable("whether the bytes of the deleted blob are still there is not known") from error
+
+
+async def _find_chunks(placement: Placement, clock: Clock, blob_id: bytes) -> None:
+    """Raises BlobNotFound when a chunk is gone: its sweeper takes them some time after the retention of the manifest,
+    whose own bytes may be there for longer.
+    """
+    blob = await open_blob(placement, blob_id, GetOption.ALL, now_ms=clock.now_ms(), head_size=0)
+    assert blob.manifest is not None
+    group: list[Entry] = []
+    try:
+        async for entry in _owned_entries(placement, blob.manifest):
+            group.append(entry)
+            if len(group) == UPDATE_CHUNKS_IN_FLIGHT_MAX:
+                await _find_group(placement, group)
+                group = []
+        await _find_group(placement, group)
+    except (BlobNotFound, BlobDeleted, CorruptRecord) as error:
+        if isinstance(error, CorruptRecord) and not isinstance(error.__cause__, BlobNotFound | BlobDeleted):
+            raise
+        raise BlobNotFound("the blob was deleted for good: chunks of it are gone") from error
+
+
+async def _find_group(placement: Placement, group: list[Entry]) -> None:
+    looks = [read_record(placement, GetRequest(entry.blob_id, 0, 0)) for entry in group]
+    for result in await asyncio.gather(*looks, return_exceptions=True):
+        if isinstance(result, BaseException):
+            raise result
 
 
 async def _extend_chunks(placement: Placement, clock: Clock, blob_id: bytes, expires_at_ms: int) -> None:

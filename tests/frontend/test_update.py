@@ -5,6 +5,7 @@ import asyncio
 import pytest
 
 from ambry.blob.blob_id import Kind, parse_binary
+from ambry.blob.requests import Change, UpdateRequest
 from ambry.blob.state import NEVER, BlobState
 from ambry.clock import ManualClock
 from ambry.errors import BadBlobId, BlobDeleted, BlobExpired, BlobNotFound, ConnectionLost, NotAllowed, Unavailable
@@ -31,6 +32,22 @@ def test_delete_undelete_and_again(size: int) -> None:
             assert await operations.delete(blob_id) == BlobState(life, NEVER)
             with pytest.raises(BlobDeleted):
                 await operations.stat(blob_id, GetOption.NONE)
+
+    run(test)
+
+
+def test_a_blob_whose_chunks_were_collected_is_not_brought_back() -> None:
+    async def test(operations: Operations, node: MemoryDatanode) -> None:
+        blob_id = await put(operations, 1550)
+        await operations.delete(blob_id)
+        chunk = next(one for one in node.blobs if one != blob_id)
+        deadline = asyncio.get_running_loop().time() + 10
+        await node.update(UpdateRequest(chunk, Change.DELETE, BlobState(0, 0), NOW_MS), deadline)
+        with pytest.raises(BlobNotFound, match="chunks of it are gone"):
+            await operations.undelete(blob_id)
+        assert node.blobs[blob_id].state.is_deleted
+        with pytest.raises(BlobDeleted):
+            await operations.stat(blob_id, GetOption.NONE)
 
     run(test)
 
