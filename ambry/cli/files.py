@@ -7,10 +7,14 @@ import base64
 import contextlib
 import json
 import os
+import select
 import shutil
+import signal
+import socket
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -223,16 +227,40 @@ def _from_standard_input(client: Client, target: Place, manner: Manner, *, is_dr
     if is_dry:
         yield Outcome(job)
         return
-    # One read of the system at a time: in a loop of them inside Python a Ctrl-C waits for the next byte.
-    pieces = iter(lambda: sys.stdin.buffer.read1(_PIECE_BYTES), b"")  # type: ignore[union-attr] # any buffer has it
     try:
-        stored = client.put_stream(pieces, str(target), upsert=not manner.keeps_targets)
+        stored = client.put_stream(_standard_input(), str(target), upsert=not manner.keeps_targets)
     except NameExists as error:
         yield Outcome(job, None, is_skipped=True) if manner.keeps_targets else Outcome(job, error)
     except AmbryError as error:
         yield Outcome(job, error)
     else:
         yield Outcome(replace(job, size=stored.size))
+
+
+def _standard_input() -> Iterator[bytes]:
+    """What comes, in pieces; a Ctrl-C ends it at once, also while nothing comes."""
+    try:
+        descriptor = sys.stdin.buffer.fileno()
+    except OSError:
+        # A buffer in memory: nobody waits for it.
+        yield from iter(partial(sys.stdin.buffer.read, _PIECE_BYTES), b"")
+        return
+    # A signal that comes just before a read begins is not seen before the read ends. So the wait is for both.
+    woken, waker = socket.socketpair()
+    with woken, waker:
+        waker.setblocking(False)
+        before = signal.set_wakeup_fd(waker.fileno(), warn_on_full_buffer=False)
+        try:
+            while True:
+                ready, _, _ = select.select([descriptor, woken], [], [])
+                if woken in ready:
+                    woken.recv(64)
+                elif not (piece := os.read(descriptor, _PIECE_BYTES)):
+                    return
+                else:
+                    yield piece
+        finally:
+            signal.set_wakeup_fd(before)
 
 
 def remove_empty(folder: Path) -> None:

@@ -4,24 +4,14 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pytest
 from click.testing import CliRunner
 
 from ambry.cli.main import main
-from tests.client.conftest import ended, started
 
 MODEL = "default/default/nets/tiny"
-
-
-@pytest.fixture(scope="module")
-def url(module_folder: Path) -> Iterator[str]:
-    process, address = started(module_folder / "data")
-    yield address
-    ended(process)
 
 
 class Shell:

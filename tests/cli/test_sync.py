@@ -18,22 +18,10 @@ from ambry.cli.transfers import Job, Manner, Transfers
 from ambry.client import Client
 from ambry.errors import ProtocolError
 from ambry.limits import MIB
-from tests.cli.test_files import Shell, files_in
-from tests.client.conftest import bytes_of, ended, started, written
+from tests.cli.shell import Shell, files_in
+from tests.client.conftest import bytes_of, written
 
 KEYS = st.sets(st.text(st.sampled_from("ab/-.é\U0001f600\uffff"), min_size=1, max_size=4))
-
-
-@pytest.fixture(scope="module")
-def url(module_folder: Path) -> Iterator[str]:
-    process, address = started(module_folder / "data")
-    yield address
-    ended(process)
-
-
-@pytest.fixture
-def shell(url: str, request: pytest.FixtureRequest) -> Shell:
-    return Shell(url, f"ambry://default/default/{request.node.name}")
 
 
 def entry(key: str, size: int = 1, modified_ms: int = 0) -> Entry:
