@@ -39,7 +39,7 @@ from ambry.frontend.chance import Chance
 from ambry.limits import MAP_WAIT_S
 from ambry.logs import get_logger
 from ambry.metrics import Metrics
-from ambry.names.open import ensure_epoch, is_current, open_database, sqlite_url, upgrade_apart
+from ambry.names.open import ensure_epoch, open_database, sqlite_url, upgrade_apart
 from ambry.names.sql import Database
 from ambry.protocol.datanode import Datanode
 
@@ -234,17 +234,11 @@ async def open_names(url: str | None, clock: Clock, stack: contextlib.AsyncExitS
     if url is None:
         return None
     # On a thread: a first start makes the tables, and a server may take its time.
-    database = await asyncio.to_thread(_open_lean, url)
+    database = await asyncio.to_thread(open_database, url, upgrade_apart)
     stack.push_async_callback(database.close)
     epoch = await ensure_epoch(database, lambda: Chance().token(8).hex(), clock.now_ms())
     _log.info("name store is open", kind=database.dialect.value, epoch=epoch.number)
     return database
-
-
-def _open_lean(url: str) -> Database:
-    if not is_current(url):
-        upgrade_apart(url)
-    return open_database(url)
 
 
 async def start_http(

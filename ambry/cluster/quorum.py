@@ -165,16 +165,10 @@ def put_verdict(replies: Sequence[Reply], quorum: WriteQuorum | None = None) -> 
         return Verdict.UNAVAILABLE
     if Reply.COLLISION in replies:
         return Verdict.COLLISION
-    if quorum is None or not quorum.elders:
-        required = write_quorum(len(replies)) if quorum is None else quorum.required
-        done = replies.count(Reply.DONE)
-        if done >= required:
-            return Verdict.DONE
-        if done + replies.count(Reply.PENDING) >= required:
-            return Verdict.WAIT
-    elif quorum.met_by(_which(replies, Reply.DONE)):
+    quorum = quorum or WriteQuorum(write_quorum(len(replies)))
+    if quorum.met_by(_which(replies, Reply.DONE)):
         return Verdict.DONE
-    elif quorum.met_by(_which(replies, Reply.DONE, Reply.PENDING)):
+    if quorum.met_by(_which(replies, Reply.DONE, Reply.PENDING)):
         return Verdict.WAIT
     refused = {reply for reply in replies if reply not in {Reply.DONE, Reply.PENDING}}
     # A precise reason only when it is the only one: it tells the client what would help.

@@ -10,12 +10,12 @@ reach the last version counts, and only changes wait: they are refused everywher
 import asyncio
 from typing import Final
 
-from aiohttp import ClientError, ClientSession, ClientTimeout
+from aiohttp import ClientError, ClientSession
 
 from ambry.clock import Clock
-from ambry.errors import AmbryError, NameStoreUnavailable
-from ambry.frontend.named_feed import FeedSource
-from ambry.limits import ACCOUNTS_COPY_BYTES_MAX, NAME_FEED_POLL_MS, NAME_LEASE_MS, REQUEST_DEADLINE_MS
+from ambry.errors import AmbryError
+from ambry.frontend.feed_client import FeedSource, ask, session_to
+from ambry.limits import ACCOUNTS_COPY_BYTES_MAX, NAME_FEED_POLL_MS, NAME_LEASE_MS
 from ambry.logs import get_logger
 from ambry.names.collection import take_lease
 from ambry.names.home import decode_copy, follow_home, read_taken, take_over
@@ -49,7 +49,7 @@ class AccountsFollower:
         """Say that accounts are changed elsewhere, and fetch them if the home can be reached. Raises the store's."""
         home = self.source.name
         await self._database.write(lambda session: follow_home(session, home))
-        async with self._session() as http:
+        async with session_to(self.source) as http:
             try:
                 await self.fetch(http)
             except (AmbryError, ClientError, TimeoutError) as error:
@@ -57,7 +57,7 @@ class AccountsFollower:
 
     async def run(self) -> None:
         """Fetch for ever. What fails is tried again."""
-        async with self._session() as http:
+        async with session_to(self.source) as http:
             is_failing = False
             while True:
                 await asyncio.sleep(NAME_FEED_POLL_MS / 1000)
@@ -73,12 +73,6 @@ class AccountsFollower:
         text = str(error) or type(error).__name__
         _log.warning("accounts of the home datacentre cannot be fetched", home=self.source.name, error=text)
 
-    def _session(self) -> ClientSession:
-        return ClientSession(
-            timeout=ClientTimeout(total=REQUEST_DEADLINE_MS / 1000),
-            headers={"Authorization": f"Bearer {self.source.token}"},
-        )
-
     async def fetch(self, http: ClientSession) -> bool:
         """Ask once, if it is this process's turn; whether something new came."""
         database = self._database
@@ -90,15 +84,7 @@ class AccountsFollower:
             return False
         epoch, version = await database.read(read_taken)
         query = {"epoch": epoch, "version": str(version)}
-        async with http.get(self.source.url.rstrip("/") + PATH, params=query) as answer:
-            body = bytearray()
-            async for piece in answer.content.iter_any():
-                body += piece
-                if len(body) > ACCOUNTS_COPY_BYTES_MAX:
-                    raise NameStoreUnavailable(f"{self.source.name} sends too much", is_certain=True)
-            if answer.status != 200:
-                raise NameStoreUnavailable(f"{self.source.name} answered {answer.status}", is_certain=True)
-        copy = decode_copy(bytes(body))
+        copy = decode_copy(await ask(http, self.source, PATH, query, ACCOUNTS_COPY_BYTES_MAX, "too much"))
         is_new = copy.tables is not None and await database.write(lambda session: take_over(session, copy))
         self.taken += is_new
         self.reached_ms = now_ms

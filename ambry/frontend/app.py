@@ -24,7 +24,8 @@ from ambry.frontend.connection import Connection, HttpServer, Services
 from ambry.frontend.directory import Directory
 from ambry.frontend.erasure import ErasureTeller
 from ambry.frontend.fast_lane import FastConnection
-from ambry.frontend.named_feed import FeedFollower, FeedSource, token_from
+from ambry.frontend.feed_client import FeedSource, token_from
+from ambry.frontend.named_feed import FeedFollower
 from ambry.frontend.named_feed import watch as watch_feeds
 from ambry.frontend.named_operations import NamedOperations
 from ambry.frontend.named_upkeep import NamedUpkeep

@@ -14,17 +14,17 @@ behind it is shows in the metrics. This module knows the feed's JSON and aiohttp
 import asyncio
 import base64
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final
 
-from aiohttp import ClientError, ClientSession, ClientTimeout
+from aiohttp import ClientError, ClientSession
 
 from ambry.blob.value import value
 from ambry.clock import Clock
-from ambry.errors import AmbryError, BadConfiguration, BadRequest, NameStoreUnavailable
-from ambry.limits import NAME_FEED_POLL_MS, NAME_FEED_ROWS_MAX, NAME_LEASE_MS, NAME_UPKEEP_MS, REQUEST_DEADLINE_MS
+from ambry.errors import AmbryError, BadRequest
+from ambry.frontend.feed_client import FeedSource, ask, session_to
+from ambry.limits import NAME_FEED_POLL_MS, NAME_FEED_ROWS_MAX, NAME_LEASE_MS, NAME_UPKEEP_MS
 from ambry.logs import get_logger
 from ambry.metrics import Metrics
 from ambry.names import collection
@@ -150,16 +150,6 @@ def parse_place(text: str) -> Place:
 # --- fetching --------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class FeedSource:
-    """Another datacentre: its number in the map, the URL of its frontends, and a key's token that may read there."""
-
-    datacentre: int
-    name: str
-    url: str
-    token: str
-
-
 @dataclass(slots=True)
 class FeedState:
     """How one feed is doing. `reached_ms` is the moment up to which everything is here; 0: never yet."""
@@ -198,8 +188,7 @@ class FeedFollower:
 
     async def run(self) -> None:
         """Fetch for ever. What fails is tried again."""
-        timeout = ClientTimeout(total=REQUEST_DEADLINE_MS / 1000)
-        async with ClientSession(timeout=timeout, headers={"Authorization": f"Bearer {self.source.token}"}) as http:
+        async with session_to(self.source) as http:
             is_failing = False
             while True:
                 try:
@@ -225,15 +214,7 @@ class FeedFollower:
             return False
         epoch, place = await database.read(lambda session: collection.read_source(session, lease))
         query = {"datacentre": str(self._own), "epoch": epoch, "after": format_place(place)}
-        async with http.get(source.url.rstrip("/") + PATH, params=query) as answer:
-            body = bytearray()
-            async for piece in answer.content.iter_any():
-                body += piece
-                if len(body) > _ANSWER_BYTES_MAX:
-                    raise NameStoreUnavailable(f"{source.name} sends more than a page", is_certain=True)
-            if answer.status != 200:
-                raise NameStoreUnavailable(f"{source.name} answered {answer.status}", is_certain=True)
-        page = decode_page(bytes(body))
+        page = decode_page(await ask(http, source, PATH, query, _ANSWER_BYTES_MAX, "more than a page"))
         if page.rows or page.epoch != epoch or now_ms - self._noted_ms >= NAME_UPKEEP_MS // 2:
             # Now and then without a row: upkeep wants to know up to which moment everything is here.
             self._noted_ms = now_ms
@@ -263,11 +244,3 @@ def watch(metrics: Metrics, followers: list[FeedFollower]) -> None:
         "Rows of names from other datacentres.",
         lambda: sum(one.state.rows for one in followers),
     )
-
-
-def token_from(path: Path, read: Callable[[Path], str] = Path.read_text) -> str:
-    """The token in a file. Raises BadConfiguration."""
-    try:
-        return read(path).strip()
-    except OSError as error:
-        raise BadConfiguration(f"{path}: the token of a feed cannot be read: {error.strerror}") from error

@@ -7,7 +7,7 @@ outlives a chunk.
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
 from ambry.blob.blob_id import Kind
 from ambry.blob.manifest import Entry, Manifest
@@ -100,47 +100,36 @@ async def _find_chunks(placement: Placement, clock: Clock, blob_id: bytes) -> No
     """Raises BlobNotFound when a chunk is gone: its sweeper takes them some time after the retention of the manifest,
     whose own bytes may be there for longer.
     """
-    blob = await open_blob(placement, blob_id, GetOption.ALL, now_ms=clock.now_ms(), head_size=0)
-    assert blob.manifest is not None
-    group: list[Entry] = []
     try:
-        async for entry in _owned_entries(placement, blob.manifest):
-            group.append(entry)
-            if len(group) == UPDATE_CHUNKS_IN_FLIGHT_MAX:
-                await _find_group(placement, group)
-                group = []
-        await _find_group(placement, group)
+        await _each_chunk(placement, clock, blob_id, lambda one: read_record(placement, GetRequest(one, 0, 0)))
     except (BlobNotFound, BlobDeleted, CorruptRecord) as error:
         if isinstance(error, CorruptRecord) and not isinstance(error.__cause__, BlobNotFound | BlobDeleted):
             raise
         raise BlobNotFound("the blob was deleted for good: chunks of it are gone") from error
 
 
-async def _find_group(placement: Placement, group: list[Entry]) -> None:
-    looks = [read_record(placement, GetRequest(entry.blob_id, 0, 0)) for entry in group]
-    for result in await asyncio.gather(*looks, return_exceptions=True):
-        if isinstance(result, BaseException):
-            raise result
-
-
 async def _extend_chunks(placement: Placement, clock: Clock, blob_id: bytes, expires_at_ms: int) -> None:
+    target = BlobState(0, expires_at_ms)
+    await _each_chunk(placement, clock, blob_id, lambda one: _converge(placement, clock, one, Change.JOIN, target))
+
+
+async def _each_chunk(
+    placement: Placement, clock: Clock, blob_id: bytes, act: Callable[[bytes], Awaitable[object]]
+) -> None:
+    """Do something for the id of every chunk and leaf of a composite blob, some at a time. Raises what `act` raises."""
     blob = await open_blob(placement, blob_id, GetOption.ALL, now_ms=clock.now_ms(), head_size=0)
     assert blob.manifest is not None
-    target = BlobState(0, expires_at_ms)
-    group: list[Entry] = []
+    group: list[bytes] = []
     async for entry in _owned_entries(placement, blob.manifest):
-        group.append(entry)
+        group.append(entry.blob_id)
         if len(group) == UPDATE_CHUNKS_IN_FLIGHT_MAX:
-            await _extend_group(placement, clock, group, target)
+            await _all_of(group, act)
             group = []
-    await _extend_group(placement, clock, group, target)
+    await _all_of(group, act)
 
 
-async def _extend_group(placement: Placement, clock: Clock, group: list[Entry], target: BlobState) -> None:
-    results = await asyncio.gather(
-        *(_converge(placement, clock, entry.blob_id, Change.JOIN, target) for entry in group), return_exceptions=True
-    )
-    for result in results:
+async def _all_of(blob_ids: Sequence[bytes], act: Callable[[bytes], Awaitable[object]]) -> None:
+    for result in await asyncio.gather(*map(act, blob_ids), return_exceptions=True):
         if isinstance(result, BaseException):
             raise result
 

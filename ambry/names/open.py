@@ -41,16 +41,6 @@ def sqlite_url(folder: Path) -> str:
     return f"{SQLITE}{folder / FILE_NAME}"
 
 
-def open_database(url: str) -> Database:
-    """Open a name store, making or upgrading its tables. Blocks. Raises CannotStart, NameStoreUnavailable."""
-    if not is_current(url):
-        upgrade(url)
-    if url.startswith(SQLITE):
-        return SqliteDatabase(Path(url.removeprefix(SQLITE)))
-    database: Database = _postgres().PostgresDatabase(url)
-    return database
-
-
 def is_current(url: str) -> bool:
     """Whether the tables are those that this code knows; also makes the file. Raises as `open_database`."""
     if url.startswith(POSTGRES):
@@ -85,6 +75,19 @@ def upgrade_apart(url: str) -> None:
     done = subprocess.run(command, input=url, capture_output=True, text=True, check=False)  # noqa: S603 -- our own program
     if done.returncode != 0:
         raise CannotStart(done.stderr.strip() or f"bringing the name store up ended with status {done.returncode}")
+
+
+def open_database(url: str, bring_up: Callable[[str], None] = upgrade) -> Database:
+    """Open a name store, its tables made or upgraded by `bring_up`, which is `upgrade` or `upgrade_apart`. Blocks.
+
+    Raises CannotStart, NameStoreUnavailable.
+    """
+    if not is_current(url):
+        bring_up(url)
+    if url.startswith(SQLITE):
+        return SqliteDatabase(Path(url.removeprefix(SQLITE)))
+    database: Database = _postgres().PostgresDatabase(url)
+    return database
 
 
 def _sqlite_version(connection: sqlite3.Connection) -> str | None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from ambry.errors import BadRequest, NameStoreUnavailable
 from ambry.frontend.accounts_feed import AccountsFollower
-from ambry.frontend.named_feed import FeedSource
+from ambry.frontend.feed_client import FeedSource
 from ambry.limits import NAME_LEASE_MS
 from ambry.names.accounts import read_access
 from ambry.names.home import AccessCopy, decode_copy, encode_copy, follow_home, read_copy, read_taken, take_over

@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ambry.errors import BadRequest, NameStoreUnavailable
+from ambry.frontend.feed_client import FeedSource
 from ambry.frontend.named_feed import (
     FeedFollower,
-    FeedSource,
     decode_page,
     encode_page,
     parse_place,
