@@ -119,6 +119,10 @@ INDEX_MEMTABLE_BYTES: Final = 16 * MIB
 SWEEP_MARGIN_MS: Final = 86_400_000
 """The sweeper waits this much longer than a deadline or a retention: far more than clocks differ."""
 
+UNDELETE_MARGIN_MS: Final = SWEEP_MARGIN_MS // 2
+"""A deleted blob of several chunks is not read or undeleted longer than this after its retention, half of the time that
+the sweeper gives it: what was undeleted in time is known everywhere before the chunks are taken."""
+
 SWEEP_ALWAYS_MAX: Final = 64
 """Chunks that a pass may take whatever share of all they are: a store with few chunks is no cause for alarm."""
 

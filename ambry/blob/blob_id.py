@@ -39,6 +39,8 @@ LAYOUT: Final = (
 )
 _FIELDS: Final = struct.Struct(">BBHIII16s")
 assert _FIELDS.size == BINARY_SIZE
+KIND_AT: Final = 1
+"""Place of the kind in the binary form."""
 
 _FROM_TEXT: Final = bytes.maketrans(b"-_+/", b"+/!!")
 _TO_TEXT: Final = bytes.maketrans(b"+/", b"-_")

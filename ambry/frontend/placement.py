@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from ambry.blob.blob_id import BINARY_SIZE, VERSION, BlobId, Kind, new_unique
+from ambry.blob.blob_id import BINARY_SIZE, KIND_AT, VERSION, BlobId, Kind, new_unique
 from ambry.cluster.map import ClusterMap, Partition, Replica, ReplicaState
 from ambry.cluster.quorum import UNCOUNTED, WriteQuorum
 from ambry.errors import BadBlobId, BlobNotFound, Unavailable
@@ -19,7 +19,6 @@ from ambry.frontend.health import Health, HedgeBudget, Peer
 from ambry.limits import FULL_PARTITION_S, PUT_BURST_MAX, PUT_BURST_S
 from ambry.protocol.datanode import Datanode, Stamping
 
-_KIND_AT: Final = 1
 _DATACENTRE_AT: Final = slice(2, 4)
 _PARTITION_AT: Final = slice(12, 16)
 _WHERE_AT: Final = slice(2, 16)
@@ -318,7 +317,7 @@ def kind_of(blob_id: bytes) -> Kind:
     assert len(blob_id) == BINARY_SIZE
     if blob_id[0] != VERSION:
         raise BadBlobId(f"blob id of version {blob_id[0]}, known is {VERSION}", field="blob id")
-    kind = blob_id[_KIND_AT]
+    kind = blob_id[KIND_AT]
     if kind == Kind.SIMPLE:
         return Kind.SIMPLE
     if kind == Kind.COMPOSITE:

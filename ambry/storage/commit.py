@@ -168,7 +168,7 @@ class CommitGroup:
         if entry is not None:
             state = join(state, entry.state)
         meta = encode_meta(
-            seed=segment.seed,
+            seed=segment.seed_at(offset),
             kind=RecordKind.PUT,
             lsn=lsn,
             time_ms=request.created_ms,
@@ -205,7 +205,7 @@ class CommitGroup:
             new[1] += size
             new[2] += body_size
         else:
-            header = decode_header(meta, segment.seed)
+            header = decode_header(meta, segment.seed_at(offset))
             merged = merge(entry, header, request.blob_id, Place(segment.number, offset))
             run.changes.append((entry, merged))
             run.batch.append((repair_key(key), None))
@@ -254,9 +254,9 @@ class CommitGroup:
         run = self._run_for(replica, size)
         segment = run.segment
         lsn, offset = self._next_lsn(), segment.end
-        data = _state_record(segment, _kind_of_change(before, state), lsn, time_ms, blob_id, state)
+        data = _state_record(segment, offset, _kind_of_change(before, state), lsn, time_ms, blob_id, state)
         run.pieces.append(data)
-        header = decode_header(data, segment.seed)
+        header = decode_header(data, segment.seed_at(offset))
         merged = merge(entry, header, blob_id, Place(segment.number, offset))
         run.changes.append((entry, merged))
         if not has_body:
@@ -289,7 +289,7 @@ class CommitGroup:
         segment = run.segment
         lsn, offset = self._next_lsn(), segment.end
         kind = RecordKind.TOMBSTONE if entry.life & 1 else RecordKind.TTL
-        data = _state_record(segment, kind, lsn, entry.time_ms, blob_id, entry.state)
+        data = _state_record(segment, offset, kind, lsn, entry.time_ms, blob_id, entry.state)
         run.pieces.append(data)
         if keeps_body:
             after = replace(entry, lsn=lsn)
@@ -482,11 +482,11 @@ def group_size_max(requests: Sequence[Mutation]) -> int:
 
 
 def _state_record(
-    segment: Segment, kind: RecordKind, lsn: int, time_ms: int, blob_id: bytes, state: BlobState
+    segment: Segment, offset: int, kind: RecordKind, lsn: int, time_ms: int, blob_id: bytes, state: BlobState
 ) -> bytes:
     """A whole record without a body: all it says is the state of a blob."""
     data = encode_meta(
-        seed=segment.seed,
+        seed=segment.seed_at(offset),
         kind=kind,
         lsn=lsn,
         time_ms=time_ms,

@@ -289,7 +289,7 @@ class Compaction:
         is_buried = header.kind is RecordKind.PUT and not has_body
         output = self._output_for(header.record_size, source.expiry_class)
         meta = encode_meta(
-            seed=output.seed,
+            seed=output.seed_at(output.end),
             kind=RecordKind.TOMBSTONE if is_buried else header.kind,
             lsn=entry.lsn,
             # A put keeps the time of its creation, which clients see; a tombstone has that of the delete.
@@ -411,7 +411,7 @@ def _verified_rest(source: Segment, record: ScannedRecord) -> bytes:
     Raises CorruptRecord or DiskUnavailable.
     """
     data = source.pread(record.header.record_size, record.offset)
-    if decode_header(data, source.seed) != record.header:
+    if decode_header(data, source.seed_at(record.offset)) != record.header:
         raise CorruptRecord("a record changed while it was read", segment=source.number)
     check_body(record.header, data)
     return data[record.header.body_offset :]

@@ -171,8 +171,9 @@ def read_record(store: DiskStore, blob_id: bytes) -> StoredRecord:
         held = segment.tail.get(entry.offset)
         data = memoryview(held if held is not None else segment.file.pread(entry.record_size, entry.offset))
         try:
-            header = decode_header(data, segment.seed)
-            key, properties = decode_meta(header, data, segment.seed)
+            seed = segment.seed_at(entry.offset)
+            header = decode_header(data, seed)
+            key, properties = decode_meta(header, data, seed)
             check_body(header, data)
             if key != blob_id:
                 raise CorruptRecord("the record is of another blob")

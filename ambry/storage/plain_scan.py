@@ -24,16 +24,16 @@ PlainRecord: TypeAlias = tuple[int, tuple[int, int, int, int, int, int, int, int
 def plain_pages(segment: Segment) -> Iterator[list[PlainRecord] | ScannedRecord | Damage]:
     """Pages of plain records; what is not plain comes alone, in its place. Raises DiskUnavailable, as `scan`."""
     offset, window_at, window = DATA_OFFSET, DATA_OFFSET, memoryview(b"")
-    end, seed = segment.end, segment.seed
+    end, seed_at = segment.end, segment.seed_at
     page: list[PlainRecord] = []
     while offset < end:
         at = offset - window_at
-        fields = check_plain(window, at, seed)
+        fields = check_plain(window, at, seed_at(offset))
         if fields is None and (window_at != offset or len(window) < HEADER_SIZE):
             # Perhaps only the window ended here.
             window_at = offset
             window = memoryview(segment.pread(min(_WINDOW_BYTES, end - offset), offset))
-            fields = check_plain(window, 0, seed)
+            fields = check_plain(window, 0, seed_at(offset))
         if fields is not None:
             page.append((offset, fields))
             offset += fields[7]

@@ -6,6 +6,7 @@ Knows entries, segments and checksums; not where the index is, nor what happens 
 from collections.abc import Callable
 from functools import partial
 
+from ambry.blob.blob_id import KIND_AT, Kind
 from ambry.blob.checksums import CHECKSUM_SIZE, blocks_match, vector_matches, vector_size
 from ambry.blob.requests import ChangeEntry, ChangesAnswer, ChangesRequest, GetAnswer, GetRequest
 from ambry.errors import BlobDeleted, BlobNotFound, CorruptRecord, NotHere
@@ -18,10 +19,11 @@ from ambry.storage.replica import Replica
 from ambry.storage.segment import Segment
 
 
-def checked_entry(value: bytes | None, request: GetRequest, replica: Replica) -> Entry:
+def checked_entry(value: bytes | None, request: GetRequest, replica: Replica, settled_ms: int) -> Entry:
     """The entry of a blob that may be read here. Refusals tell whose word it is, or the state: a quorum needs both.
 
-    Raises BlobNotFound, BlobDeleted, NotHere.
+    A composite blob that was deleted before `settled_ms` is gone, whatever is left here: its chunks are where other
+    datanodes may reclaim them. Raises BlobNotFound, BlobDeleted, NotHere.
     """
     if value is None:
         raise BlobNotFound("no such blob", incarnation=replica.incarnation)
@@ -29,7 +31,8 @@ def checked_entry(value: bytes | None, request: GetRequest, replica: Replica) ->
     if entry.id_head != request.blob_id[:ID_HEAD_SIZE]:
         # The unique part exists under another account, container or kind: for this id that is no blob.
         raise BlobNotFound("no such blob", incarnation=replica.incarnation)
-    if entry.life & 1 and not (request.include_deleted and entry.has_body):
+    is_gone = not entry.has_body or (entry.time_ms < settled_ms and request.blob_id[KIND_AT] == Kind.COMPOSITE)
+    if entry.life & 1 and (is_gone or not request.include_deleted):
         raise BlobDeleted("the blob was deleted", **_told(entry))
     if not entry.has_body:
         raise NotHere("the replica has no bytes of this blob", **_told(entry))
@@ -52,7 +55,8 @@ def read_record(
             data = pread(entry.record_size, entry.offset)
             if data is None:
                 return None
-            time_ms, properties, body, body_size, root = read_whole(data, segment.seed, request.blob_id)
+            seed = segment.seed_at(entry.offset)
+            time_ms, properties, body, body_size, root = read_whole(data, seed, request.blob_id)
             return GetAnswer(entry.state, time_ms, properties, body_size, root, 0, body)
         return _read_part(segment, entry, request, pread)
     except CorruptRecord as error:
@@ -75,8 +79,9 @@ def _read_part(
     meta = pread(entry.body_offset, entry.offset)
     if meta is None:
         return None
-    header = decode_header(meta, segment.seed)
-    key, properties = decode_meta(header, meta, segment.seed)
+    seed = segment.seed_at(entry.offset)
+    header = decode_header(meta, seed)
+    key, properties = decode_meta(header, meta, seed)
     if key != request.blob_id or header.body_size != entry.body_size or header.body_offset != entry.body_offset:
         raise CorruptRecord("the record is of another blob")
     start = min(request.start, entry.body_size)

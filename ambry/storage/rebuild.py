@@ -261,6 +261,7 @@ def _wrong_of_entry(replica: Replica, key: bytes, value: bytes) -> str | None:
 
 def _is_of(segment: Segment, entry: Entry, key: bytes) -> bool:
     head = segment.pread(HEADER_SIZE, entry.offset)
-    header = decode_header(head, segment.seed)
-    found, _ = decode_meta(header, segment.pread(header.body_offset, entry.offset), segment.seed)
+    seed = segment.seed_at(entry.offset)
+    header = decode_header(head, seed)
+    found, _ = decode_meta(header, segment.pread(header.body_offset, entry.offset), seed)
     return found == entry.id_head + key[1:]

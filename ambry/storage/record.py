@@ -2,10 +2,11 @@
 
     header (72 bytes) | key | properties | body | checksum vector | zeros up to a multiple of 8
 
-Both checksums of the header are seeded with the incarnation and the segment (`segment.seed_of`), so bytes that are
-stale, of another replica or in another segment never parse. The header is trusted before what follows it is read;
-`meta_checksum` covers key and properties; the root covers the vector, and the vector the body. A record never spans
-two segments. Every record carries the whole state of the blob after it, so records may be joined in any order.
+Both checksums of the header are seeded with the incarnation, the segment and the place in it (`Segment.seed_at`), so
+bytes that are stale, of another replica, in another segment or in another place never parse. The header is trusted
+before what follows it is read; `meta_checksum` covers key and properties; the root covers the vector, and the vector
+the body. A record never spans two segments. Every record carries the whole state of the blob after it, so records may
+be joined in any order.
 
 This module knows bytes; it does not know files.
 """

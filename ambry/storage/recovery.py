@@ -276,7 +276,7 @@ class _Redo:
                 replica.dirty.add(segment.number)
             segment.end = max(segment.end, entry.offset + entry.record_size)
             if self._updates is not None and group.sequence > self._applied:
-                self._apply(self._updates, segment.seed, entry)
+                self._apply(self._updates, segment.seed_at(entry.offset), entry)
         self._sequence = max(self._sequence, group.sequence)
         if self._updates is not None and len(self._updates) >= _BATCH_RECORDS:
             self.flush()

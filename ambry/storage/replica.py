@@ -15,6 +15,7 @@ from ambry.storage.index_entry import end_lsn_key
 from ambry.storage.replica_meta import ReplicaMeta, read_replica_meta, replica_meta_path, write_replica_meta
 from ambry.storage.segment import (
     DATA_OFFSET,
+    VERSION,
     Segment,
     check_segment_header,
     encode_segment_header,
@@ -171,7 +172,7 @@ def open_replica(disk: Disk, partition: int, ends: dict[tuple[int, int], int]) -
         try:
             file = disk.open(path)
             header = bytes(file.pread(DATA_OFFSET, 0))
-            expiry_class, created_ms = check_segment_header(
+            version, expiry_class, created_ms = check_segment_header(
                 header, partition=partition, number=number, incarnation=meta.incarnation
             )
         except (FileNotFoundError, CorruptRecord) as error:
@@ -182,7 +183,7 @@ def open_replica(disk: Disk, partition: int, ends: dict[tuple[int, int], int]) -
         if not length:
             open_ended.add(number)
         seed = seed_of(meta.incarnation, number)
-        segments[number] = Segment(number, file, seed, end, expiry_class, created_ms, synced_end=end)
+        segments[number] = Segment(number, file, seed, end, expiry_class, created_ms, synced_end=end, version=version)
     _remove_unlisted(disk, partition, segments)
     # Of each class the highest segment without a length is active; ascending order lets the last one win.
     active = {segments[number].expiry_class: segments[number] for number in sorted(open_ended)}
@@ -224,6 +225,7 @@ def new_segment(disk: Disk, partition: int, number: int, incarnation: bytes, now
     header = encode_segment_header(
         partition=partition, number=number, incarnation=incarnation, created_ms=now_ms, expiry_class=expiry_class
     )
+    version = VERSION
     try:
         file = disk.create(path)
     except FileExistsError:
@@ -232,12 +234,12 @@ def new_segment(disk: Disk, partition: int, number: int, incarnation: bytes, now
         file = disk.open(path)
         former = bytes(file.pread(DATA_OFFSET, 0))
         with contextlib.suppress(CorruptRecord):
-            check_segment_header(former, partition=partition, number=number, incarnation=incarnation)
+            version, _, _ = check_segment_header(former, partition=partition, number=number, incarnation=incarnation)
             header = former
     file.pwrite([header], 0)
     file.sync()
     disk.sync_folder(partition_folder(partition))
-    return Segment(number, file, seed_of(incarnation, number), DATA_OFFSET, expiry_class, now_ms)
+    return Segment(number, file, seed_of(incarnation, number), DATA_OFFSET, expiry_class, now_ms, version=version)
 
 
 def _remove_unlisted(disk: Disk, partition: int, segments: dict[int, Segment]) -> None:

@@ -22,6 +22,9 @@ from ambry.storage.segment import partition_folder
 DISK_MAGIC: Final = b"ADSK"
 REPLICA_MAGIC: Final = b"ARPL"
 VERSION: Final = 1
+REPLICA_VERSION: Final = 2
+"""Since 2 there may be segments of version 2, which a program that knows 1 would take for damaged."""
+
 DISK_META_PATH: Final = "disk.meta"
 
 EPOCH_BITS: Final = 24
@@ -83,7 +86,7 @@ def write_replica_meta(disk: Disk, meta: ReplicaMeta) -> None:
     disk.replace(replica_meta_path(meta.partition), encode_replica_meta(meta))
 
 
-def encode_replica_meta(meta: ReplicaMeta) -> bytes:
+def encode_replica_meta(meta: ReplicaMeta, version: int = REPLICA_VERSION) -> bytes:
     """The whole file."""
     document = {
         "partition": meta.partition,
@@ -91,7 +94,12 @@ def encode_replica_meta(meta: ReplicaMeta) -> bytes:
         "capacity": meta.capacity,
         "segments": [list(segment) for segment in meta.segments],
     }
-    return encode_document(REPLICA_MAGIC, VERSION, document)
+    return encode_document(REPLICA_MAGIC, version, document)
+
+
+def encodings_of(meta: ReplicaMeta) -> list[bytes]:
+    """The file in each version: a program that knew less wrote it until it is next replaced."""
+    return [encode_replica_meta(meta, version) for version in range(1, REPLICA_VERSION + 1)]
 
 
 def read_replica_meta(disk: Disk, partition: int) -> ReplicaMeta | None:
@@ -101,7 +109,7 @@ def read_replica_meta(disk: Disk, partition: int) -> ReplicaMeta | None:
         data = disk.read(path)
     except FileNotFoundError:
         return None
-    document = decode_document(data, REPLICA_MAGIC, VERSION, path)
+    document = decode_document(data, REPLICA_MAGIC, REPLICA_VERSION, path)
     segments = document.get("segments")
     incarnation = document.get("incarnation")
     capacity = document.get("capacity")

@@ -21,7 +21,7 @@ from ambry.storage.replica_meta import (
     DISK_META_PATH,
     DiskMeta,
     encode_disk_meta,
-    encode_replica_meta,
+    encodings_of,
     replica_meta_path,
     write_disk_meta,
     write_replica_meta,
@@ -111,7 +111,7 @@ def damaged_files(disk: Disk, journal: Journal, replica: Replica, segment: Segme
     if _content(disk, DISK_META_PATH) != encode_disk_meta(meta):
         found[DISK_META_PATH] = lambda: write_disk_meta(disk, meta)
     replica_meta = replica.meta()
-    if _content(disk, replica_meta_path(replica.partition)) != encode_replica_meta(replica_meta):
+    if _content(disk, replica_meta_path(replica.partition)) not in encodings_of(replica_meta):
         found[replica_meta_path(replica.partition)] = lambda: write_replica_meta(disk, replica_meta)
     if not journal.has_header():
         found["journal"] = journal.write_header
@@ -142,6 +142,7 @@ def _write_header(replica: Replica, segment: Segment) -> None:
         incarnation=replica.incarnation,
         created_ms=segment.created_ms,
         expiry_class=segment.expiry_class,
+        version=segment.version,
     )
     segment.file.pwrite([header], 0)
     segment.file.sync()
@@ -167,7 +168,7 @@ def unbacked(
 
 def _state_is_elsewhere(segment: Segment, entry: Entry) -> bool:
     try:
-        return decode_header(segment.pread(HEADER_SIZE, entry.offset), segment.seed).lsn != entry.lsn
+        return decode_header(segment.pread(HEADER_SIZE, entry.offset), segment.seed_at(entry.offset)).lsn != entry.lsn
     except AmbryError:
         # The put itself is damaged or cannot be read now: that is for quarantine.
         return False

@@ -25,7 +25,9 @@ from ambry.storage.record import (
 )
 
 MAGIC: Final = b"ASEG"
-VERSION: Final = 1
+VERSION: Final = 2
+"""Up to 1 all records of a segment had the same seed. Since 2 each has one of its own, from its place."""
+
 LAYOUT: Final = (
     ("magic", 0, 4),
     ("version", 4, 1),
@@ -57,7 +59,7 @@ def partition_folder(partition: int) -> str:
 
 
 def seed_of(incarnation: bytes, number: int) -> int:
-    """Seed of all checksums of headers in one segment of one replica."""
+    """What the seeds of the checksums of headers in one segment of one replica are made of."""
     return xxh3_64_intdigest(incarnation + number.to_bytes(4, "little"))
 
 
@@ -79,6 +81,11 @@ class Segment:
     synced_end: int = DATA_OFFSET
     tail: dict[int, bytes] = field(default_factory=dict)
     tail_bytes: int = 0
+    version: int = VERSION
+
+    def seed_at(self, offset: int) -> int:
+        """Seed of both checksums in the header of the record at `offset`: it parses there and nowhere else."""
+        return self.seed ^ offset if self.version > 1 else self.seed
 
     def pread(self, size: int, offset: int) -> bytes:
         """Up to `size` bytes, wherever they are: a record that is held, a part of one, or many. May block."""
@@ -97,26 +104,32 @@ class Segment:
 
 
 def encode_segment_header(
-    *, partition: int, number: int, incarnation: bytes, created_ms: int, expiry_class: int = 0
+    *,
+    partition: int,
+    number: int,
+    incarnation: bytes,
+    created_ms: int,
+    expiry_class: int = 0,
+    version: int = VERSION,
 ) -> bytes:
     """The first 64 bytes of a segment. `expiry_class` 0 is for blobs of any expiry."""
-    head = _FIELDS.pack(MAGIC, VERSION, partition, number, incarnation, created_ms, expiry_class)
+    head = _FIELDS.pack(MAGIC, version, partition, number, incarnation, created_ms, expiry_class)
     return head + xxh3_64_intdigest(head).to_bytes(8, "little")
 
 
-def check_segment_header(data: bytes, *, partition: int, number: int, incarnation: bytes) -> tuple[int, int]:
-    """(expiry class, created_ms) of a header. Raises CorruptRecord unless it is of this segment of this replica."""
+def check_segment_header(data: bytes, *, partition: int, number: int, incarnation: bytes) -> tuple[int, int, int]:
+    """(version, expiry class, created_ms) of the header. Raises CorruptRecord unless it is this segment's."""
     if len(data) < DATA_OFFSET:
         raise CorruptRecord("segment without a header", partition=partition, segment=number)
     head = data[: _FIELDS.size]
     if xxh3_64_intdigest(head).to_bytes(8, "little") != data[_FIELDS.size : DATA_OFFSET]:
         raise CorruptRecord("segment header does not have its checksum", partition=partition, segment=number)
     magic, version, its_partition, its_number, its_incarnation, created_ms, expiry_class = _FIELDS.unpack(head)
-    if magic != MAGIC or version != VERSION:
-        raise CorruptRecord(f"not a segment of version {VERSION}", partition=partition, segment=number)
+    if magic != MAGIC or not 0 < version <= VERSION:
+        raise CorruptRecord(f"not a segment of a version up to {VERSION}", partition=partition, segment=number)
     if (its_partition, its_number, its_incarnation) != (partition, number, incarnation):
         raise CorruptRecord("segment of another replica", partition=partition, segment=number)
-    return expiry_class, created_ms
+    return version, expiry_class, created_ms
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,12 +170,12 @@ def scan(segment: Segment, start: int = DATA_OFFSET) -> Iterator[ScannedRecord |
             window, window_at = _read(segment, offset, _SCAN_BYTES), offset
         at = offset - window_at
         try:
-            header = decode_header(window, segment.seed, at)
+            header = decode_header(window, segment.seed_at(offset), at)
             if header.record_size > len(window) - at:
                 if offset + header.record_size > segment.end:
                     raise CorruptRecord("the record reaches beyond the end of the log")
                 window, window_at, at = _read(segment, offset, max(_SCAN_BYTES, header.record_size)), offset, 0
-            key, properties = decode_meta(header, window, segment.seed, at)
+            key, properties = decode_meta(header, window, segment.seed_at(offset), at)
         except CorruptRecord as error:
             resumed = _next_header(segment, offset + ALIGNMENT)
             yield Damage(offset, resumed - offset, str(error))
@@ -199,7 +212,7 @@ def _next_header(segment: Segment, offset: int) -> int:
         while at >= 0:
             if (offset + at) % ALIGNMENT == 0 and at + HEADER_SIZE <= len(window):
                 try:
-                    decode_header(window, segment.seed, at)
+                    decode_header(window, segment.seed_at(offset + at), at)
                 except CorruptRecord:
                     pass
                 else:

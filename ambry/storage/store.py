@@ -45,6 +45,7 @@ from ambry.limits import (
     LOG_FAILURES_MAX,
     REPLICAS_PER_DISK_MAX,
     RETIRED_SEGMENT_S,
+    UNDELETE_MARGIN_MS,
 )
 from ambry.storage.accounts import Accounts
 from ambry.storage.checkpoint import CheckpointPlan, plan_checkpoint, write_logs
@@ -278,12 +279,13 @@ class DiskStore:
         data = suspect_bytes(segment, entry, in_parts=self.has_peers)
         if data is None:
             return None
+        seed = segment.seed_at(entry.offset)
         try:
-            check_body(decode_header(data, segment.seed), data)
-            read_whole(data, segment.seed, blob_id)
+            check_body(decode_header(data, seed), data)
+            read_whole(data, seed, blob_id)
         except CorruptRecord:
             with contextlib.suppress(CorruptRecord):
-                time_ms, properties, body, _, root = read_whole(data, segment.seed, blob_id)
+                time_ms, properties, body, _, root = read_whole(data, seed, blob_id)
                 vector = checksum_vector(body)
                 salvaged += [PutRequest(blob_id, time_ms, entry.expires_at_ms, properties, body, vector, root)]
             save_damaged(self._disk, replica.partition, entry, data)
@@ -325,7 +327,7 @@ class DiskStore:
                 if data is None:
                     return None
                 try:
-                    time_ms, properties, body, body_size, root = read_whole(data, segment.seed, blob_id)
+                    time_ms, properties, body, body_size, root = read_whole(data, segment.seed_at(offset), blob_id)
                 except CorruptRecord:
                     # Damaged, or moved since the look into the index: `get` can tell.
                     return None
@@ -333,7 +335,7 @@ class DiskStore:
                 answer = GetAnswer(state, time_ms, properties, body_size, root, 0, body.toreadonly())
                 self._hot.add(blob_id, value, answer)
                 return answer
-        entry = checked_entry(value, request, replica)
+        entry = checked_entry(value, request, replica, self._settled_ms())
         segment = replica.segments.get(entry.segment)
         if segment is None:
             # Compaction moved the blob since the look into the index. `get` looks again.
@@ -352,7 +354,7 @@ class DiskStore:
         key = blob_key(request.blob_id)
         for _ in range(_MOVES_PER_READ_MAX):
             value = self._index.get(key)
-            entry = checked_entry(value, request, replica)
+            entry = checked_entry(value, request, replica, self._settled_ms())
             segment = replica.segments.get(entry.segment)
             if segment is None:
                 continue
@@ -366,6 +368,10 @@ class DiskStore:
             assert answer is not None
             return answer
         raise CorruptRecord("the index points to a segment that is not there", partition=replica.partition)
+
+    def _settled_ms(self) -> int:
+        """Composite blobs that were deleted before this are not read any more."""
+        return self._clock.now_ms() - self._settings.deleted_retention_ms - UNDELETE_MARGIN_MS
 
     def changes(self, request: ChangesRequest) -> ChangesAnswer:
         """The newest change of each blob after an LSN, in LSN order. May block."""

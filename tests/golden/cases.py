@@ -182,7 +182,7 @@ def write_replica_meta() -> bytes:
     """The document of a replica with two sealed segments and an active one."""
     return checked_file.encode_document(
         replica_meta.REPLICA_MAGIC,
-        replica_meta.VERSION,
+        replica_meta.REPLICA_VERSION,
         {"partition": 4, "incarnation": INCARNATION, "capacity": 2**30, "segments": [[5, 1000], [6, 0], [7, 0]]},
     )
 
@@ -222,9 +222,11 @@ CASES: Final = (
     Case("journal-group", journal.VERSION, write_journal_group, read_journal_group),
     Case(
         "replica-meta",
-        replica_meta.VERSION,
+        replica_meta.REPLICA_VERSION,
         write_replica_meta,
-        lambda data: checked_file.decode_document(data, replica_meta.REPLICA_MAGIC, replica_meta.VERSION, "golden"),
+        lambda data: checked_file.decode_document(
+            data, replica_meta.REPLICA_MAGIC, replica_meta.REPLICA_VERSION, "golden"
+        ),
     ),
     Case(
         "disk-meta",
@@ -233,7 +235,7 @@ CASES: Final = (
         lambda data: checked_file.decode_document(data, replica_meta.DISK_MAGIC, replica_meta.VERSION, "golden"),
     ),
     # How much the engine writes, and when, may change; what it can open may not.
-    Case("disk", 1, write_disk, read_disk, is_always_written_alike=False),
+    Case("disk", segment.VERSION, write_disk, read_disk, is_always_written_alike=False),
     Case("embedded-map", embedded.FORMAT, write_cluster_map, lambda data: decode_map(data, Path("golden"))),
     Case("wire-messages", frame.VERSION, write_messages, read_messages),
     Case("wire-replication", frame.VERSION, write_replication, read_messages),

@@ -5,6 +5,7 @@ The folder is kept as msgpack: [path, size, [[offset, bytes], ...]] for each fil
 """
 
 import random
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Final
 
@@ -103,9 +104,9 @@ def _packed(disk: SimDisk) -> bytes:
     return packed
 
 
-def read_disk(packed: bytes) -> object:
-    """Every blob with its state, and the feed of changes, as the engine finds them after its recovery."""
-    disk = SimDisk()
+def opened_disk(packed: bytes) -> tuple[DiskStore, Callable[[random.Random], DiskStore]]:
+    """The store of such a disk, and how to open it again after the power went."""
+    disk, source = SimDisk(), SimIndexSource()
     for folder in _PARTITIONS:
         disk.make_folder(f"partitions/{folder}")
     for path, size, blocks in msgpack.unpackb(packed):
@@ -113,8 +114,15 @@ def read_disk(packed: bytes) -> object:
         file.truncate(size)
         for offset, data in blocks:
             file.pwrite([data], offset)
+        file.sync()
         file.close()
-    store = _open(disk, SimIndexSource())
+    store = _open(disk, source)
+    return store, lambda chance: _open(disk.crash(chance), source.crash(chance))
+
+
+def read_disk(packed: bytes) -> object:
+    """Every blob with its state, and the feed of changes, as the engine finds them after its recovery."""
+    store, _ = opened_disk(packed)
     found: list[object] = []
     for number in range(_COUNT):
         answer = store.get(GetRequest(_identity(number), 0, 2**40, include_deleted=True))

@@ -2,9 +2,10 @@
 
 Two datanodes and a frontend, all processes. One bit is turned in each of `count` records of one of the datanodes:
 headers, keys, properties, bodies, vectors, of puts and of deletes; and in the small files and the headers of segments.
-Nobody reads these blobs meanwhile: scrub has to find every fault within one cycle (the interval, and the time that
-reading everything takes), by the place that its log names, and the datanode has to have every blob again from its
-peer. In the end the peer is killed, and the one that was damaged is asked for all of them by itself.
+Nobody reads these blobs meanwhile: scrub has to find every fault within one cycle, by the place that its log names, and
+the datanode has to have every blob again from its peer. A cycle is over when every segment was verified after the
+planting, as the datanode's own metric says. In the end the peer is killed, and the one that was damaged is asked for
+all of them by itself.
 """
 
 import asyncio
@@ -124,6 +125,13 @@ def _found(process: Ambry, faults: list[Planted], folder: Path) -> list[bool]:
     ]
 
 
+def _oldest_verification(metrics: str) -> float:
+    """When the segment that waits longest was verified, in seconds since 1970."""
+    text = ask("GET", metrics)[2].decode()
+    (line,) = (line for line in text.splitlines() if line.startswith("ambry_disk_oldest_verification_seconds{"))
+    return float(line.rsplit(" ", 1)[1])
+
+
 async def _is_whole(port: int, alive: dict[str, bytes], dead: set[str]) -> None:
     """Wait until the datanode has every blob by itself."""
     node = RemoteDatanode("127.0.0.1", port, NODES[0], "test", SECRET.encode(), "tests")
@@ -169,16 +177,17 @@ def prove_planted(chosen: int, seconds: float, count: int = 0) -> dict[str, obje
         assert first.end() == 0
         faults = _choose(folder / "damaged", count, chance)
         process = stack.enter_context(ambry(*arguments["damaged"]))
-        process.wait_for("ready")
-        log_bytes = sum(path.stat().st_size for path in (folder / "damaged").rglob("*.log"))
-        cycle_s = INTERVAL_S + log_bytes / (SCRUB_MIB_PER_S << 20)
+        admin_port = process.wait_for("ready")["admin_port"]
+        metrics = f"http://127.0.0.1:{admin_port}/metrics"
         _plant(faults)
-        planted_s = time.monotonic()
-        while not all(is_found := _found(process, faults, folder / "damaged")):
-            if time.monotonic() > planted_s + WAIT_S_MAX:
-                break
-            time.sleep(0.5)
-        found_s = time.monotonic() - planted_s
+        planted_s, planted_at = time.monotonic(), time.time()
+        found_s = None
+        while _oldest_verification(metrics) <= planted_at and time.monotonic() < planted_s + WAIT_S_MAX:
+            if found_s is None and all(_found(process, faults, folder / "damaged")):
+                found_s = time.monotonic() - planted_s
+            time.sleep(0.2)
+        cycle_s = time.monotonic() - planted_s
+        is_found = _found(process, faults, folder / "damaged")
         missed = [fault for fault, is_it in zip(faults, is_found, strict=True) if not is_it]
         escaped = [f"{fault.kind} at {fault.path.name}:{fault.at}" for fault in missed]
         if not escaped:
@@ -195,7 +204,7 @@ def prove_planted(chosen: int, seconds: float, count: int = 0) -> dict[str, obje
         "planted": dict(sorted(Counter(fault.kind for fault in faults).items())),
         "faults": len(faults),
         "found": sum(is_found),
-        "found_s": round(found_s, 1),
+        "found_s": round(cycle_s if found_s is None else found_s, 1),
         "cycle_s": round(cycle_s, 1),
         "repaired_s": round(repaired_s, 1),
         "escaped": escaped,

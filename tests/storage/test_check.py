@@ -39,7 +39,7 @@ def _seen(segment: Segment, found: Damage | ScannedRecord) -> tuple[int, bytes, 
     if isinstance(found, Damage):
         return found.offset, found.size
     header = found.header
-    assert decode_header(segment.pread(72, found.offset), segment.seed) == header
+    assert decode_header(segment.pread(72, found.offset), segment.seed_at(found.offset)) == header
     return found.offset, found.key, header.lsn, header.root, header.record_size
 
 

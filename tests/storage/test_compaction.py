@@ -2,9 +2,11 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import pytest
 
+from ambry.blob.blob_id import KIND_AT, Kind
 from ambry.blob.requests import Change, GetAnswer, GetRequest, StateAnswer, UpdateRequest
 from ambry.blob.state import NEVER, BlobState
 from ambry.config import StorageSettings
@@ -16,7 +18,7 @@ from ambry.errors import (
     DiskUnavailable,
     ShuttingDown,
 )
-from ambry.limits import JOURNAL_BODY_BYTES_MAX, MIB
+from ambry.limits import JOURNAL_BODY_BYTES_MAX, MIB, UNDELETE_MARGIN_MS
 from ambry.storage.commit import Mutation
 from ambry.storage.compaction_plan import SegmentFacts, choose
 from ambry.storage.compactor import CompactionReport
@@ -118,6 +120,29 @@ def _is(world: World, number: int, error: type[AmbryError]) -> bool:
 def _settle_feed(world: World) -> None:
     """LSNs stay what they were; the test's memory of them needs nothing."""
     world.check()
+
+
+def _of_kind(identity: bytes, kind: Kind) -> bytes:
+    """The same id for a blob of another kind."""
+    return identity[:KIND_AT] + bytes([kind]) + identity[KIND_AT + 1 :]
+
+
+def test_a_deleted_blob_of_several_chunks_is_gone_before_its_chunks_may_be() -> None:
+    # 12 h after its retention at the latest: sweepers take the chunks 24 h after it (`ambry/datanode/sweep_plan.py`).
+    world = World(TINY)
+    world.open()
+    blobs = {kind: _of_kind(blob_id(int(kind)), kind) for kind in Kind}
+    world.commit([put(one, body_of(1, 300)) for one in blobs.values()])
+    deleted_ms = world.clock.now_ms()
+    world.commit([update(one, Change.DELETE, time_ms=deleted_ms) for one in blobs.values()])
+    limit_ms = deleted_ms + TINY.deleted_retention_ms + UNDELETE_MARGIN_MS
+    for time_ms, gone in ((deleted_ms, None), (limit_ms, None), (limit_ms + 1, Kind.COMPOSITE)):
+        world.clock.advance(time_ms - world.clock.now_ms())
+        for kind, one in blobs.items():
+            for get in (world.store.get, world.store.get_now):
+                answer = answer_of(partial(get, GetRequest(one, 0, WHOLE, include_deleted=True)))
+                assert (answer is BlobDeleted) == (kind is gone), (kind, time_ms)
+                assert answer_of(partial(get, GetRequest(one, 0, WHOLE))) is BlobDeleted
 
 
 def test_expired_blobs_die_with_their_segments_and_nothing_is_copied() -> None:
