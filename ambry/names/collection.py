@@ -50,6 +50,9 @@ def take_lease(session: Session, holder: str, now_ms: int, until_ms: int, what: 
         other, _, moment = found[0].rpartition(" ")
         if other != holder and int(moment) > now_ms:
             return False
+        if other == holder:
+            # A request that was held up on its way must not cut short what a later one was given.
+            until_ms = max(until_ms, int(moment))
     session.execute("DELETE FROM store WHERE key = ?", (lease,))
     session.execute("INSERT INTO store (key, value) VALUES (?, ?)", (lease, f"{holder} {until_ms}"))
     return True

@@ -163,6 +163,7 @@ async def serving(
     settings: FrontendSettings | None = None,
     masters: Masters | None = None,
     database: Database | None = None,
+    name: str = "frontend-1",
 ) -> AsyncIterator[Serving]:
     """A frontend on a port of the system's choice. Afterwards every byte of its budget must have come back."""
     datanodes = make_nodes(nodes)
@@ -175,7 +176,7 @@ async def serving(
         clock=clock,
         metrics=metrics,
         settings=settings or FrontendSettings(cluster_map=Path("map.toml"), datacentre="here"),
-        node="frontend-1",
+        node=name,
         masters=masters,
         access=access(clock) if access is not None else None,
         database=database,

@@ -156,15 +156,29 @@ def test_nothing_older_than_the_epoch_is_taken_for_an_orphan(store_url: str) -> 
 
 def test_one_process_at_a_time_looks_after_a_store(store_url: str) -> None:
     async def story(run: Serving, database: Database) -> None:
-        async with serving(database=database) as other:
+        async with serving(database=database, name="frontend-2") as other:
             assert run.frontend.upkeep is not None and other.frontend.upkeep is not None
-            # Both draw their names from the same seed here.
-            other.frontend.upkeep._holder = "another process"
             await look_after(run)
             other.clock.advance(run.clock.now_ms() - other.clock.now_ms())
             assert not await other.frontend.upkeep.round()
             other.clock.advance(NAME_LEASE_MS)
             assert await other.frontend.upkeep.round()
+
+    tell(store_url, story)
+
+
+def test_a_lease_is_not_cut_short_by_a_request_of_its_holder_that_was_held_up(store_url: str) -> None:
+    async def story(run: Serving, database: Database) -> None:
+        del run
+
+        def take(holder: str, now_ms: int) -> Awaitable[bool]:
+            return database.write(lambda session: collection.take_lease(session, holder, now_ms, now_ms + 100, "what"))
+
+        assert await take("one", 1000)
+        assert await take("one", 500), "the earlier one has waited for a connection, say"
+        assert not await take("another", 1050)
+        assert await take("another", 1100)
+        assert not await take("one", 1150)
 
     tell(store_url, story)
 
