@@ -53,6 +53,19 @@ def test_a_model_is_trained_pushed_served_by_alias_and_streamed(url: str, enviro
     assert "weight: F32 [10, 64]" in streamed and "2 tensors, 2600 bytes" in streamed
 
 
+def test_an_upload_that_was_killed_sends_only_the_rest(url: str, environment: dict[str, str]) -> None:
+    ran("resume_a_killed_upload.py", environment, "--url", url, "--mib", "40")
+    # Once more, as its name is there now.
+    shown = ran("resume_a_killed_upload.py", environment, "--url", url, "--mib", "40")
+    killed, again, digests = shown.splitlines()
+    assert killed == "killed: nothing is under the name, ['.large.bin.ambry-upload', 'large.bin'] in the folder"
+    found = re.fullmatch(r"started again: (\S+) of 40\.0 MiB were sent", again)
+    # When half was counted, at most 16 parts of 1 MiB were under way: none of them may have arrived, or all of them.
+    assert found is not None and 3 < float(found[1]) < 37
+    here, there = re.findall(r"[0-9a-f]{64}", digests)
+    assert here == there
+
+
 def test_every_example_is_run_by_a_test() -> None:
     texts = "".join(path.read_text(encoding="utf-8") for path in Path(__file__).parent.glob("test_*.py"))
     assert [path.name for path in EXAMPLES.glob("*.py") if f'"{path.name}"' not in texts] == []
