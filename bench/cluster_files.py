@@ -37,6 +37,7 @@ from ambry.cli.dev_cluster import Plan, Running, ports_of, running
 from bench.files import Progress, check, files_below, put_all
 from bench.wires import Wires
 
+LOOPBACK: Final = "127.0.0.1"
 WIRE_HOST: Final = "127.0.0.2"
 """Where datanodes say that they are reached: loopback is a whole network."""
 
@@ -68,10 +69,26 @@ def wires_of(
     known_as: Callable[[str], str] = str,
     through: Callable[[], Callable[[bytes], bytes]] = lambda: bytes,
 ) -> Wires:
-    """A wire before each datanode of a cluster that is to be started; `known_as` and `through` as there."""
-    ports = {name: port for name, port in ports_of(plan).items() if name.startswith("datanode-")}
-    ends = {name: ((plan.node_host, port), ("127.0.0.1", port)) for name, port in ports.items()}
-    return Wires(ends, known_as, through)
+    """A wire before each datanode of a cluster that is to be started; `known_as` and `through` as there.
+
+    Where the plan says that a process finds ZooKeeper elsewhere than where it listens, a wire of its own is there.
+    """
+    ports = ports_of(plan)
+    nodes = [name for name in ports if name.startswith("datanode-")]
+    ends = {name: ((plan.node_host, ports[name]), (LOOPBACK, ports[name])) for name in nodes}
+    zookeeper = ports["zookeeper"]
+    private = {
+        (name, "zookeeper"): ((plan.zookeeper_host(name), zookeeper), (LOOPBACK, zookeeper))
+        for name in ports
+        if name.startswith(("datanode-", "frontend-")) and plan.zookeeper_host(name) != LOOPBACK
+    }
+    return Wires(ends, known_as, through, private)
+
+
+def host_of_wire_to_zookeeper(name: str) -> str:
+    """A host on loopback for each process of a cluster: its own way to ZooKeeper can be cut."""
+    kind, datacentre, number = name.split("-")
+    return f"127.{1 if kind == 'datanode' else 2}.{datacentre}.{number}"
 
 
 @dataclass(slots=True)

@@ -1,7 +1,8 @@
 """TCP in front of servers, with a switch for each way between two processes: a partition of the network on one machine.
 
 A wire listens where a server says that it is reached, and passes bytes on to where it listens. Who dialled is in the
-first frame, the Hello of the wire protocol; a name that nobody knows better stays as it is. While a way is cut, what
+first frame, the Hello of the wire protocol; a name that nobody knows better stays as it is. Where another protocol is
+spoken, each client has a wire for itself. While a way is cut, what
 its sender says is held and nobody is told, as when packets are lost; when it is mended what was held arrives, as TCP
 would send it again. A way is (sender, receiver), each a name or a pattern of names: ("datanode-1-2", "*") is one
 process that hears and is not heard, with ("*", "datanode-1-2") it is alone, and ("*-1-*", "*-2-*") with its reverse
@@ -13,6 +14,7 @@ import contextlib
 import fnmatch
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType
 from typing import Final, TypeAlias
 
 from ambry.errors import ProtocolError
@@ -20,6 +22,7 @@ from ambry.protocol.frame import FrameDecoder
 from ambry.protocol.handshake import decode_hello
 
 Address: TypeAlias = tuple[str, int]
+Ends: TypeAlias = tuple[Address, Address]
 Way: TypeAlias = tuple[str, str]
 
 _PIECE_BYTES: Final = 1 << 16
@@ -30,15 +33,18 @@ class Wires:
 
     def __init__(
         self,
-        ends: Mapping[str, tuple[Address, Address]],
+        ends: Mapping[str, Ends],
         known_as: Callable[[str], str] = str,
         through: Callable[[], Callable[[bytes], bytes]] = lambda: bytes,
+        private: Mapping[Way, Ends] = MappingProxyType({}),
     ) -> None:
         """`ends` of each: where it listens, and where it leads. `known_as` is a better name for what a Hello says.
 
-        `through` makes, for each way of each connection, what the pieces that pass are changed by.
+        `through` makes, for each way of each connection, what the pieces that pass are changed by. `private` are the
+        wires of one client, by its name and the server's, which say no Hello.
         """
         self._ends = dict(ends)
+        self._private = dict(private)
         self._known_as = known_as
         self._through = through
         self._loop = asyncio.new_event_loop()
@@ -80,15 +86,9 @@ class Wires:
             await self._mended.wait()
 
     async def _serve(self) -> None:
-        servers = []
-        for name, (listens, leads) in self._ends.items():
-
-            def connected(
-                reader: asyncio.StreamReader, writer: asyncio.StreamWriter, name: str = name, leads: Address = leads
-            ) -> asyncio.Task[None]:
-                return asyncio.ensure_future(self._carry(reader, writer, name, leads))
-
-            servers.append(await asyncio.start_server(connected, *listens))
+        wires: list[tuple[str | None, str, Ends]] = [(None, name, ends) for name, ends in self._ends.items()]
+        wires += [(client, server, ends) for (client, server), ends in self._private.items()]
+        servers = [await self._listen(*one) for one in wires]
         self._ready.set()
         await self._stop.wait()
         for server in servers:
@@ -98,12 +98,25 @@ class Wires:
             task.cancel()
         await asyncio.gather(*others, return_exceptions=True)
 
+    async def _listen(self, client: str | None, server: str, ends: Ends) -> asyncio.Server:
+        listens, leads = ends
+
+        def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> asyncio.Task[None]:
+            return asyncio.ensure_future(self._carry(reader, writer, client, server, leads))
+
+        return await asyncio.start_server(connected, *listens)
+
     async def _carry(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, server: str, leads: Address
+        self,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        owner: str | None,
+        server: str,
+        leads: Address,
     ) -> None:
-        """One connection, both ways."""
+        """One connection, both ways. `owner` is who alone has this wire."""
         with contextlib.suppress(OSError):
-            client, begin = await self._who(reader)
+            client, begin = (owner, b"") if owner is not None else await self._who(reader)
             await self._whole(client, server)
             far_reader, far_writer = await asyncio.open_connection(*leads)
             there, back = self._through(), self._through()

@@ -21,7 +21,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,6 +61,9 @@ class Plan:
 
     storage: str = ""
     """More lines for the `[storage]` table of each datanode."""
+
+    zookeeper_host: Callable[[str], str] = lambda _name: _LOOPBACK
+    """Where the process of this name finds ZooKeeper. It listens on 127.0.0.1; something else may stand before it."""
 
     def datacentre(self, number: int) -> str:
         """The name of a datacentre."""
@@ -275,11 +278,14 @@ def _write_settings(plan: Plan, cluster: Running) -> None:
         url = f"http://{_LOOPBACK}:{cluster.ports[f'frontend-{where}-1']}"
         exports += f"export AMBRY_URL{'' if where == 1 else f'_{where}'}={url}\n"
     replace_file(plan.folder / "environment", exports.encode())
-    common = f'zookeeper = "{cluster.zookeeper.hosts}"\nsecret_file = "secret"\n'
     capacity = max(64, 2 * plan.partitions) * GIB
     for name, port in cluster.ports.items():
         kind, _, rest = name.partition("-")
         datacentre, _, number = rest.partition("-")
+        if kind not in {"datanode", "frontend"}:
+            continue
+        zookeeper = f"{plan.zookeeper_host(name)}:{cluster.zookeeper.port}"
+        common = f'zookeeper = "{zookeeper}"\nsecret_file = "secret"\n'
         if kind == "datanode":
             text = f"""{common}state_folder = "{name}/member"
 node = "{name}"
@@ -297,14 +303,12 @@ reserve_bytes = "16 MiB"
 path = "{name}/disk0"
 capacity_bytes = {capacity}
 """
-        elif kind == "frontend":
+        else:
             text = f"""{common}state_folder = "{name}"
 datacentre = "{plan.datacentre(int(datacentre))}"
 host = "{_LOOPBACK}"
 port = {port}
 """
-        else:
-            continue
         replace_file(plan.folder / f"{name}.toml", text.encode())
 
 

@@ -21,7 +21,7 @@ from ambry.cli.operator import layout_at
 from ambry.cli.replica_states import connected
 from ambry.errors import NoSuchReplica, StaleMap
 from ambry.protocol.datanode import Change, GetRequest, UpdateRequest
-from bench.cluster_files import WIRE_HOST, wires_of
+from bench.cluster_files import WIRE_HOST, host_of_wire_to_zookeeper, wires_of
 from bench.wires import Wires
 from tests.cli.processes import ask, get, put
 from tests.prove.cluster_faults import Faults, names_by_pid
@@ -35,7 +35,10 @@ pytestmark = pytest.mark.timeout(280)
 @pytest.fixture(scope="module")
 def cluster(module_folder: Path) -> Iterator[Running]:
     install()
-    plan = Plan(module_folder, datacentres=2, datanodes=4, frontends=1, partitions=3, replicas=3, node_host=WIRE_HOST)
+    plan = Plan(
+        module_folder, datacentres=2, datanodes=4, frontends=1, partitions=3, replicas=3, node_host=WIRE_HOST,
+        zookeeper_host=host_of_wire_to_zookeeper,
+    )  # fmt: skip
     found: list[Running] = []
     between = wires_of(plan, lambda said: names_by_pid(found[0], said) if found else said)
     with between.running(), running(plan) as made:
@@ -148,6 +151,42 @@ def test_zookeeper_is_away_and_nobody_notices_but_changes_wait(cluster: Running)
         cluster.zookeeper.start()
     settled(cluster)
     assert all_there(far(cluster), digests)
+
+
+def test_who_cannot_reach_zookeeper_for_longer_than_its_session_goes_on_with_the_last_map(cluster: Running) -> None:
+    apart = ("datanode-1-1", "frontend-1-1")
+    ways = [way for name in apart for way in ((name, "zookeeper"), ("zookeeper", name))]
+    before = layout_at(cluster.zookeeper.hosts).head.version
+    WIRES[0].cut(*ways)
+    try:
+        # ZooKeeper ends the session of the datanode, and both of them know that their map may be an old one.
+        within(lambda: down(cluster) == ["datanode-1-1"])
+        within(lambda: all(map_metrics(cluster, name)["ambry_map_is_current"] == 0 for name in apart))
+        operate(cluster, "partition", "seal", "3")
+        operate(cluster, "partition", "unseal", "3")
+        within(lambda: map_metrics(cluster, "datanode-2-1")["ambry_map_version"] == before + 2)
+        assert {map_metrics(cluster, name)["ambry_map_version"] for name in apart} == {before}
+        digests = put_some(cluster, 10, seed=7)
+        assert all_there(near(cluster), digests)
+        within(lambda: all_there(far(cluster), digests))
+    finally:
+        WIRES[0].mend(*ways)
+    settled(cluster)
+    assert down(cluster) == []
+    within(lambda: all(map_metrics(cluster, name)["ambry_map_version"] == before + 2 for name in apart))
+    assert all_there(far(cluster), digests)
+
+
+def down(cluster: Running) -> list[str]:
+    rows = json.loads(operate(cluster, "node", "list", "--json"))
+    return [row["name"] for row in rows if row["state"] == "down"]
+
+
+def map_metrics(cluster: Running, name: str) -> dict[str, float]:
+    """What a process says of its map."""
+    port = cluster.ports[name.replace("datanode", "admin")]
+    text = ask("GET", f"http://127.0.0.1:{port}/metrics")[2].decode()
+    return {line.split()[0]: float(line.split()[1]) for line in text.splitlines() if line.startswith("ambry_map_")}
 
 
 def test_a_partition_moves_and_requests_under_the_old_map_are_refused(cluster: Running) -> None:

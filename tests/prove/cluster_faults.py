@@ -1,10 +1,13 @@
 """What goes wrong with a cluster of real processes while clients use it: at most one fault in each
-datacentre and one of what they share. Three replicas are for one failure: it may never cost an acknowledged blob.
+datacentre, one of what they share, and one way to ZooKeeper. Three replicas are for one failure: it may never cost an
+acknowledged blob.
 
     a datanode      SIGKILL; SIGSTOP, also for longer than its session; cut off from all, or one way; its disk filled to
                     the last byte; the folder of a replica, or all of its disk, emptied; away for most of the run
     a frontend      SIGKILL, SIGSTOP
     shared          the datacentres parted, or one way; ZooKeeper killed, or stopped until all sessions have expired
+    a way           a datanode, a frontend or a whole datacentre that cannot reach ZooKeeper for longer than a session,
+                    while everybody else does, and all reach each other: it goes on with an old map
 
 Whatever is begun is ended, also when the run ends. Knows processes, files and wires; not what clients see.
 """
@@ -20,6 +23,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable, Collection, Iterator
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -37,6 +41,9 @@ HOLD_S: Final = 6.0
 
 BROKEN_S: Final = 25.0
 """Connections that are silent for this long are given up by both ends."""
+
+APART_S: Final = (1.2 * REGISTRY_SESSION_S, 2.5 * REGISTRY_SESSION_S)
+"""Who cannot reach ZooKeeper cannot for at least and at most this long."""
 
 BACK_S: Final = 90.0
 REJOINED_S: Final = 180.0
@@ -96,6 +103,7 @@ class Faults:
             for datacentre in range(1, self.cluster.plan.datacentres + 1):
                 group.create_task(self._loop(partial(self._in, datacentre)))
             group.create_task(self._loop(self._shared))
+            group.create_task(self._loop(self._apart))
 
     async def _loop(self, choose: Callable[[], Fault]) -> None:
         while not self.stopping.is_set():
@@ -143,11 +151,23 @@ class Faults:
             ]
         )
 
+    def _apart(self) -> Fault:
+        datacentre = self.chance.randint(1, self.cluster.plan.datacentres)
+        node = self.chance.choice(self._names("datanode", datacentre))
+        frontend = self.chance.choice(self._names("frontend", datacentre))
+        return self._one_of(
+            [
+                (3, lambda: self.part_from_zookeeper("datanode", node)),
+                (3, lambda: self.part_from_zookeeper("frontend", frontend)),
+                (1, lambda: self.part_from_zookeeper("datacentre", f"*-{datacentre}-*")),
+            ]
+        )
+
     def _one_of(self, choices: list[tuple[int, Fault]]) -> Fault:
         return self.chance.choices([one for _, one in choices], [weight for weight, _ in choices])[0]
 
-    def _names(self, kind: str, datacentre: int) -> list[str]:
-        return [name for name in self.cluster.processes if name.startswith(f"{kind}-{datacentre}-")]
+    def _names(self, kind: str, datacentre: int | str = "*") -> list[str]:
+        return [name for name in self.cluster.processes if fnmatchcase(name, f"{kind}-{datacentre}-*")]
 
     # --- processes ---------------------------------------------------------------------------------------------
 
@@ -215,6 +235,25 @@ class Faults:
             await self._hold(most_s if most_s > HOLD_S else most_s * self.chance.random())
         finally:
             self.wires.mend(*ways)
+
+    async def part_from_zookeeper(self, what: str, who: str) -> None:
+        """`who`, a name or a pattern, reaches everybody but ZooKeeper for longer than its session."""
+        self.made[f"{what} cut off from ZooKeeper for longer than its session"] += 1
+        ways = [(who, "zookeeper"), ("zookeeper", who)]
+        self.wires.cut(*ways)
+        try:
+            await self._hold(self.chance.uniform(*APART_S))
+            if not self.stopping.is_set():
+                await self._count_ended(who)
+        finally:
+            self.wires.mend(*ways)
+
+    async def _count_ended(self, who: str) -> None:
+        """Sessions that ended because their datanode was not heard; none are seen while ZooKeeper is away itself."""
+        nodes = [name for name in self._names("datanode") if fnmatchcase(name, who) and name not in self.away]
+        with contextlib.suppress(RegistryUnavailable):
+            live = await asyncio.to_thread(_read_live, self.cluster.zookeeper.hosts)
+            self.made["session of one datanode ended"] += len(set(nodes) - live)
 
     # --- disks -------------------------------------------------------------------------------------------------
 
@@ -299,6 +338,11 @@ def _place(name: str) -> int:
 def _read_map(hosts: str) -> ClusterMap:
     with registry_at(hosts) as registry:
         return registry.read().cluster_map
+
+
+def _read_live(hosts: str) -> set[str]:
+    with registry_at(hosts) as registry:
+        return set(registry.live())
 
 
 def _have_rejoined(before: dict[int, Replica], after: dict[int, Replica], lost: Collection[int]) -> bool:

@@ -1,11 +1,12 @@
 """What clients of a cluster in trouble were told, checked against what may never happen: `histories --operations N`.
 
 Two datacentres of three datanodes and two frontends, a real ZooKeeper, every process a real one behind a proxy that can
-cut each way between two of them. Clients of all frontends put, read (plainly, by ranges, by quorum), delete, undelete
-and make permanent, while everything in `tests.prove.cluster_faults` happens; the judge is that of the simulation,
-`tests.sim.history`: an acknowledged blob is never "not found", its bytes never others, nothing is gone that nobody
-deleted, and a quorum read finds nothing whose delete was acknowledged. 503 is an answer while there is trouble, and
-never after it. In the end all are read through both datacentres, and `ambry cluster verify --bytes` has to say equal.
+cut each way between two of them, and between one of them and ZooKeeper. Clients of all frontends put, read (plainly, by
+ranges, by quorum), delete, undelete and make permanent, while everything in `tests.prove.cluster_faults` happens; the
+judge is that of the simulation, `tests.sim.history`: an acknowledged blob is never "not found", its bytes never others,
+nothing is gone that nobody deleted, and a quorum read finds nothing whose delete was acknowledged. 503 is an answer
+while there is trouble, and never after it. In the end all are read through both datacentres, and
+`ambry cluster verify --bytes` has to say equal.
 """
 
 import asyncio
@@ -26,7 +27,7 @@ import aiohttp
 
 from ambry.blob.blob_id import binary_from_text, text_from_binary
 from ambry.cli.dev_cluster import Plan, Running, running
-from bench.cluster_files import SETTLE_S, WIRE_HOST, operate, wires_of
+from bench.cluster_files import SETTLE_S, WIRE_HOST, host_of_wire_to_zookeeper, operate, wires_of
 from tests.prove.cluster_faults import Faults, names_by_pid, small_disks
 from tests.sim.history import Attempt, Blob, History, Violation
 from tests.zookeeper_server import install
@@ -370,7 +371,7 @@ def prove_histories(chosen: int, seconds: float, count: int = 0) -> dict[str, ob
         folder = Path(name)
         plan = Plan(
             folder, datacentres=2, datanodes=3, frontends=2, partitions=3, replicas=3, node_host=WIRE_HOST,
-            storage=STORAGE,
+            storage=STORAGE, zookeeper_host=host_of_wire_to_zookeeper,
         )  # fmt: skip
         small = ("datanode-1-3", "datanode-2-2")
         running_now: list[Running] = []
