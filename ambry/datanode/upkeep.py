@@ -12,7 +12,6 @@ Knows when and how fast; what is garbage and what is damage is the store's.
 
 import contextlib
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -99,7 +98,7 @@ class Pace:
         bytes_per_s: int,
         stopping: threading.Event,
         commit_s: Callable[[], float],
-        monotonic: Callable[[], float] = time.monotonic,
+        monotonic: Callable[[], float],
     ) -> None:
         self._bytes_per_s = bytes_per_s
         self._stopping = stopping
@@ -175,8 +174,8 @@ class Upkeep:
         self._stopping = threading.Event()
         self._wanted = threading.Event()
         self._commit_s = commit_s
-        self._compaction_pace = Pace(max(settings.compaction_bytes_per_s, 1), self._stopping, commit_s)
-        self._scrub_pace = Pace(max(settings.scrub_bytes_per_s, 1), self._stopping, commit_s)
+        self._compaction_pace = self._pace(settings.compaction_bytes_per_s)
+        self._scrub_pace = self._pace(settings.scrub_bytes_per_s)
         self._repair_source = repair_source
         self._suspects: deque[bytes] = deque(maxlen=SUSPECTS_MAX)
         self._not_before: dict[tuple[int, int], int] = {}
@@ -197,6 +196,9 @@ class Upkeep:
             self.sealed_for_good = self._sealed_by(surveys, clock.now_ms())
         self.sealed_at_start = frozenset(self.sealed_for_good)
         """Those of `sealed_for_good` that were so before anything was taken."""
+
+    def _pace(self, bytes_per_s: int) -> Pace:
+        return Pace(max(bytes_per_s, 1), self._stopping, self._commit_s, self._clock.monotonic)
 
     def stop(self) -> None:
         """Let `run` end soon. From any thread."""
@@ -227,7 +229,7 @@ class Upkeep:
 
         Raises ShuttingDown when the disk is to be closed.
         """
-        return check_store(self._store, self._clock, progress=Pace(CHECK_BYTES_PER_S, self._stopping, self._commit_s))
+        return check_store(self._store, self._clock, progress=self._pace(CHECK_BYTES_PER_S))
 
     def run(self) -> None:
         """Work until `stop`, or until the store has failed."""
