@@ -9,7 +9,11 @@ from typing import ClassVar, Final, Self
 
 
 class AmbryError(Exception):
-    """Root of all errors that the store raises on purpose."""
+    """Root of all errors that the store raises on purpose.
+
+    `message` says what happened, `facts` has what goes with it; for whoever asked a store `request_id`, `status`,
+    `frontend` and `attempts`, a line for each. `retryable` says whether the same call may succeed later.
+    """
 
     code: ClassVar[int] = 1
     name: ClassVar[str] = "internal_error"

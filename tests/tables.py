@@ -154,7 +154,7 @@ def errors_table() -> str:
         for _, error in sorted(ERRORS_BY_CODE.items()):
             # A process that cannot start answers nobody.
             if not issubclass(error, CannotStart):
-                meaning = " ".join((error.__doc__ or "").split())
+                meaning = " ".join((error.__doc__ or "").partition("\n\n")[0].split())
                 status = status_of(error("an example"))
                 yield f"`{error.name}`", f"{status}", "yes" if error.retryable else "no", meaning
 

@@ -4,18 +4,16 @@ Every method may be called from several threads, and after a fork. `deadline_s` 
 included. Large files are transfer.py's, folders folders.py's, batches batches.py's.
 """
 
-import base64
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import IO, TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 from urllib.parse import urlencode
 
-import xxhash
-
 from ambry.client import batches, folders, small_files, transfer
+from ambry.client.bodies import Body, Source, base64_of, upload_headers
 from ambry.client.progress import Progress
 from ambry.client.reader import BlobReader
 from ambry.client.session import Session
@@ -29,8 +27,11 @@ from ambry.client.values import (
     container_path,
     digests_of,
     info_of,
+    listed_of,
     path_of,
     quote_name,
+    range_of,
+    with_version,
 )
 from ambry.errors import AmbryError, BadDigest, BadRequest, NameExists
 from ambry.limits import MIB
@@ -45,24 +46,46 @@ if TYPE_CHECKING:
 
 __all__ = ["Client"]
 
-Buffer = bytes | bytearray | memoryview
-Source = Buffer | IO[bytes] | Iterable[bytes]
-
-_DEADLINE_S: Final = 300.0
-_PIECE_BYTES: Final = MIB
 _PAGE: Final = 1000
 
 
 class Client:
     """A store behind one or several frontends.
 
+    A blob is named by its id (43 characters) or by `account/container/name`, also written with `ambry://` before it.
+    Sizes and positions are bytes, names that end with `_s` are seconds, with `_ms` milliseconds; moments are ms since
+    1970, by the clock of the store.
+
     Args:
         url: One URL, several with commas between, or a list; default AMBRY_URL, a profile, http://127.0.0.1:1174.
         token: Bearer token of an access key; default AMBRY_TOKEN, or the profile's.
-        profile: Table `profiles.NAME` of ~/.config/ambry/client.toml.
+        profile: Table `profiles.NAME` of ~/.config/ambry/client.toml; default AMBRY_PROFILE.
         deadline_s: Seconds that an operation may take unless its call says otherwise; transfers of files have none.
         threads: Connections that one transfer uses at most.
         cache: Folder that keeps content of models; default AMBRY_CACHE, ~/.cache/ambry.
+
+    Arguments of many methods:
+        ref: A blob, by its id or its name.
+        version: Version of the name; default the newest.
+        ids: Blobs, by their ids.
+        name: `account/container/name` of what is stored; without it the blob is known by the id in the answer.
+        content_type: Media type; the store says `application/octet-stream` of what has none.
+        ttl_s: Seconds after which a blob expires; None: never.
+        metadata: Names (ASCII) and texts that are kept with a blob.
+        deadline_s: Seconds that this call may take, retries included; None: those of the client.
+        upsert: Whether a name that is taken stands for the new blob from then on; the old version is kept beside it.
+        progress: True for a line on a terminal (silent elsewhere, and with AMBRY_PROGRESS=0), a function of bytes done
+            and bytes in total, or a Callback of fsspec. A function is called by any thread, one at a time.
+
+    Raises:
+        BadConfiguration: When it is made: a URL, a profile or a file of settings that cannot be used.
+        BadRequest: Any call: what names no blob, or no container; UnknownContainer for one that is not there.
+        Unauthenticated: Any call: no token, or one that does not hold.
+        Forbidden: Any call: the key lacks the right for this.
+        DeadlineExceeded: Any call: no answer in time.
+        ConnectionLost: Any call: no frontend answered, in five attempts and within the budget of retries.
+        Unavailable: Any call: the store cannot answer at present; likewise Overloaded, QuotaExceeded, DiskFull,
+            DiskUnavailable, ShuttingDown and NameStoreUnavailable, after the retries.
     """
 
     def __init__(
@@ -71,7 +94,7 @@ class Client:
         *,
         token: str | None = None,
         profile: str | None = None,
-        deadline_s: float = _DEADLINE_S,
+        deadline_s: float = 300.0,
         threads: int = 16,
         cache: str | os.PathLike[str] | None = None,
     ) -> None:
@@ -112,19 +135,31 @@ class Client:
     ) -> Stored:
         """Store bytes, a file object or an iterable of bytes; durable when this returns.
 
-        Without `name` the blob is known by the id in the answer. With `account/container/name` it gets that name:
-        NameExists if it is taken, unless `upsert`, or `if_match` names the id that it stands for. Bytes and files that
-        can be rewound are sent again when a connection fails; what cannot be read twice is sent once. The checksum of
-        what was sent is compared with that of what the store has. With `sha256` the store takes nothing else than bytes
-        that have it, and keeps it: BadDigest.
+        Bytes and files that can be rewound are sent again when a connection fails; what cannot be read twice is sent
+        once. The checksum (xxh3) of what was sent is compared with that of what the store has.
+
+        Args:
+            data: Bytes, a file object that is read from where it stands, or an iterable of bytes.
+            size: Bytes of `data` if it is a file object or an iterable whose size is known; else it is sent in chunks.
+            filename: What browsers call it when they save it.
+            if_match: The id that the name must stand for until then.
+            if_none_match: Whether the name must be free.
+            sha256: The 32 bytes of its SHA-256: the store takes nothing else, and keeps it.
+
+        Raises:
+            NameExists: The name is taken, and neither `upsert` nor `if_match` was said.
+            PreconditionFailed: `if_match` or `if_none_match` does not hold.
+            BadDigest: What arrived has another checksum than what was sent, or than `sha256`; it is not kept.
+            BadName: A name that is too long, or has control characters.
+            TooLarge: More bytes than a blob can have; HeadersTooLarge for metadata.
         """
-        headers = _upload_headers(content_type, filename, ttl_s, metadata, if_match=if_match, upsert=upsert)
+        headers = upload_headers(content_type, filename, ttl_s, metadata, if_match=if_match, upsert=upsert)
         if if_none_match:
             headers["If-None-Match"] = "*"
-        body = _Body(data, size)
+        body = Body(data, size)
         headers.update(body.headers)
         if sha256 is not None:
-            own = f"sha-256=:{_base64(sha256)}:"
+            own = f"sha-256=:{base64_of(sha256)}:"
             headers["Repr-Digest"] = f"{headers['Repr-Digest']}, {own}" if "Repr-Digest" in headers else own
         path, method = ("/", "POST") if name is None else (path_of(name), "PUT")
         try:
@@ -138,7 +173,10 @@ class Client:
                 can_repeat=body.can_repeat,
             )
         except NameExists as error:
-            stored = self._stored_before(name, body, error)
+            attempts = error.facts.get("attempts")
+            if name is None or not isinstance(attempts, list) or len(attempts) < 2:
+                raise
+            stored = small_files.stored_before(self, name, body.size, body.digest)
             if stored is None:
                 raise
             return stored
@@ -151,7 +189,16 @@ class Client:
         return Stored(blob_id, body.size, name, exchange.headers.get("x-ambry-named-version"))
 
     def put_stream(self, pieces: Iterable[bytes], name: str | None = None, *, upsert: bool = False) -> Stored:
-        """Store bytes of unknown length as they come; without a deadline, and without a second attempt."""
+        """Store bytes of unknown length as they come; without a deadline, and without a second attempt.
+
+        Args:
+            pieces: The bytes, in order; each is sent when it comes.
+
+        Raises:
+            NameExists: The name is taken.
+            ConnectionLost: The connection broke; nothing is stored.
+            BadDigest: The store has other bytes than were sent.
+        """
         return self.put(pieces, name, upsert=upsert, deadline_s=transfer.NO_DEADLINE_S)
 
     def get(
@@ -160,22 +207,43 @@ class Client:
     ) -> bytes:  # fmt: skip
         """Bytes `start:stop` of a blob, the whole of it by default, in memory.
 
-        Raises BlobNotFound, BlobDeleted, BlobExpired, NameNotFound, RangeNotSatisfiable.
+        Args:
+            start: The first byte, counted from 0.
+            stop: The byte behind the last one; None, or more than there are: to the end.
+
+        Raises:
+            BlobNotFound: No such id; BlobDeleted, BlobExpired if there was one.
+            NameNotFound: No such name; NameDeleted, NameExpired if there was one.
+            RangeNotSatisfiable: The blob ends before `start`.
+            BadDigest: A whole blob does not have the checksum that the store keeps.
         """
-        headers = {} if start == 0 and stop is None else {"Range": _range(start, stop)}
+        headers = {} if start == 0 and stop is None else {"Range": range_of(start, stop)}
         if stop is not None and stop <= start:
             return b""
-        path = _with_version(path_of(ref), version)
+        path = with_version(path_of(ref), version)
         deadline = self._session.deadline(deadline_s)
         return transfer.read_whole(self._session, path, headers, deadline)
 
     def open(self, ref: str, *, read_ahead: int = 4 * MIB) -> BlobReader:
-        """A blob as a file object that can be read and sought; `read_ahead` bytes are asked for at a time."""
+        """A blob as a file object that can be read and sought.
+
+        Args:
+            read_ahead: Bytes that are asked for at a time, and kept; a larger read asks for as many as it needs.
+
+        Raises:
+            BlobNotFound: No such id; BlobDeleted, BlobExpired if there was one.
+            NameNotFound: No such name; NameDeleted, NameExpired if there was one.
+        """
         return BlobReader(self._session, self.stat(ref), read_ahead)
 
     def stat(self, ref: str, *, version: str | None = None, deadline_s: float | None = None) -> BlobInfo:
-        """What is known of a blob. Raises as `get`."""
-        path = _with_version(path_of(ref), version)
+        """What is known of a blob: size, times, metadata, digests; no bytes of it.
+
+        Raises:
+            BlobNotFound: No such id; BlobDeleted, BlobExpired if there was one.
+            NameNotFound: No such name; NameDeleted, NameExpired if there was one.
+        """
+        path = with_version(path_of(ref), version)
         deadline = self._session.deadline(deadline_s)
         refusals = (400, 401, 403, 404, 410, 412)
         exchange = self._session.ask("HEAD", path, expected=(200, *refusals), deadline=deadline)
@@ -187,7 +255,7 @@ class Client:
         return self.stat(ref, version=version, deadline_s=deadline_s)
 
     def exists(self, ref: str, *, deadline_s: float | None = None) -> bool:
-        """Whether there is such a blob. Errors that are no answer to this are raised."""
+        """Whether there is such a blob; False for one that was deleted or has expired."""
         exchange = self._session.ask(
             "HEAD", path_of(ref), expected=(200, 404, 410), deadline=self._session.deadline(deadline_s)
         )
@@ -197,30 +265,68 @@ class Client:
     def delete(
         self, ref: str, *, version: str | None = None, if_match: str | None = None, deadline_s: float | None = None
     ) -> None:
-        """Delete a blob, a name, or one version of a name. An id that is deleted already is fine."""
+        """Delete a blob, a name, or one version of a name; what is deleted already is fine.
+
+        A deleted blob can be brought back (`undelete`) until its space is collected, seven days by default.
+
+        Args:
+            version: Version of the name that is removed; without it the name gets a marker that says that it is
+                deleted.
+            if_match: The id that the name must stand for.
+
+        Raises:
+            BlobNotFound: No such id.
+            NameNotFound: No such name.
+            PreconditionFailed: The name stands for another blob.
+        """
         headers = {} if if_match is None else {"If-Match": f'"{if_match}"'}
-        path = _with_version(path_of(ref), version)
+        path = with_version(path_of(ref), version)
         deadline = self._session.deadline(deadline_s)
         self._session.ask("DELETE", path, headers=headers, expected=(202,), deadline=deadline).read()
 
     def extend(self, blob_id: str, ttl_s: int | None, *, deadline_s: float | None = None) -> None:
-        """Let a blob live `ttl_s` seconds from now, for ever with None. Never shorter."""
+        """Let a blob live longer.
+
+        Args:
+            blob_id: The blob, by its id.
+            ttl_s: Seconds from now, never fewer than it has left; None: for ever.
+
+        Raises:
+            NotAllowed: It would live shorter.
+            BlobNotFound: No such id; BlobDeleted, BlobExpired if there was one.
+        """
         headers = {"x-ambry-ttl": "-1" if ttl_s is None else str(ttl_s)}
         deadline = self._session.deadline(deadline_s)
         self._session.ask("PUT", f"{path_of(blob_id)}/ttl", headers=headers, deadline=deadline).read()
 
     def undelete(self, blob_id: str, *, deadline_s: float | None = None) -> None:
-        """Bring a deleted blob back."""
+        """Bring a deleted blob back.
+
+        Args:
+            blob_id: The blob, by its id.
+
+        Raises:
+            NotAllowed: It is not deleted.
+            BlobNotFound: No such id, or its record is collected; BlobExpired.
+        """
         self._session.ask("PUT", f"{path_of(blob_id)}/undelete", deadline=self._session.deadline(deadline_s)).read()
 
     def signed_url(
         self, ref: str, *, method: str = "GET", ttl_s: int = 300, size_max: int | None = None,
         deadline_s: float | None = None,
     ) -> str:  # fmt: skip
-        """A URL with which anybody may read a blob, or with PUT upload one under a name, for `ttl_s` seconds.
+        """A URL with which anybody may read a blob, or with PUT upload one under a name, for a while.
 
-        It has the rights of this client's key and no more. `size_max` bounds the bytes of an upload. Raises BadRequest
-        for a life that is too long, Forbidden for what the key may not do itself.
+        It has the rights of this client's key and no more.
+
+        Args:
+            method: `GET`, or `PUT` for a name.
+            ttl_s: Seconds for which it holds.
+            size_max: Bytes that an upload may have at most.
+
+        Raises:
+            BadRequest: A life that is too long.
+            Forbidden: What the key may not do itself.
         """
         path = path_of(ref)
         headers = {
@@ -238,7 +344,16 @@ class Client:
     # --- names -------------------------------------------------------------------------------------------------
 
     def list(self, ref: str, *, delimiter: str | None = None, start_after: str | None = None) -> Iterator[ListedName]:
-        """Names of `account/container` or, with more behind it, those that begin with that; page by page."""
+        """Names of a container in the order of their bytes, a page (1000) in a request as they are needed.
+
+        Args:
+            ref: `account/container`; with more behind it, `account/container/PREFIX`, names that begin with that.
+            delimiter: Mostly `/`: names that have it behind the prefix are one entry for all, a directory.
+            start_after: Names up to this one are left out.
+
+        Yields:
+            Names, each with id, size, version and time of its newest version; deleted ones are left out.
+        """
         path, prefix = container_path(ref)
         query = {"prefix": prefix, "max-keys": str(_PAGE)}
         if delimiter is not None:
@@ -249,17 +364,28 @@ class Client:
             target = f"{path}?{urlencode(query)}"
             document = json.loads(self._session.ask("GET", target, deadline=self._session.deadline(None)).read())
             for entry in document["entries"]:
-                yield _listed(entry)
+                yield listed_of(entry)
             if document["nextPageToken"] is None:
                 return
             query["page"] = document["nextPageToken"]
 
     def copy(self, source: str, target: str, *, upsert: bool = False, deadline_s: float | None = None) -> Stored:
-        """Give a name the bytes of another one, on the server. Both are `account/container/name`."""
+        """Give the name `target` the bytes of `source`, in the store: none are moved. Both: `account/container/name`.
+
+        Raises:
+            NameNotFound: The source is not there; NameDeleted, NameExpired if it was.
+            NameExists: The target is taken.
+        """
         return self._change_name(target, {"x-ambry-named-copy-from": path_of(source)}, upsert, deadline_s)
 
     def move(self, source: str, target: str, *, upsert: bool = False, deadline_s: float | None = None) -> Stored:
-        """Rename within a container, atomically. Raises BadRequest for two containers: copy, then delete."""
+        """Let `target` stand for what `source` stands for, which is gone then: a rename within a container, atomic.
+
+        Raises:
+            BadRequest: Two containers: copy, then delete.
+            NameNotFound: The source is not there; NameDeleted, NameExpired if it was.
+            NameExists: The target is taken.
+        """
         old, new = source.removeprefix(SCHEME).split("/", 2), target.removeprefix(SCHEME).split("/", 2)
         if len(old) != 3 or old[:2] != new[:2]:
             raise BadRequest("a name moves within its container", field="target")
@@ -275,32 +401,45 @@ class Client:
         version = exchange.headers.get("x-ambry-named-version")
         return Stored(exchange.headers["x-ambry-blob-id"], self.stat(target).size, target, version)
 
-    def _stored_before(self, name: str | None, body: "_Body", error: AmbryError) -> Stored | None:
-        """The blob of a put whose first answer was lost, and which therefore finds its own name taken."""
-        attempts = error.facts.get("attempts")
-        if name is None or not isinstance(attempts, list) or len(attempts) < 2:
-            return None
-        info = self.stat(name)
-        if info.size != body.size or info.digests.get("xxh3") != body.digest:
-            return None
-        return Stored(info.id, info.size, name, info.version)
-
     # --- many, and large ---------------------------------------------------------------------------------------
 
     def put_many(self, bodies: Iterable[bytes], *, content_type: str | None = None) -> Sequence[Stored]:
-        """Store many small blobs (4 MiB each at most) by id, hundreds in a request. Raises the first error."""
+        """Store many small blobs by id, hundreds in a request.
+
+        Args:
+            bodies: The bytes of each, 4 MiB at most.
+            content_type: Media type of all of them.
+
+        Returns:
+            What was stored, in order.
+
+        Raises:
+            TooLarge: One of them is too large. Of this and other errors the first is raised; others may be stored.
+        """
         return batches.put_many(self._session, bodies, content_type)
 
     def get_many(self, ids: Iterable[str]) -> Iterator[BatchEntry]:
-        """Many small blobs by id, in order; an entry has its own error."""
+        """Many small blobs, up to 500 in a request, as they are needed.
+
+        Yields:
+            For each, in order, its bytes, which have their checksum, or its own error.
+        """
         return batches.read_many(self._session, "get", ids)
 
     def stat_many(self, ids: Iterable[str]) -> Iterator[BatchEntry]:
-        """What is known of many blobs, in order."""
+        """What is known of many blobs, without their bytes.
+
+        Yields:
+            For each, in order, what is known of it, or its own error.
+        """
         return batches.read_many(self._session, "stat", ids)
 
     def delete_many(self, ids: Iterable[str]) -> Iterator[BatchEntry]:
-        """Delete many blobs; an entry has its own error."""
+        """Delete many blobs.
+
+        Yields:
+            For each, in order, an entry, with an error if it was not deleted.
+        """
         return batches.read_many(self._session, "delete", ids)
 
     def upload_file(
@@ -317,11 +456,21 @@ class Client:
     ) -> Stored:
         """Store a file; one that is larger than `part_bytes` in parts of this size, by several connections.
 
-        Raises FileChanged if it changes while it is read: then nothing is stored. What had arrived of a file in parts
-        when the process ended is verified, and not sent again by the next call for the same file and name.
+        What had arrived of a file in parts when the process ended is verified, and not sent again by the next call for
+        the same file and name: `.NAME.ambry-upload` beside the file has the id of the upload, for seven days.
+
+        Args:
+            path: The file.
+            part_bytes: Bytes of a part; more where there would be too many parts.
+
+        Raises:
+            FileChanged: The file changed while it was read; nothing is stored.
+            NameExists: The name is taken.
+            BadDigest: The store has other bytes than were sent.
+            OSError: The file cannot be read.
         """
         path = Path(path)
-        headers = _upload_headers(content_type, path.name, ttl_s, metadata, if_match=None, upsert=upsert)
+        headers = upload_headers(content_type, path.name, ttl_s, metadata, if_match=None, upsert=upsert)
         return transfer.upload_file(
             self, self._session, path, name, progress, self._threads, part_bytes, headers,
             content_type=content_type, ttl_s=ttl_s, metadata=metadata, upsert=upsert,
@@ -332,8 +481,18 @@ class Client:
     ) -> BlobInfo:
         """Write a blob to a file, by several connections at a time.
 
-        The file appears whole, verified, under its name or not at all. What was loaded of it when the process ended
-        is verified and used by the next call.
+        The file appears whole, verified and synced under its name or not at all. What was loaded of it when the process
+        ended (`.NAME.ambry-part`) is verified and used by the next call.
+
+        Args:
+            path: The file; its folder is there.
+            part_bytes: Bytes of a part, which one connection loads.
+
+        Raises:
+            BlobNotFound: No such id; BlobDeleted, BlobExpired if there was one.
+            NameNotFound: No such name; NameDeleted, NameExpired if there was one.
+            BadDigest: The bytes that came do not have the blob's checksum.
+            OSError: The file cannot be written, or the disk is full.
         """
         info = self.stat(ref)
         transfer.download_file(self._session, info, Path(path), progress, part_bytes, self._threads)
@@ -342,10 +501,14 @@ class Client:
     def upload_small(
         self, files: "Sequence[LocalFile]", container: str, *, upsert: bool = False
     ) -> "Sequence[Stored | AmbryError | OSError]":
-        """Store small files (512 KiB each at most, a few MiB together) in `account/container`, in one request.
+        """Store small files in one request.
 
-        For each, in order: what was stored, or why it was not, as `upload_file` would raise it. Raises what concerns
-        all of them.
+        Args:
+            files: Files of 512 KiB each at most, a few MiB together, and their names.
+            container: `account/container`.
+
+        Returns:
+            For each, in order: what was stored, or why it was not, as `upload_file` would raise it.
         """
         container_path(container)
         return small_files.upload_each(self, self._session, container, files, upsert=upsert)
@@ -353,11 +516,43 @@ class Client:
     def upload_dir(
         self, folder: str | os.PathLike[str], prefix: str, *, upsert: bool = False, progress: Progress = None
     ) -> Sequence[Stored]:
-        """Store every file below a folder as `prefix/RELATIVE/PATH`, several at a time; links to files are followed."""
+        """Store every file below a folder as `prefix/RELATIVE/PATH`, several at a time, small ones hundreds in a
+        request.
+
+        Links to files are followed, those to folders are not; empty folders have no names.
+
+        Args:
+            folder: The folder.
+            prefix: `account/container`, or `account/container/PATH`.
+
+        Returns:
+            What was stored, in the order of the paths.
+
+        Raises:
+            FileChanged: A file changed while it was read. Of this and other errors the first is raised; what was stored
+                before it stays.
+            NameExists: A name is taken.
+            OSError: The folder or a file cannot be read.
+        """
         return folders.upload_dir(self, self._session, Path(folder), prefix, self._threads, progress, upsert=upsert)
 
     def download_dir(self, prefix: str, folder: str | os.PathLike[str], *, progress: Progress = None) -> Sequence[Path]:
-        """Write every blob whose name begins with `prefix/` to a file below a folder, several at a time."""
+        """Write every blob whose name begins with `prefix/` to a file below a folder, several at a time.
+
+        Each file appears whole, verified and synced, or not at all; what has its name already is replaced.
+
+        Args:
+            prefix: `account/container`, or `account/container/PATH`.
+            folder: The folder; it is made if it is not there.
+
+        Returns:
+            The files, in the order of their names.
+
+        Raises:
+            BadRequest: A name that is no path below the folder, as one with `..`.
+            BadDigest: The bytes that came do not have a blob's checksum.
+            OSError: A file cannot be written, or the disk is full.
+        """
         return folders.download_dir(self, self._session, prefix, Path(folder), self._threads, progress)
 
     # --- models ------------------------------------------------------------------------------------------------
@@ -379,12 +574,25 @@ class Client:
         ignore_patterns: Sequence[str] | None = None,
         progress: Progress = None,
     ) -> "Pushed":
-        """Store the files of a folder as a new version of a model, `account/container/model`.
+        """Store the files of a folder as a new version of a model.
 
         The version appears when everything it needs is stored; then the aliases move to it. What the store has already
         is not sent again, of large files that changed a little only what is new (with `ambry[models]`). A push that
-        broke off is made again; it finds what was sent. Raises FileChanged, and BadRequest for what no model can have:
-        links to folders, files that are none, names that are not UTF-8.
+        broke off is made again; it finds what was sent.
+
+        Args:
+            folder: The folder; links to files are followed.
+            model: `account/container/model`.
+            aliases: Names that stand for this version from then on.
+            metadata: Texts, numbers and truth values that are kept in the manifest.
+            lineage: Where it comes from: `dataset`, `parent`, `code`, or what you like.
+            ignore_patterns: Files that are left out, as `*.tmp` or `logs/*`.
+
+        Raises:
+            FileChanged: A file changed while it was read; there is no new version.
+            BadRequest: What no model can have: links to folders, files that are none, names that are not UTF-8; or
+                nothing.
+            OSError: A file cannot be read.
         """
         return self._models().push(
             folder, model,
@@ -405,10 +613,24 @@ class Client:
     ) -> "Pulled":
         """Have the files of a model in a folder; by default in one of the cache, where they are not to be changed.
 
-        `model` is `account/container/model`, with `@VERSION` or `@ALIAS` (`@latest` without one). Files come by the
-        cache and are clones of what is there, or links to it, which are read-only; with `copies` they are files of
-        their own. What is there already is not loaded again; `verify` reads all of it first. `offline` (default:
-        AMBRY_OFFLINE) asks nobody but the cache. Raises NameNotFound, NotCached, ModelDamaged.
+        Files come by the cache and are clones of what is there, or links to it, which are read-only. What is there
+        already is not loaded again.
+
+        Args:
+            model: `account/container/model`, with `@VERSION` or `@ALIAS` (`@latest` without one); with `/PATH` behind
+                it that file alone.
+            folder: Where they go; it is made if it is not there.
+            allow_patterns: Files to have, as `*.safetensors`; default all.
+            ignore_patterns: Files to leave out.
+            offline: Whether nobody but the cache is asked; default AMBRY_OFFLINE.
+            verify: Whether all that is there already is read, and loaded again if it does not have its SHA-256.
+            copies: Whether they are files of their own, which may be written to.
+
+        Raises:
+            NameNotFound: No such model, version, alias or file.
+            NotCached: Offline, and the cache lacks something.
+            ModelDamaged: A manifest or content that does not have its SHA-256, or is not there.
+            OSError: A file cannot be written, or the disk is full.
         """
         return self._models().pull(
             model, folder,
@@ -421,172 +643,154 @@ class Client:
     ) -> "Verified":
         """Whether the store has all content of a version, or, with a folder, whether that has its files.
 
-        With `reads` all bytes are read from the store and must have their SHA-256.
+        Args:
+            model: `account/container/model@VERSION`, or with an alias.
+            folder: A folder whose files are read and compared by SHA-256; None: the store is asked.
+            reads: Whether all bytes are read from the store and must have their SHA-256.
+
+        Returns:
+            What was verified, and a line for each thing that is wrong; what is wrong is not raised.
+
+        Raises:
+            NameNotFound: No such model, version or alias.
+            ModelDamaged: A manifest that does not have its SHA-256.
         """
         return self._models().verify(model, folder, reads=reads)
 
     def diff_models(self, old: str, new: str) -> "ModelDiff":
-        """What differs between two versions, by their manifests."""
+        """What differs between two versions, by their manifests alone.
+
+        Args:
+            old: `account/container/model@VERSION`, or with an alias.
+            new: Another one, of the same model or not.
+
+        Raises:
+            NameNotFound: No such model, version or alias.
+            ModelDamaged: A manifest that does not have its SHA-256.
+        """
         return self._models().diff(old, new)
 
     def list_models(self, container: str) -> Sequence[str]:
-        """Models in `account/container`; with more behind it, those that begin with that."""
+        """Models of a container.
+
+        Args:
+            container: `account/container`; with more behind it, models that begin with that.
+
+        Returns:
+            `account/container/model` of each, in order.
+        """
         return self._models().models(container)
 
     def list_versions(self, model: str) -> Sequence["ModelVersion"]:
-        """Versions of a model, oldest first, with their aliases."""
+        """Versions of a model, oldest first, with their aliases; none for a model that is not there.
+
+        Args:
+            model: `account/container/model`.
+
+        Raises:
+            ModelDamaged: An alias that does not say what it stands for.
+        """
         return self._models().versions(model)
 
     def read_manifest(self, model: str) -> "ModelManifest":
-        """What a version is made of."""
+        """What a version is made of: files, sizes, SHA-256, metadata, lineage (docs/formats/model.md).
+
+        Args:
+            model: `account/container/model@VERSION`, or with an alias.
+
+        Raises:
+            NameNotFound: No such model, version or alias.
+            ModelDamaged: A manifest that does not have its SHA-256.
+        """
         return self._models().manifest(model)
 
     def set_alias(self, model: str, alias: str, *, expected: str | None = "*") -> "ModelVersion":
-        """Let an alias stand for `account/container/model@VERSION`, by compare-and-swap.
+        """Let an alias stand for a version, by compare-and-swap.
 
-        `expected` is the version that it must stand for until then, None if there must be no such alias, `*` for
-        whatever there is. Raises PreconditionFailed.
+        Args:
+            model: `account/container/model@VERSION`, or with another alias.
+            alias: 1 to 64 letters, digits, `.`, `_`, `-`.
+            expected: The version that it must stand for until then, None if there must be no such alias, `*` for
+                whatever there is.
+
+        Raises:
+            PreconditionFailed: It stands for another one.
+            NameNotFound: No such model, version or alias.
+            ModelDamaged: A manifest that does not have its SHA-256.
         """
         return self._models().set_alias(model, alias, expected=expected)
 
     def delete_alias(self, model: str, alias: str) -> None:
-        """Take an alias of a model away."""
+        """Take an alias of a model away; what it stood for stays.
+
+        Args:
+            model: `account/container/model`.
+            alias: Its name.
+
+        Raises:
+            NameNotFound: There never was one.
+        """
         self._models().delete_alias(model, alias)
 
     def delete_model(self, model: str) -> Sequence[str]:
-        """Delete one version, `...@VERSION`, or all of a model, and the aliases of what is gone; which versions.
+        """Delete one version or all of a model, and the aliases of what is gone.
 
         Content that no version needs any more goes with `collect_content`.
+
+        Args:
+            model: `account/container/model@VERSION`, or `account/container/model` for all versions.
+
+        Returns:
+            The versions that were deleted.
+
+        Raises:
+            NameNotFound: There never was such a version.
+            BadRequest: An alias: a version is deleted by its id.
         """
         return self._models().delete(model)
 
     def collect_content(self, container: str, *, is_dry: bool = False) -> "Collected":
-        """Remove content in `account/container` that no version names and nobody stored or reused for 7 days.
+        """Remove content that no version names and nobody stored or reused for 7 days. Pushes may be under way.
 
-        Pushes may be under way. With `is_dry` nothing is removed.
+        Args:
+            container: `account/container`.
+            is_dry: Whether it is counted and not removed.
+
+        Raises:
+            ModelDamaged: A manifest that cannot be read; nothing is collected while it is there.
         """
         return self._models().collect(container, is_dry=is_dry)
 
     def open_tensors(self, ref: str, *, framework: str = "numpy") -> "TensorFile":
         """A safetensors file, with the methods of `safetensors.safe_open`; only what is asked for is read.
 
-        `ref` is a file of a model, `account/container/model@VERSION/path`, read from the cache if it is there, or a
-        blob. `framework` is `numpy` or `pt` (torch). Raises BadTensors for what is no safetensors file.
-        """
-        from ambry.client.safetensors import LocalBytes, StoredBytes, TensorFile  # noqa: PLC0415 -- on first use
+        Args:
+            ref: A file of a model, `account/container/model@VERSION/path`, read from the cache if it is there; or a
+                blob.
+            framework: `numpy`, or `pt` for tensors of torch.
 
-        found: Path | transfer.Source
-        if "@" in ref:
-            found = self._models().find_file(ref)
-        else:
-            info = self.stat(ref)
-            found = transfer.Source(info.id, info.size, ((f"/{info.id}", 0, info.size),))
-        data = LocalBytes(found) if isinstance(found, Path) else StoredBytes(self._session, found)
-        try:
-            return TensorFile(data, self._threads, framework)
-        except BaseException:
-            if isinstance(data, LocalBytes):
-                data.close()
-            raise
+        Raises:
+            BadTensors: No safetensors file: sizes, types or offsets that do not fit.
+            NameNotFound: No such file, version or name.
+        """
+        from ambry.client.safetensors import open_ref  # noqa: PLC0415 -- on first use
+
+        found = self._models().find_file(ref) if "@" in ref else transfer.source_of(self.stat(ref))
+        return open_ref(self._session, found, self._threads, framework)
 
     def load_tensors(self, ref: str, *, framework: str = "numpy") -> dict[str, Any]:
-        """All tensors of a safetensors file by name, by several connections; see `open_tensors`."""
+        """All tensors of a safetensors file by name, by several connections straight into one array that they share.
+
+        Args:
+            ref: As of `open_tensors`.
+            framework: `numpy`, or `pt` for tensors of torch.
+
+        Returns:
+            An array for each name, with the shape and type that the header says; all are views of the same memory.
+
+        Raises:
+            BadTensors: No safetensors file, or a type that the framework lacks.
+            NameNotFound: No such file, version or name.
+        """
         with self.open_tensors(ref, framework=framework) as file:
             return file.get_tensors()
-
-
-class _Body:
-    """What is uploaded: how often it can be read, and its checksum."""
-
-    def __init__(self, data: Source, size: int | None) -> None:
-        self._data = data
-        self.size = 0
-        self.digest = ""
-        self.can_repeat = True
-        self.headers: dict[str, str] = {}
-        self._rewind: Callable[[], object] | None = None
-        if isinstance(data, bytes | bytearray | memoryview):
-            self.size = len(data)
-            self.digest = _base64(xxhash.xxh3_64(data).digest())
-            self.headers = {"Content-Length": str(self.size), "Repr-Digest": f"xxh3=:{self.digest}:"}
-            return
-        self.headers["Want-Repr-Digest"] = "xxh3=1"
-        if size is None:
-            self.headers["Transfer-Encoding"] = "chunked"
-        else:
-            self.headers["Content-Length"] = str(size)
-        self.can_repeat = False
-        file: Any = data
-        if hasattr(file, "seekable") and file.seekable():
-            start = file.tell()
-            self._rewind = lambda: file.seek(start)
-            self.can_repeat = True
-
-    def chunks(self) -> Iterable[Buffer]:
-        """The bytes, from the beginning."""
-        data = self._data
-        if isinstance(data, bytes | bytearray | memoryview):
-            view = memoryview(data)
-            for at in range(0, len(view), _PIECE_BYTES):
-                yield view[at : at + _PIECE_BYTES]
-            return
-        if self._rewind is not None:
-            self._rewind()
-        checksum = xxhash.xxh3_64()
-        self.size = 0
-        read = getattr(data, "read", None)
-        pieces = iter(lambda: read(_PIECE_BYTES), b"") if read is not None else iter(data)
-        for piece in pieces:
-            checksum.update(piece)
-            self.size += len(piece)
-            yield piece
-        self.digest = _base64(checksum.digest())
-
-
-def _base64(data: bytes) -> str:
-    return base64.b64encode(data).decode("ascii")
-
-
-def _upload_headers(
-    content_type: str | None,
-    filename: str | None,
-    ttl_s: int | None,
-    metadata: Mapping[str, str] | None,
-    *,
-    if_match: str | None,
-    upsert: bool,
-) -> dict[str, str]:
-    headers = {"x-ambry-service-id": "ambry-client"}
-    named = {"x-ambry-content-type": content_type, "x-ambry-filename": filename}
-    headers.update({name: value for name, value in named.items() if value is not None})
-    if ttl_s is not None:
-        headers["x-ambry-ttl"] = str(ttl_s)
-    for key, text in (metadata or {}).items():
-        headers[f"x-ambry-enc-um-{key}"] = quote_name(text).replace("/", "%2F").replace("+", "%2B")
-    if if_match is not None:
-        headers["If-Match"] = f'"{if_match}"'
-    if upsert:
-        headers["x-ambry-named-upsert"] = "true"
-    return headers
-
-
-def _range(start: int, stop: int | None) -> str:
-    if start < 0 or (stop is not None and stop < 0):
-        raise BadRequest("a range counts from the beginning", field="start")
-    return f"bytes={start}-" if stop is None else f"bytes={start}-{stop - 1}"
-
-
-def _with_version(path: str, version: str | None) -> str:
-    return path if version is None else f"{path}?{urlencode({'version': version})}"
-
-
-def _listed(entry: Mapping[str, object]) -> ListedName:
-    if entry["isDirectory"]:
-        return ListedName(str(entry["blobName"]), is_directory=True)
-    return ListedName(
-        str(entry["blobName"]),
-        id=str(entry["blobId"]),
-        size=int(str(entry["blobSize"])),
-        modified_ms=int(str(entry["modifiedTimeMs"])),
-        version=str(entry["version"]),
-    )

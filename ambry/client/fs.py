@@ -11,6 +11,7 @@ import os
 import tempfile
 from collections.abc import Callable
 from contextlib import suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Final
@@ -29,10 +30,21 @@ _GONE: Final = (BlobNotFound, BlobDeleted, BlobExpired, NameNotFound, NameDelete
 
 
 class AmbryFileSystem(AsyncFileSystem):  # type: ignore[misc] # fsspec has no types
-    """Names of a store as files.
+    """Names of a store as files, for everything that uses fsspec; paths are `account/container/name`.
+
+    Its methods are fsspec's, those with another meaning here are below. Sizes and positions are bytes. `info` has
+    `size`, `id` (of the blob), `version` (of the name), `ContentType` and `created` (seconds since 1970).
 
     Args:
-        url: As of `ambry.client.Client`; so are `token` and `profile`.
+        url: As of `ambry.client.Client`; so are the next two. Also as `storage_options={"url": ...}`.
+        token: Bearer token of an access key.
+        profile: Table of the configuration file.
+        options: As fsspec's own, `skip_instance_cache` for one.
+
+    Raises:
+        FileNotFoundError: No such name.
+        FileExistsError: The name is taken, of a file opened with `xb` or written with `mode="create"`.
+        AmbryError: Any other refusal, as of `Client`.
     """
 
     protocol = "ambry"
@@ -86,9 +98,13 @@ class AmbryFileSystem(AsyncFileSystem):  # type: ignore[misc] # fsspec has no ty
                 raise FileNotFoundError(path)
         return found if detail else [entry["name"] for entry in found]
 
-    def created(self, path: str) -> Any:
-        """When the blob behind a name was put."""
-        return self.info(path)["created"]
+    def created(self, path: str) -> datetime:
+        """When the blob behind a name was put, in UTC."""
+        return datetime.fromtimestamp(self.info(path)["created"], UTC)
+
+    def modified(self, path: str) -> datetime:
+        """As `created`: a blob never changes, a name that gets other bytes gets another blob."""
+        return self.created(path)
 
     # --- bytes -------------------------------------------------------------------------------------------------
 

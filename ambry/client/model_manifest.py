@@ -49,7 +49,7 @@ class Extent:
 
 @dataclass(frozen=True, slots=True)
 class ModelFile:
-    """A file of a model."""
+    """A file of a model; `size` in bytes."""
 
     path: str
     """With `/` between its parts, below the folder of the model."""
@@ -87,7 +87,7 @@ def slices(pieces: Sequence[Extent], start: int, size: int) -> Iterator[Extent]:
 
 @dataclass(frozen=True, slots=True)
 class ModelManifest:
-    """One version of a model."""
+    """One version of a model, as its blob says it (docs/formats/model.md)."""
 
     model: str
     created_ms: int

@@ -12,7 +12,11 @@ if TYPE_CHECKING:
 
 
 class BlobReader(io.RawIOBase):
-    """Reads one blob. Not for several threads at a time, as any file object with a position."""
+    """Reads one blob, a raw binary file object. Not for several threads at a time, as any file object with a position.
+
+    `io.BufferedReader(reader)` gives it what else a file has. What is read raises the errors of `Client.get`; short
+    reads do not happen before the end.
+    """
 
     def __init__(self, session: Session, info: BlobInfo, read_ahead: int) -> None:
         super().__init__()
@@ -32,11 +36,22 @@ class BlobReader(io.RawIOBase):
         return True
 
     def tell(self) -> int:
-        """The position."""
+        """The position, in bytes from the beginning."""
         return self._at
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Move the position; beyond the end is allowed, before the beginning is not."""
+        """Move the position; beyond the end is allowed.
+
+        Args:
+            offset: Bytes from where `whence` says.
+            whence: `io.SEEK_SET`, `io.SEEK_CUR` or `io.SEEK_END`.
+
+        Returns:
+            The position, in bytes from the beginning.
+
+        Raises:
+            ValueError: A position before the beginning, or another `whence`.
+        """
         if whence not in {io.SEEK_SET, io.SEEK_CUR, io.SEEK_END}:
             raise ValueError("whence is SEEK_SET, SEEK_CUR or SEEK_END")
         begin = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self.info.size}[whence]
@@ -46,7 +61,14 @@ class BlobReader(io.RawIOBase):
         return self._at
 
     def readinto(self, buffer: "WriteableBuffer") -> int:
-        """Fill a buffer as far as the blob goes."""
+        """Fill a buffer as far as the blob goes.
+
+        Args:
+            buffer: Any writable buffer of bytes.
+
+        Returns:
+            Bytes read; 0 at the end.
+        """
         view = memoryview(buffer).cast("B")
         done = 0
         while done < len(view) and self._at < self.info.size:

@@ -103,9 +103,16 @@ class LocalBytes:
 
 
 def remote_open(uri: str, client: "Client | None" = None, *, framework: str = "numpy") -> "TensorFile":
-    """A safetensors file of a model (`account/container/model@VERSION/path`), or in a blob, by id or name.
+    """A safetensors file in a store, or in the local cache; only what is asked for is read.
 
-    With no client, one of the environment. Raises BadTensors for what is no safetensors file.
+    Args:
+        uri: A file of a model, `account/container/model@VERSION/path`; or a blob, by id or name.
+        client: Who asks; None: a client of the environment.
+        framework: `numpy`, or `pt` for tensors of torch.
+
+    Raises:
+        BadTensors: No safetensors file: sizes, types or offsets that do not fit.
+        NameNotFound: No such file, version or name.
     """
     if client is None:
         from ambry.client.client import Client  # noqa: PLC0415 -- it imports this module
@@ -115,13 +122,42 @@ def remote_open(uri: str, client: "Client | None" = None, *, framework: str = "n
 
 
 def load_file(uri: str, client: "Client | None" = None, *, framework: str = "numpy") -> dict[str, Any]:
-    """All tensors of a safetensors file, by several connections; see `remote_open`."""
+    """All tensors of a safetensors file, by several connections straight into one array that they share.
+
+    Args:
+        uri: As of `remote_open`.
+        client: Who asks; None: a client of the environment.
+        framework: `numpy`, or `pt` for tensors of torch.
+
+    Returns:
+        An array for each name, with the shape and type that the header says; all are views of the same memory.
+
+    Raises:
+        BadTensors: No safetensors file, or a type that the framework lacks.
+        NameNotFound: No such file, version or name.
+    """
     with remote_open(uri, client, framework=framework) as file:
         return file.get_tensors()
 
 
+def open_ref(session: Session, found: Path | Source, threads: int, framework: str) -> "TensorFile":
+    """A file of this machine, or in a store. Raises as Client.open_tensors."""
+    data = LocalBytes(found) if isinstance(found, Path) else StoredBytes(session, found)
+    try:
+        return TensorFile(data, threads, framework)
+    except BaseException:
+        if isinstance(data, LocalBytes):
+            data.close()
+        raise
+
+
 class TensorFile:
-    """A safetensors file that is open. Threads may share it."""
+    """A safetensors file that is open: the methods of `safetensors.safe_open`. Threads may share it.
+
+    Types are those of the [format](https://github.com/huggingface/safetensors#format): BOOL, U8 to U64, I8 to I64, F16
+    to F64 and C64 as arrays of numpy; BF16 and F8 need `ml_dtypes`, or torch with `framework="pt"`. F4 and F6 have no
+    arrays.
+    """
 
     def __init__(self, data: Bytes, threads: int, framework: str) -> None:
         if framework not in FRAMEWORKS:
@@ -149,20 +185,41 @@ class TensorFile:
         return list(self._header.tensors)
 
     def metadata(self) -> dict[str, str]:
-        """What the file says beside its tensors."""
+        """What the file says beside its tensors: names and texts."""
         return dict(self._header.metadata)
 
     def get_tensor(self, name: str) -> Any:
-        """A tensor. Raises BadTensors if there is none of that name."""
+        """A tensor: an array with the shape and type that the header says.
+
+        Args:
+            name: The tensor.
+
+        Raises:
+            BadTensors: None has this name, or the framework lacks its type.
+        """
         info = self._info(name)
         return self._array(self._read(info.start, info.stop), info.dtype, info.shape)
 
     def get_slice(self, name: str) -> "TensorSlice":
-        """A tensor of which only what is asked for with `[...]` is read."""
+        """A tensor of which only what is asked for with `[...]` is read.
+
+        Args:
+            name: The tensor.
+
+        Raises:
+            BadTensors: None has this name.
+        """
         return TensorSlice(self._info(name), self._part)
 
     def get_tensors(self) -> dict[str, Any]:
-        """All tensors, read at once into one piece of memory that they share."""
+        """All tensors, read at once into one piece of memory that they share.
+
+        Returns:
+            An array for each name, with the shape and type that the header says.
+
+        Raises:
+            BadTensors: The framework lacks a type.
+        """
         start = self._header.data_start
         data = self._read(start, self._data.size)
         return {
@@ -205,22 +262,34 @@ class TensorFile:
 
 
 class TensorSlice:
-    """A tensor before it is read."""
+    """A tensor before it is read: `slice[10:20]`, `slice[3, 4]`, `slice[..., 1]` read the rows that the first index
+    spans.
+    """
 
     def __init__(self, info: TensorInfo, read: Callable[[TensorInfo, int, int, tuple[int, ...]], Any]) -> None:
         self._info = info
         self._read = read
 
     def get_shape(self) -> list[int]:
-        """Its shape."""
+        """Sizes of its dimensions, outermost first; empty for a single number."""
         return list(self._info.shape)
 
     def get_dtype(self) -> str:
-        """Its type, in safetensors' words."""
+        """Its type, in safetensors' words: `F32`, `BF16`."""
         return self._info.dtype
 
     def __getitem__(self, index: Any) -> Any:
-        """Part of the tensor: what the first index spans is read, the others choose from it."""
+        """Part of the tensor, with the shape that numpy gives to `array[index]`.
+
+        What the first index spans is read, the others choose from it. An index that is no number or slice there, as
+        `...`, reads the whole tensor.
+
+        Args:
+            index: Numbers, slices with steps forward, `...`, `None`, or a tuple of such.
+
+        Raises:
+            BadTensors: A row that is not there, a slice that goes backward, or rows that do not end with a byte.
+        """
         index = index if isinstance(index, tuple) else (index,)
         info = self._info
         rows = info.shape[0] if info.shape else 0

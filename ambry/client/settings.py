@@ -25,7 +25,7 @@ _KEYS: Final = frozenset({"url", "token"})
 
 @dataclass(frozen=True, slots=True)
 class ClientSettings:
-    """Frontends, in no order, and the token for all of them."""
+    """What a client has to know, as `Client` finds it in its arguments, the environment and its file."""
 
     urls: tuple[str, ...]
     token: str | None = None

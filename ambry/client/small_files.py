@@ -52,7 +52,7 @@ _Sized = TypeVar("_Sized", bound=Sized)
 
 @dataclass(frozen=True, slots=True)
 class LocalFile:
-    """A file that is to be stored, its name within the container, and its size when it was listed."""
+    """A file that is to be stored."""
 
     path: Path
     name: str
@@ -151,7 +151,7 @@ def _upload(
             yield file, Stored(document["id"], one.size, name, document.get("version"))
             continue
         error = error_of(document, item.status, request_id)
-        found = _stored_before(client, name, one.size, one.check) if times > 1 and _exists(error) else None
+        found = stored_before(client, name, one.size, one.check) if times > 1 and _exists(error) else None
         if found is not None or not error.retryable:
             yield file, found or error
             continue
@@ -165,8 +165,8 @@ def _exists(error: AmbryError) -> bool:
     return isinstance(error, NameExists)
 
 
-def _stored_before(client: "Client", name: str, size: int, check: str) -> Stored | None:
-    """The blob of a batch whose first answer was lost, and which therefore finds its own name taken."""
+def stored_before(client: "Client", name: str, size: int, check: str) -> Stored | None:
+    """The blob of a put whose first answer was lost, and which finds its own name taken; `check` is its xxh3."""
     info = client.stat(name)
     if info.size != size or info.digests.get("xxh3") != check:
         return None

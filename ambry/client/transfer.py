@@ -15,7 +15,7 @@ import time
 import warnings
 import zlib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Final
 
@@ -183,6 +183,11 @@ class Source:
             at += size
 
 
+def source_of(info: BlobInfo) -> Source:
+    """All bytes of a blob."""
+    return Source(info.id, info.size, ((f"/{info.id}", 0, info.size),))
+
+
 class _Parts:
     """Which parts of a blob are in the file beside the target, kept in a file beside that."""
 
@@ -312,7 +317,7 @@ def download_file(
     """Write a blob to a file; see Client.download_file. Raises BadDigest for a file that is not the blob."""
     expected, crc32 = info.digests.get("xxh3"), info.digests.get("crc32")
     whole = None if expected is not None or crc32 is None else int.from_bytes(base64.b64decode(crc32), "big")
-    source = Source(info.id, info.size, ((f"/{info.id}", 0, info.size),), whole)
+    source = replace(source_of(info), crc32=whole)
     meter = Meter(progress, target.name, info.size)
 
     def check(pieces: Iterator[bytes]) -> None:

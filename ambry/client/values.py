@@ -7,7 +7,7 @@ from calendar import timegm
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
-from urllib.parse import quote, unquote
+from urllib.parse import quote, unquote, urlencode
 
 from ambry.blob.blob_id import TEXT_SIZE
 from ambry.errors import BadRequest
@@ -19,12 +19,13 @@ _SAFE_IN_NAMES: Final = "/-._~!$&'()*+,;=:@"
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """A blob that was put: its id, and the version of its name if it has one."""
+    """A blob that was put; `size` in bytes."""
 
     id: str
     size: int
     name: str | None = None
     version: str | None = None
+    """Of the name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,26 +39,32 @@ class BlobInfo:
     ttl_s: int | None = None
     filename: str | None = None
     version: str | None = None
+    """Of the name, if it was asked for by one."""
     metadata: Mapping[str, str] = field(default_factory=dict)
     digests: Mapping[str, str] = field(default_factory=dict)
-    """Algorithm to base64."""
+    """Algorithm (`xxh3`, `crc32`, `sha-256`, ...) to base64, of all bytes, as far as the store keeps them."""
 
 
 @dataclass(frozen=True, slots=True)
 class ListedName:
-    """One name of a list, or a directory, which has no blob."""
+    """One name of a list, or a directory, which has no blob; `size` in bytes."""
 
     name: str
+    """Within the container; of a directory with the delimiter at its end."""
     is_directory: bool = False
     id: str | None = None
     size: int = 0
     modified_ms: int = 0
+    """When the name got this blob, in ms since 1970."""
     version: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class BatchEntry:
-    """One blob of a batch: its bytes (none of a stat) and what goes with them, or the error it has instead."""
+    """One blob of a batch: its bytes (none of a stat) and what goes with them, or the error it has instead.
+
+    The body is the whole blob; it has the checksum that the answer gave for it.
+    """
 
     id: str
     body: bytes
@@ -93,6 +100,18 @@ def quote_name(name: str) -> str:
     return "/".join(step.replace(".", "%2E") if step in {".", ".."} else step for step in steps)
 
 
+def range_of(start: int, stop: int | None) -> str:
+    """A Range header for bytes `start:stop`. Raises BadRequest for positions before the first byte."""
+    if start < 0 or (stop is not None and stop < 0):
+        raise BadRequest("a range counts from the beginning", field="start")
+    return f"bytes={start}-" if stop is None else f"bytes={start}-{stop - 1}"
+
+
+def with_version(path: str, version: str | None) -> str:
+    """The path of one version of a name; of the newest without one."""
+    return path if version is None else f"{path}?{urlencode({'version': version})}"
+
+
 def info_of(headers: Mapping[str, str], fallback_id: str) -> BlobInfo:
     """What headers of an answer say of a blob; `headers` has lower-case names."""
     ttl = headers.get("x-ambry-ttl", "-1")
@@ -113,6 +132,19 @@ def info_of(headers: Mapping[str, str], fallback_id: str) -> BlobInfo:
         version=headers.get("x-ambry-named-version"),
         metadata=metadata,
         digests=digests_of(headers.get("repr-digest", "")),
+    )
+
+
+def listed_of(entry: Mapping[str, object]) -> ListedName:
+    """An entry of a list, from its JSON."""
+    if entry["isDirectory"]:
+        return ListedName(str(entry["blobName"]), is_directory=True)
+    return ListedName(
+        str(entry["blobName"]),
+        id=str(entry["blobId"]),
+        size=int(str(entry["blobSize"])),
+        modified_ms=int(str(entry["modifiedTimeMs"])),
+        version=str(entry["version"]),
     )
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import tomllib
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,16 @@ def test_a_rename_is_one_change_of_a_name(fs: AmbryFileSystem, base: str) -> Non
     assert not fs.exists(f"{base}/old")
     with pytest.raises(FileNotFoundError):
         fs.mv_file(f"{base}/old", f"{base}/new")
+
+
+def test_a_file_is_as_old_as_its_blob(fs: AmbryFileSystem, base: str) -> None:
+    fs.pipe_file(f"{base}/a", b"x")
+    now = datetime.now(UTC)
+    # The store's clock is this machine's, in whole seconds.
+    assert now - timedelta(minutes=1) < fs.created(f"{base}/a") <= now
+    assert fs.modified(f"{base}/a") == fs.created(f"{base}/a")
+    fs.cp_file(f"{base}/a", f"{base}/b")
+    assert fs.created(f"{base}/b") == fs.created(f"{base}/a")
 
 
 def test_lists_walks_and_removals(fs: AmbryFileSystem, base: str) -> None:
