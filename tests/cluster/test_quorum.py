@@ -318,6 +318,18 @@ def test_a_replica_that_was_told_and_still_does_not_know_is_not_asked_for_ever()
     assert core.verdict() is Verdict.UNAVAILABLE
 
 
+def test_replicas_that_differ_have_not_made_a_change_however_many_they_are() -> None:
+    core = Convergence([True, True, True])
+    core.answered(0, BlobState(1, 10))
+    core.answered(1, BlobState(3, 10))
+    assert core.verdict() is Verdict.WAIT
+    core.failed(2, Reply.FAILED)
+    assert core.verdict() is not Verdict.DONE
+    assert core.behind() == [0]
+    core.answered(0, BlobState(3, 10))
+    assert core.verdict() is Verdict.DONE
+
+
 def test_a_change_takes_a_replica_that_serves_and_a_quorum_that_counts_joining_ones() -> None:
     core = Convergence([True, False])
     core.answered(1, BlobState(1, 10))

@@ -315,6 +315,23 @@ def test_a_tombstone_without_bytes_does_not_end_a_read_that_wants_them_all_the_s
     run_two(test)
 
 
+def test_a_quorum_read_of_what_was_deleted_does_not_look_for_its_bytes() -> None:
+    async def test(operations: Operations, nodes: dict[str, MemoryDatanode]) -> None:
+        blob_id = await put(operations)
+        await settle()
+        await operations.delete(blob_id)
+        await settle()
+        for name in ("a1", "a2", "a3"):
+            nodes[name].lose_body(blob_id)
+        nodes["a3"].fail("get", ConnectionLost("x"), times=None)
+        cool(list(nodes.values()))
+        with pytest.raises(BlobDeleted):
+            await operations.open(blob_id, GetOption.NONE, head_size=100, is_quorum=True)
+        assert [asked(nodes[name]) for name in ("a1", "a2", "a3")] == [1, 1, 1]
+
+    run_two(test)
+
+
 def test_an_undelete_brings_the_bytes_to_replicas_that_lack_them() -> None:
     async def test(operations: Operations, nodes: dict[str, MemoryDatanode]) -> None:
         blob_id = await put(operations)

@@ -9,9 +9,9 @@ _PLACEMENT: Final = ("tests/frontend/test_placement.py",)
 _REPLICAS: Final = ("tests/frontend/test_replicas.py", "tests/frontend/test_hedged.py")
 _HEALTH: Final = ("tests/frontend/test_health.py",)
 _STATE: Final = ("tests/blob/test_state.py",)
-_TOKENS: Final = ("tests/replication/test_convergence.py",)
-_JOINING: Final = ("tests/datanode/test_joining.py",)
 _SESSION: Final = ("tests/replication/test_session.py",)
+_TOKENS: Final = (*_SESSION, "tests/replication/test_convergence.py")
+_JOINING: Final = ("tests/datanode/test_joining.py",)
 _SWEEP: Final = ("tests/datanode/test_sweep_plan.py", "tests/datanode/test_sweeper.py")
 
 CLUSTER_MUTANTS: Final = (
@@ -211,6 +211,13 @@ CLUSTER_MUTANTS: Final = (
     ),
     Mutant(
         "a quorum read believes the replica that gives the bytes",
+        "ambry/frontend/get.py",
+        "        known = await _quorum_state(placement, blob_id)\n        check_state(known, now_ms, option)\n",
+        "",
+        _REPLICAS,
+    ),
+    Mutant(
+        "a quorum read looks for the bytes of what is deleted",
         "ambry/frontend/get.py",
         "        check_state(known, now_ms, option)\n",
         "",

@@ -1,25 +1,37 @@
 """R20: bugs planted in the engine's own source, one at a time, in a copy of the tree; the engine's tests must fail.
 
-A mutant is a piece of source that occurs once, and what stands there instead. `tests/prove/test_prove.py` asks that
-all of them still apply; running them takes minutes and belongs to `make prove`.
+A mutant is a piece of source that occurs once, and what stands there instead. It is caught by a test that fails
+against it, and does not fail without it. `tests/prove/test_prove.py` asks that all of them still apply; running them
+takes minutes and belongs to `make prove`.
 """
 
+import os
 import random
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
+from ambry.cli.local_zookeeper import HOME_VARIABLE
 from tests.prove.cluster_mutants import CLUSTER_MUTANTS
 from tests.prove.mutant import Mutant
+from tests.zookeeper_server import VARIABLE
 
 ROOT: Final = Path(__file__).resolve().parents[2]
+PARTS: Final = ("ambry", "tests", "bench", "docs", ".ci")
+"""What the tests need of the tree."""
 
+PASSED_ON: Final = ("PATH", HOME_VARIABLE, VARIABLE)
+"""Of the environment: the rest of it has no say in what a test finds."""
 
-UNDECIDED: Final = "ran into the time limit"
+UNDECIDED: Final = "did not end, or not in time"
+FALSE: Final = "not caught: without the bug, too, fails"
+SECONDS_MAX: Final = 300.0
+"""For the tests of one mutant."""
 
 
 _COMPACTION: Final = ("tests/storage/test_compaction.py",)
@@ -429,10 +441,19 @@ def survives(mutant: Mutant, folder: Path, seconds_max: float) -> str:
     assert source.count(mutant.old) == 1, f"{mutant.name}: its place is gone"
     path.write_text(source.replace(mutant.old, mutant.new), encoding="utf-8")
     try:
+        return first_failure(mutant.tests, folder, seconds_max)
+    finally:
+        path.write_text(source, encoding="utf-8")
+
+
+def first_failure(tests: tuple[str, ...], folder: Path, seconds_max: float) -> str:
+    """The first of these tests that fails in a copy of the tree, or the empty string; UNDECIDED if it takes longer."""
+    environment = {key: os.environ[key] for key in PASSED_ON if key in os.environ}
+    try:
         done = subprocess.run(
-            [sys.executable, "-m", "pytest", "-x", "-q", "--no-header", "-p", "no:cacheprovider", *mutant.tests],
+            [sys.executable, "-m", "pytest", "-x", "-q", "--no-header", "-p", "no:cacheprovider", *tests],
             cwd=folder,
-            env={"PATH": "/usr/bin:/bin", "PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"},
+            env={**environment, "PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"},
             capture_output=True,
             text=True,
             timeout=seconds_max,
@@ -440,10 +461,9 @@ def survives(mutant: Mutant, folder: Path, seconds_max: float) -> str:
         )
     except subprocess.TimeoutExpired:
         return UNDECIDED
-    finally:
-        path.write_text(source, encoding="utf-8")
     failed = [line for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
-    return failed[0].split(" ")[1] if failed else ""
+    # A process that was killed, or killed itself at the time limit of a test, names no test.
+    return failed[0].split(" ")[1] if failed else UNDECIDED if done.returncode else ""
 
 
 def prove_mutants(chosen: int, seconds: float) -> dict[str, object]:
@@ -460,24 +480,34 @@ def prove_all(mutants: tuple[Mutant, ...], chosen: int, seconds: float) -> dict[
     """As many mutants as the time allows, in an order of chance: which test caught each, and which escaped."""
     order = list(mutants)
     random.Random(chosen).shuffle(order)
-    end_s = time.monotonic() + seconds
-    caught: dict[str, str] = {}
-    escaped: list[str] = []
-    undecided: list[str] = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        for part in ("ambry", "tests", "docs"):
+        for part in PARTS:
             shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
         shutil.copy(ROOT / "pyproject.toml", folder)
-        for mutant in order:
-            if time.monotonic() >= end_s:
-                break
-            test = survives(mutant, folder, 300.0)
-            if test == UNDECIDED:
-                undecided.append(mutant.name)
-            elif test:
-                caught[mutant.name] = test
-            else:
-                escaped.append(mutant.name)
-            print(f"  {mutant.name}: {test or 'ESCAPED'}", flush=True)
-    return {"mutants": len(mutants), "caught": caught, "escaped": escaped, "undecided": undecided}
+        found = try_all(order, folder, time.monotonic() + seconds)
+    return {
+        "mutants": len(mutants),
+        "caught": {name: test for name, test in found.items() if test and test != UNDECIDED and FALSE not in test},
+        "escaped": [f"{name} {test}".strip() for name, test in found.items() if not test or FALSE in test],
+        "undecided": [name for name, test in found.items() if test == UNDECIDED],
+    }
+
+
+def try_all(mutants: Sequence[Mutant], folder: Path, end_s: float) -> dict[str, str]:
+    """What caught each mutant that there was time for, in a copy of the tree; nothing, UNDECIDED, or a FALSE catch."""
+    found: dict[str, str] = {}
+    without_bugs: dict[str, str] = {}
+    for mutant in mutants:
+        if time.monotonic() >= end_s:
+            break
+        test = survives(mutant, folder, SECONDS_MAX)
+        if test and test != UNDECIDED:
+            # A test that fails anyway, say for want of a program, has caught nothing.
+            if test not in without_bugs:
+                without_bugs[test] = first_failure((test,), folder, SECONDS_MAX)
+            if without_bugs[test]:
+                test = f"{FALSE} {test}"
+        found[mutant.name] = test
+        print(f"  {mutant.name}: {test or 'ESCAPED'}", flush=True)
+    return found

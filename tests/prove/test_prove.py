@@ -1,6 +1,8 @@
 """A small share of every proof, so that none of them rots: the full runs are `make prove`."""
 
+import math
 import random
+from pathlib import Path
 
 import pytest
 
@@ -13,7 +15,7 @@ from tests.prove.images import prove_images
 from tests.prove.kills import prove_kills
 from tests.prove.machine import EPISODE_STEPS, RULES, prove_machine
 from tests.prove.mutant import Mutant
-from tests.prove.mutants import MUTANTS, ROOT
+from tests.prove.mutants import FALSE, MUTANTS, ROOT, try_all
 from tests.prove.planted import prove_planted
 from tests.prove.syscalls import prove_syscalls
 from tests.storage.test_store_machine import StoreMachine
@@ -88,3 +90,20 @@ def test_two_kills_of_a_served_store_lose_nothing_acknowledged() -> None:
 def test_every_mutant_still_has_its_place(mutant: Mutant) -> None:
     assert (ROOT / mutant.path).read_text(encoding="utf-8").count(mutant.old) == 1
     assert mutant.old != mutant.new
+
+
+def test_a_test_that_fails_without_a_bug_catches_none(tmp_path: Path) -> None:
+    # What is run is not the tree, but a folder like one.
+    (tmp_path / "one.py").write_text("ONE = 1\n")
+    (tmp_path / "test_one.py").write_text("from one import ONE\n\ndef test_one():\n    assert ONE == 1\n")
+    (tmp_path / "test_never.py").write_text("def test_never():\n    assert False\n")
+    mutants = [
+        Mutant("caught", "one.py", "1", "2", ("test_one.py",)),
+        Mutant("no bug", "one.py", "1", "1 ", ("test_one.py",)),
+        Mutant("caught by nothing", "one.py", "1", "2", ("test_never.py",)),
+    ]
+    assert try_all(mutants, tmp_path, math.inf) == {
+        "caught": "test_one.py::test_one",
+        "no bug": "",
+        "caught by nothing": f"{FALSE} test_never.py::test_never",
+    }
