@@ -65,6 +65,10 @@ LOG_FAILURES_MAX: Final = 3
 JOURNAL_FAILURES_MAX: Final = 3
 """Journals of a disk that may fail and be replaced, since its opening, before it takes no more writes."""
 
+INDEX_FAILURES_MAX: Final = 8
+"""Times that a disk's index may fail and be opened again, since its opening, before it takes no more writes. More than
+journals: what is missing may be descriptors, of which other work leaves enough another time."""
+
 JOURNAL_BYTES: Final = 256 * MIB
 """Bounds the time of recovery: the journal is read once and its records are written again."""
 

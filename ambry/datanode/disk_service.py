@@ -59,6 +59,9 @@ _SWEEP_S: Final = 0.25
 _CHECKPOINT_FILL_RATIO: Final = 0.5
 """A journal this full is checkpointed before its time."""
 
+_REOPENING_S: Final = 1.0
+"""So long after it failed an index is opened again, if it could not be at once."""
+
 _RECENT_S: Final = 0.25
 """A commit this long ago or less means that the disk is in use."""
 
@@ -310,7 +313,7 @@ class DiskService:
 
     def _make_checkpoints(self) -> None:
         """At every interval, or when the journal fills up; first the rest of the journal is made usable."""
-        is_filled, replaced = False, 0
+        is_filled, replaced, reopened = False, 0, 0
         try:
             while not self._stopping.is_set():
                 is_filled = is_filled or not self._fill_journal()
@@ -321,6 +324,9 @@ class DiskService:
                 if self.store.journals_replaced > replaced:
                     is_filled, replaced = False, self.store.journals_replaced
                     _log.error("the journal failed, and another took its place", disk=self.name, journals=replaced)
+                if self.store.indexes_reopened > reopened:
+                    reopened = self.store.indexes_reopened
+                    _log.error("the index failed, and was opened again", disk=self.name, times=reopened)
         except AmbryError as error:
             _log.error("no more checkpoints: the disk takes no more writes", disk=self.name, reason=str(error))
 
@@ -339,6 +345,11 @@ class DiskService:
         except DiskFull as error:
             _log.warning("no space for a checkpoint; trying again", disk=self.name, reason=str(error))
             self._stopping.wait(self._interval_s)
+        except DiskUnavailable as error:
+            if self.store.failure is not None:
+                raise
+            _log.warning("the index cannot be opened again yet", disk=self.name, reason=str(error))
+            self._stopping.wait(min(self._interval_s, _REOPENING_S))
         self._checkpoint_seconds.observe(time.monotonic() - started_s)
 
     def _read_batch(self, batch: int, reads: Sequence[_Read]) -> None:
@@ -392,8 +403,13 @@ class DiskService:
             ),
             (
                 "ambry_disk_is_writable",
-                "0 when the disk failed and takes no more writes.",
-                lambda: float(self.store.failure is None),
+                "0 when the disk takes no writes: it failed, or its index did and is not open again yet.",
+                lambda: float(self.store.is_writable),
+            ),
+            (
+                "ambry_disk_indexes_reopened",
+                "Times that the index failed since the start, and was opened again.",
+                lambda: self.store.indexes_reopened,
             ),
         ]
         for name, text, read in watch:

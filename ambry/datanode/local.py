@@ -283,7 +283,7 @@ class LocalDatanode:
                     replica.capacity,
                     replica.log_size,
                     replica.end_lsn,
-                    is_writable=service.store.failure is None
+                    is_writable=service.store.is_writable
                     and not self._is_sealed(replica)
                     and not service.is_sealed_for_good(replica.partition),
                 )

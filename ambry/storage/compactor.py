@@ -40,6 +40,7 @@ from ambry.storage.index_entry import (
     repair_key,
 )
 from ambry.storage.record import RecordKind, check_body, decode_header, encode_meta, padding_after
+from ambry.storage.reopening import index_error
 from ambry.storage.replica import Replica, new_segment
 from ambry.storage.segment import (
     DATA_OFFSET,
@@ -87,7 +88,16 @@ class Host(Protocol):
         ...
 
     def check_usable(self) -> None:
-        """Raise DiskUnavailable when the store has failed: what the index lacks then may be in the journal."""
+        """Raise DiskUnavailable when store or index has failed: what the index lacks then may be in the journal."""
+        ...
+
+    @property
+    def indexes_reopened(self) -> int:
+        """Times that the index failed and was opened again: what was moved in it since its last flush may be lost."""
+        ...
+
+    def flush_index(self) -> None:
+        """Make what was written to the index durable. Raises DiskFull, DiskUnavailable."""
         ...
 
     @property
@@ -157,6 +167,7 @@ class Compaction:
         self._pace = pace
         self._on_damage = on_damage
         self._work = _Work()
+        self._opening = host.indexes_reopened
         self._buffer: list[bytes] = []
         self._buffered = 0
 
@@ -172,7 +183,7 @@ class Compaction:
         done = set(numbers) - kept_back
         size_before = sum(replica.segments[number].end for number in done)
         with self._host.locked():
-            self._host.check_usable()
+            self._check_index()
             retired = replica.retire(self._disk, done) if done else []
         for number in sorted(done):
             self._disk.remove(segment_path(replica.partition, number))
@@ -207,17 +218,27 @@ class Compaction:
             for source, start in sources:
                 self._copy_segment(source, start)
             self._finish_outputs()
+            self._adopt()
         except Exception:
-            self._abandon()
+            if not self._work.is_adopted:
+                self._abandon()
             raise
-        self._work.is_adopted = True
-        if self._work.outputs:
-            with self._host.locked():
-                self._host.check_usable()
-                self._replica.adopt(self._disk, self._work.outputs)
         kept_back = set(self._move_all())
-        self._host.index.flush()
+        self._host.flush_index()
         return kept_back
+
+    def _adopt(self) -> None:
+        with self._host.locked():
+            self._check_index()
+            self._work.is_adopted = True
+            if self._work.outputs:
+                self._replica.adopt(self._disk, self._work.outputs)
+
+    def _check_index(self) -> None:
+        """Raise DiskUnavailable when moves may have been lost, or would be. Under the lock."""
+        self._host.check_usable()
+        if self._host.indexes_reopened != self._opening:
+            raise index_error("it was, and moves that it had may be lost")
 
     @property
     def is_adopted(self) -> bool:
@@ -362,7 +383,7 @@ class Compaction:
                     may_rest = False
             page = moves[first : first + _MOVE_RECORDS]
             with self._host.locked():
-                self._host.check_usable()
+                self._check_index()
                 values = self._host.index.get_many([move.key for move in page])
                 batch: list[tuple[bytes, bytes | None]] = []
                 for move, value in zip(page, values, strict=True):

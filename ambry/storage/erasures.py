@@ -80,6 +80,11 @@ class Erasures:
             before, self.now = self.now, self._joined()
             return policy.rank, self.now.digest != before.digest
 
+    def move_to(self, index: Index) -> None:
+        """Keep the rows in this index from here on: it has those of the one before."""
+        with self._lock:
+            self._index = index
+
     def _joined(self) -> Erasure:
         days = dict(self._settings)
         for policy in self._policies.values():

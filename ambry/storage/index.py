@@ -53,6 +53,13 @@ class Index(Protocol):
         """Flush and close. Closing twice is harmless."""
         ...
 
+    def abandon(self) -> None:
+        """Close without a flush, whatever has failed: what is not durable may be lost, as in a crash.
+
+        Abandoning twice is harmless. May wait for reads that are under way; others are refused meanwhile.
+        """
+        ...
+
 
 def pages(index: Index, start: bytes, stop: bytes, size: int) -> Iterator[list[tuple[bytes, bytes]]]:
     """All entries with start <= key < stop, ascending, in pages of `size` at most: a scan holds the interpreter."""
@@ -67,6 +74,10 @@ class IndexSource(Protocol):
 
     def open(self) -> Index:
         """The index as it is; empty when there is none. Raises DiskUnavailable when it cannot be read."""
+        ...
+
+    def check_descriptors(self) -> None:
+        """Raise DiskUnavailable when the process has no descriptors left for the opening of an index."""
         ...
 
     def discard(self) -> None:

@@ -342,6 +342,20 @@ class Journal:
         """The valid groups from a checkpoint on."""
         return GroupReader(self._file, self._seed, position, sequence, epoch)
 
+    def groups_after(self, position: int, sequence: int, epoch: int) -> Iterator[Group]:
+        """All groups that were appended since a checkpoint, for the store that appended them; under its lock.
+
+        Raises DiskUnavailable when the last one cannot be reached.
+        """
+        groups = self.read_groups(position, sequence, epoch)
+        for group in groups:
+            if group.sequence > self.sequence:
+                # The group at which this journal failed is there all the same; nobody was answered, and it was undone.
+                return
+            yield group
+        if groups.sequence < self.sequence:
+            raise DiskUnavailable(f"{PATH} cannot be read up to group {self.sequence}, but to {groups.sequence}")
+
     def read_entries(
         self, position: int, sequence: int, epoch: int, partition: int, segment: int
     ) -> Iterator[JournalEntry]:
@@ -349,16 +363,10 @@ class Journal:
 
         Raises DiskUnavailable when the last group that was appended cannot be reached.
         """
-        groups = self.read_groups(position, sequence, epoch)
-        for group in groups:
-            if group.sequence > self.sequence:
-                # The group at which this journal failed is there all the same; nobody was answered, and it was undone.
-                return
+        for group in self.groups_after(position, sequence, epoch):
             for entry in group.entries:
                 if (entry.partition, entry.segment) == (partition, segment) and not entry.flags & BODY_ELSEWHERE:
                     yield entry
-        if groups.sequence < self.sequence:
-            raise DiskUnavailable(f"{PATH} cannot be read up to group {self.sequence}, but to {groups.sequence}")
 
     def secure(self, groups: "GroupReader") -> None:
         """Make durable what was read last: the newest checkpoint and the last group.

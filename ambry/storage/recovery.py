@@ -19,39 +19,29 @@ blobs (but for 6). Nothing acknowledged is lost, nothing deleted returns: the jo
 """
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final
 
 from ambry.clock import Clock
 from ambry.config import StorageSettings
 from ambry.errors import DirectoryUnusable, DiskUnavailable
-from ambry.storage.accounts import CONTAINER_PREFIX, SEGMENT_PREFIX, Accounts
+from ambry.storage.accounts import Accounts
 from ambry.storage.disk import Disk
 from ambry.storage.index import Index, IndexSource, pages
 from ambry.storage.index_entry import (
-    HAS_BODY,
-    ID_HEAD_SIZE,
     INDEX_VERSION,
     KEY_SPACES,
     STATE_APPLIED,
     STATE_DISK,
-    Entry,
     Place,
-    blob_key,
-    change_key,
-    decode_entry,
-    encode_entry,
-    encode_new_put,
     end_lsn_key,
-    merge,
     partition_range,
-    repair_key,
 )
-from ambry.storage.journal import BODY_ELSEWHERE, NEXT_PATH, Group, GroupReader, Journal, JournalEntry
+from ambry.storage.index_updates import BATCH_RECORDS, IndexUpdates, load_accounts
+from ambry.storage.journal import BODY_ELSEWHERE, NEXT_PATH, Group, GroupReader, Journal
 from ambry.storage.journal import PATH as JOURNAL_PATH
 from ambry.storage.late_rows import LateRows, settle
-from ambry.storage.plain_scan import PlainRecord, plain_pages
-from ambry.storage.record import Header, RecordKind, decode_header, decode_meta, header_of
+from ambry.storage.plain_scan import plain_pages
 from ambry.storage.replica import Replica, open_replica, settle_ends
 from ambry.storage.replica_meta import (
     COUNTER_BITS,
@@ -64,8 +54,6 @@ from ambry.storage.replica_meta import (
 )
 from ambry.storage.segment import Damage
 from ambry.storage.store import DiskStore
-
-_BATCH_RECORDS = 1000
 
 WAY_OUT: Final = (
     "`ambry datanode check --discard-journal` opens the disk without it and names what is missing; or empty the disk, "
@@ -149,6 +137,7 @@ def open_store(
     store = DiskStore(
         disk=disk,
         index=index,
+        index_source=index_source,
         journal=journal,
         replicas=replicas,
         accounts=accounts,
@@ -216,12 +205,12 @@ def _forget_gone(index: Index, replicas: Collection[int]) -> tuple[int, ...]:
     The newest LSN of a replica goes last, so that a crash in between leaves something to begin again by; and all before
     the checkpoint of this opening, so before a replica can be there again under the same number.
     """
-    rows = pages(index, end_lsn_key(0), end_lsn_key(2**32 - 1), _BATCH_RECORDS)
+    rows = pages(index, end_lsn_key(0), end_lsn_key(2**32 - 1), BATCH_RECORDS)
     known = [int.from_bytes(key[-4:], "big") for page in rows for key, _ in page]
     gone = tuple(partition for partition in known if partition not in replicas)
     for partition in gone:
         for prefix in KEY_SPACES:
-            for page in pages(index, *partition_range(prefix, partition), _BATCH_RECORDS):
+            for page in pages(index, *partition_range(prefix, partition), BATCH_RECORDS):
                 index.write([(key, None) for key, _ in page])
         index.write([(end_lsn_key(partition), None)])
     return gone
@@ -242,7 +231,7 @@ def _redo(
 class _Redo:
     """Writes journal groups to their places and to the index, a batch of several groups at a time."""
 
-    def __init__(self, replicas: dict[int, Replica], updates: "IndexUpdates | None", applied: int) -> None:
+    def __init__(self, replicas: dict[int, Replica], updates: IndexUpdates | None, applied: int) -> None:
         self._replicas = replicas
         self._applied = applied
         self._updates = updates
@@ -276,124 +265,16 @@ class _Redo:
                 replica.dirty.add(segment.number)
             segment.end = max(segment.end, entry.offset + entry.record_size)
             if self._updates is not None and group.sequence > self._applied:
-                self._apply(self._updates, segment.seed_at(entry.offset), entry)
+                self._updates.add_journaled(segment.seed_at(entry.offset), entry)
         self._sequence = max(self._sequence, group.sequence)
-        if self._updates is not None and len(self._updates) >= _BATCH_RECORDS:
+        if self._updates is not None and len(self._updates) >= BATCH_RECORDS:
             self.flush()
-
-    def _apply(self, updates: "IndexUpdates", seed: int, entry: JournalEntry) -> None:
-        header = decode_header(entry.data, seed)
-        key, _ = decode_meta(header, entry.data, seed)
-        updates.add(entry.partition, header, key, Place(entry.segment, entry.offset))
 
     def flush(self) -> None:
         """Write what was gathered, with the number of the last group that is in it."""
         if self._updates is not None and self._sequence > self._applied:
             self._updates.write([(STATE_APPLIED, self._sequence.to_bytes(8, "little"))])
             self._applied = self._sequence
-
-
-class IndexUpdates:
-    """Gathers what records change in an index, in any order of the records, and writes it in batches."""
-
-    def __init__(self, index: Index, accounts: Accounts) -> None:
-        self._index = index
-        self._accounts = accounts
-        self._entries: dict[bytes, Entry] = {}
-        self._fresh: dict[bytes, bytes] = {}
-        self._changes: dict[bytes, bytes | None] = {}
-        self._end_lsns: dict[int, int] = {}
-        self._damaged: set[bytes] = set()
-
-    def __len__(self) -> int:
-        return len(self._entries) + len(self._fresh)
-
-    def add(self, partition: int, header: Header, blob_id: bytes, place: Place, *, is_damaged: bool = False) -> None:
-        """One record. A put whose body is damaged gives way to another put of its blob: the bytes came back later."""
-        key = blob_key(blob_id)
-        entry = self._entries.get(key)
-        if entry is None:
-            value = self._fresh.pop(key, None) or self._index.get(key)
-            entry = decode_entry(value) if value is not None else None
-        before = entry
-        if header.kind is RecordKind.PUT:
-            if is_damaged and (entry is None or not entry.has_body):
-                self._damaged.add(key)
-            elif key in self._damaged and not is_damaged and entry is not None:
-                self._damaged.remove(key)
-                before = replace(entry, flags=entry.flags & ~HAS_BODY)
-        merged = merge(before, header, blob_id, place)
-        self._entries[key] = merged
-        self._accounts.change(partition, entry, merged)
-        if entry is not None and entry.lsn != merged.lsn:
-            self._changes[change_key(partition, entry.lsn)] = None
-        self._changes[change_key(partition, merged.lsn)] = key[5:]
-        if entry is not None and (merged.life & 1 or (merged.has_body and not entry.has_body)):
-            # The index may know of the hole, and not of its end.
-            self._changes[repair_key(key)] = None
-        self._raise_end_lsn(partition, header.lsn)
-
-    def add_plain(self, partition: int, number: int, page: Sequence[PlainRecord]) -> None:
-        """A page of whole records of one segment. First puts, nearly all of them, become entries without objects."""
-        keys = [b"b" + fields[9][ID_HEAD_SIZE:] for _, fields in page]
-        known = self._index.get_many(keys)
-        entries, fresh, changes = self._entries, self._fresh, self._changes
-        sums: dict[bytes, list[int]] = {}
-        change_head, newest, put_kind = change_key(partition, 0)[:5], 0, RecordKind.PUT.value
-        for key, value, (offset, fields) in zip(keys, known, page, strict=True):
-            kind, lsn, time_ms, expires_at_ms, life, body_size, body_offset, record_size, root, blob_id = fields
-            newest = max(newest, lsn)
-            if value is not None or kind != put_kind or life or key in fresh or key in entries:
-                self.add(partition, header_of(fields), blob_id, Place(number, offset))
-                continue
-            id_head = blob_id[:ID_HEAD_SIZE]
-            fresh[key] = encode_new_put(
-                segment=number,
-                offset=offset,
-                record_size=record_size,
-                body_offset=body_offset,
-                body_size=body_size,
-                expires_at_ms=expires_at_ms,
-                lsn=lsn,
-                time_ms=time_ms,
-                root=root,
-                id_head=id_head,
-            )
-            changes[change_head + lsn.to_bytes(8, "big")] = key[5:]
-            sum_of = sums.setdefault(id_head, [0, 0, 0])
-            sum_of[0] += 1
-            sum_of[1] += record_size
-            sum_of[2] += body_size
-        for id_head, (count, record_bytes, body_bytes) in sums.items():
-            self._accounts.put(partition, number, id_head, count, record_bytes, body_bytes)
-        self._raise_end_lsn(partition, newest)
-
-    def _raise_end_lsn(self, partition: int, lsn: int) -> None:
-        if partition not in self._end_lsns:
-            stored = self._index.get(end_lsn_key(partition))
-            self._end_lsns[partition] = int.from_bytes(stored or b"", "little")
-        self._end_lsns[partition] = max(self._end_lsns[partition], lsn)
-
-    def write(self, state: list[tuple[bytes, bytes | None]]) -> None:
-        """Write everything gathered, and `state`, in one batch."""
-        batch: list[tuple[bytes, bytes | None]] = [(key, encode_entry(entry)) for key, entry in self._entries.items()]
-        batch += self._fresh.items()
-        batch += self._changes.items()
-        batch += [(end_lsn_key(partition), lsn.to_bytes(8, "little")) for partition, lsn in self._end_lsns.items()]
-        self._index.write([*batch, *self._accounts.batch(), *state])
-        self._entries.clear()
-        self._fresh.clear()
-        self._changes.clear()
-
-
-def load_accounts(index: Index) -> Accounts:
-    """The totals that an index holds."""
-    return Accounts(
-        row
-        for prefix in (SEGMENT_PREFIX, CONTAINER_PREFIX)
-        for page in pages(index, prefix, prefix + b"\xff" * 16, _BATCH_RECORDS)
-        for row in page
-    )
 
 
 def rebuild_index(
@@ -424,7 +305,7 @@ def rebuild_index(
                     place, is_damaged = Place(number, found.offset), isinstance(found, Damage)
                     updates.add(partition, found.header, found.key, place, is_damaged=is_damaged)
                     count += 1
-                if len(updates) >= _BATCH_RECORDS:
+                if len(updates) >= BATCH_RECORDS:
                     updates.write([])
             progress(segment.end)
             yield count

@@ -8,14 +8,17 @@ Knows files and entries; not when to look.
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Final
 
+from ambry.blob.checksums import checksum_vector
+from ambry.blob.requests import PutRequest
 from ambry.errors import AmbryError, CorruptRecord, DiskFull, DiskUnavailable
 from ambry.storage.disk import Disk
 from ambry.storage.index import Index, pages
 from ambry.storage.index_entry import Entry, decode_entry, partition_range
 from ambry.storage.journal import Journal
-from ambry.storage.record import HEADER_SIZE, decode_header
+from ambry.storage.record import HEADER_SIZE, check_body, decode_header, read_whole
 from ambry.storage.replica import Replica
 from ambry.storage.replica_meta import (
     DISK_META_PATH,
@@ -83,6 +86,35 @@ def suspect_bytes(segment: Segment, entry: Entry, *, in_parts: bool) -> bytes | 
     except DiskUnavailable:
         return None
     return b"".join(parts)
+
+
+@dataclass(frozen=True, slots=True)
+class Damaged:
+    """A record that is damaged, or that its disk cannot read: its bytes, and its put when the body is right."""
+
+    data: bytes
+    salvaged: PutRequest | None
+
+
+def examine(segment: Segment, entry: Entry, blob_id: bytes, *, in_parts: bool) -> Damaged | None:
+    """Read a record that something may be wrong with; None when nothing is, or when the disk does not read it.
+
+    Only its vector or its padding may be wrong: then the blob can be put once more. `in_parts`: as `suspect_bytes`.
+    """
+    data = suspect_bytes(segment, entry, in_parts=in_parts)
+    if data is None:
+        return None
+    seed = segment.seed_at(entry.offset)
+    try:
+        check_body(decode_header(data, seed), data)
+        read_whole(data, seed, blob_id)
+    except CorruptRecord:
+        salvaged = None
+        with contextlib.suppress(CorruptRecord):
+            time_ms, properties, body, _, root = read_whole(data, seed, blob_id)
+            salvaged = PutRequest(blob_id, time_ms, entry.expires_at_ms, properties, body, checksum_vector(body), root)
+        return Damaged(data, salvaged)
+    return None
 
 
 def keys_within(

@@ -23,8 +23,10 @@ releases the interpreter; `flush` does too. `write` and `scan` hold it.
 """
 
 import contextlib
+import os
 import re
 import shutil
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -46,6 +48,12 @@ _THROTTLE_S: Final = 0.001
 
 OPEN_FILES_MAX: Final = 512
 """Table files that RocksDB keeps open; 10^8 blobs are about 400."""
+
+_DESCRIPTORS_TO_OPEN: Final = 32
+"""RocksDB opens 16 table files at once, its own few, and one for each flush and compaction."""
+
+_READS_END_S: Final = 10.0
+"""Reads that are under way when a database is closed have ended by then; each takes milliseconds."""
 
 _LEVEL_ZERO_FILES: Final = 4
 _NEVER: Final = 1 << 20
@@ -74,6 +82,18 @@ class RocksIndexSource:
         """The index as it is; empty when there is none. Raises DirectoryInUse, DiskUnavailable when it is damaged."""
         return RocksIndex(self._path, self._cache_bytes, self._memtable_bytes)
 
+    def check_descriptors(self) -> None:
+        """Raise DiskUnavailable when the process has no descriptors left for the opening of a database."""
+        held: list[int] = []
+        try:
+            for _ in range(_DESCRIPTORS_TO_OPEN):
+                held.append(os.open(os.devnull, os.O_RDONLY))  # noqa: PERF401 -- what was opened is closed, whatever fails
+        except OSError as error:
+            raise DiskUnavailable(f"the index cannot be opened: {error.strerror}") from error
+        finally:
+            for number in held:
+                os.close(number)
+
     def discard(self) -> None:
         """Delete the closed index with everything in it. Fine when there is none. Raises DiskUnavailable."""
         # Renamed first: a crash in the middle of a deletion must not leave half a database that still opens.
@@ -95,7 +115,7 @@ class RocksIndex:
     when another has the database open, DiskUnavailable when it is damaged.
     """
 
-    __slots__ = ("_database", "_is_closed", "_key_may_exist", "_write_options", "damage", "throttled_s")
+    __slots__ = ("_database", "_is_closed", "_key_may_exist", "_scanning", "_write_options", "damage", "throttled_s")
 
     def __init__(self, path: Path | str, cache_bytes: int, memtable_bytes: int) -> None:
         self.damage: str = ""
@@ -109,6 +129,8 @@ class RocksIndex:
         # The stub calls it a method; it is a property.
         self._write_options.disable_wal = True  # type: ignore[method-assign,assignment]
         self._is_closed = False
+        self._scanning = threading.Lock()
+        """A scan is under way. A database with an iterator on it stays locked, also when it was closed."""
         self.throttled_s = 0.0
         """How long writes have waited for flushes."""
 
@@ -129,6 +151,9 @@ class RocksIndex:
     def get_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
         """Values in the order of the keys. May block; releases the interpreter meanwhile. Raises DiskUnavailable."""
         with self._errors_of("read of the index"):
+            if self._is_closed:
+                # rocksdict cannot close a database while somebody reads: who comes late must not keep it open.
+                raise rocksdict.DbClosedError
             values: list[bytes | None] = self._database.get(list(keys))  # type: ignore[assignment] # the stub knows no lists
         return values
 
@@ -162,17 +187,24 @@ class RocksIndex:
         """Up to `limit` entries with start <= key < stop, ascending. Keep pages small: it holds the interpreter."""
         if start >= stop:
             return []
+        with self._errors_of("scan of the index"), self._scanning:
+            return self._scan(start, stop, limit)
+
+    def _scan(self, start: bytes, stop: bytes, limit: int) -> list[tuple[bytes, bytes]]:
         entries: list[tuple[bytes, bytes]] = []
-        with self._errors_of("scan of the index"):
-            bounds = rocksdict.ReadOptions()
-            bounds.set_iterate_upper_bound(stop)
-            iterator = self._database.iter(bounds)
+        bounds = rocksdict.ReadOptions()
+        bounds.set_iterate_upper_bound(stop)
+        iterator = self._database.iter(bounds)
+        try:
             iterator.seek(start)
             while len(entries) < limit and iterator.valid():
                 entries.append((iterator.key(), iterator.value()))
                 iterator.next()
             # An iterator that met a damaged block is not valid either; only its status tells it from the end.
             iterator.status()
+        finally:
+            # Whoever keeps an error of it would keep it as well.
+            del iterator
         return entries
 
     def flush(self) -> None:
@@ -207,7 +239,31 @@ class RocksIndex:
             self.flush()
         finally:
             with self._errors_of("close of the index"):
-                self._database.close()
+                self._close()
+
+    def abandon(self) -> None:
+        """Close, whatever has failed. Raises DiskUnavailable when a read that is under way does not come to its end."""
+        self._is_closed = True
+        try:
+            self._close()
+        except DiskUnavailable:
+            raise
+        except Exception:  # noqa: BLE001, S110 -- a last flush failed as the one before it, and the database is closed
+            pass
+
+    def _close(self) -> None:
+        give_up_at_s = time.monotonic() + _READS_END_S
+        while True:
+            try:
+                with self._scanning:
+                    self._database.close()
+            except RuntimeError as error:
+                # "Already borrowed": somebody reads, and nothing was done.
+                if time.monotonic() > give_up_at_s:
+                    raise DiskUnavailable("a read of the index does not end") from error
+                time.sleep(_THROTTLE_S)
+            else:
+                return
 
     @contextlib.contextmanager
     def _errors_of(self, what: str) -> Iterator[None]:

@@ -23,11 +23,29 @@ class SimIndexSource:
     def __init__(self, index: "SimIndex | None" = None) -> None:
         self.index = index or SimIndex()
         self.discards = 0
+        self.descriptors_error: DiskUnavailable | None = None
+        """What looks for descriptors raise."""
+        self.open_error: DiskUnavailable | None = None
+        """What openings raise."""
+        self.random: random_module.Random | None = None
+        """Decides how much an index that was abandoned has lost; without it, all that it may have."""
 
     def open(self) -> "SimIndex":
         """The index as it is."""
-        self.index = self.index.crash_states()[-1]
+        before = self.index
+        if self.open_error is not None:
+            raise self.open_error
+        if before.is_abandoned:
+            self.index = before.crash_states()[0] if self.random is None else before.crash(self.random)
+            self.index.before, self.index.is_cold = before.before, before.is_cold
+        else:
+            self.index = before.crash_states()[-1]
         return self.index
+
+    def check_descriptors(self) -> None:
+        """Raise what was told to be raised."""
+        if self.descriptors_error is not None:
+            raise self.descriptors_error
 
     def discard(self) -> None:
         """Forget everything."""
@@ -36,7 +54,9 @@ class SimIndexSource:
 
     def crash(self, random: random_module.Random) -> "SimIndexSource":
         """What is left when the process or the machine stops now."""
-        return SimIndexSource(self.index.crash(random))
+        source = SimIndexSource(self.index.crash(random))
+        source.random = self.random
+        return source
 
 
 @dataclass(slots=True)
@@ -52,6 +72,9 @@ class SimIndex:
     def __init__(self, entries: dict[bytes, bytes] | None = None) -> None:
         self.is_cold = False
         self.damage = ""
+        self.is_abandoned = False
+        self.is_stuck = False
+        """It takes no write and no flush any more, as RocksDB after a flush that failed. What it has can be read."""
         self.throttled_s = 0.0
         self.before: Callable[[str], None] = _nothing
         self._lock = threading.Lock()
@@ -122,6 +145,12 @@ class SimIndex:
                 self._is_closed = True
                 self._flush()
 
+    def abandon(self) -> None:
+        """Close without a flush."""
+        with self._lock:
+            self.is_abandoned = self.is_abandoned or not self._is_closed
+            self._is_closed = True
+
     def fail(self, operation: str, error: type[BaseException], nth: int = 1) -> None:
         """The `nth` call from now (1 is the next) of `operation` raises `error` and does nothing."""
         with self._lock:
@@ -165,6 +194,8 @@ class SimIndex:
     def _begin(self, operation: str) -> None:
         if self._is_closed:
             raise DiskUnavailable("the index is closed")
+        if self.is_stuck and operation in {"write", "flush"}:
+            raise DiskUnavailable(f"{operation} of the index: an earlier flush failed")
         for fault in self._faults:
             if fault.operation == operation:
                 fault.calls_left -= 1

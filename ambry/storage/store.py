@@ -17,7 +17,6 @@ from functools import partial
 from typing import Final
 
 from ambry.blob.blob_id import BINARY_SIZE
-from ambry.blob.checksums import checksum_vector
 from ambry.blob.requests import (
     ChangesAnswer,
     ChangesRequest,
@@ -56,7 +55,7 @@ from ambry.storage.disk import Buffer, Disk
 from ambry.storage.dropping import remove_replica
 from ambry.storage.erasures import Erasures
 from ambry.storage.hot_records import HotRecords
-from ambry.storage.index import Index
+from ambry.storage.index import Index, IndexSource
 from ambry.storage.index_entry import ENTRY_SIZE as INDEX_ENTRY_SIZE
 from ambry.storage.index_entry import (
     HAS_BODY,
@@ -65,6 +64,7 @@ from ambry.storage.index_entry import (
     blob_key,
     decode_entry,
     encode_entry,
+    end_lsn_key,
     unpack_entry,
 )
 from ambry.storage.journal import (
@@ -78,9 +78,10 @@ from ambry.storage.journal import (
 )
 from ambry.storage.late_rows import LateRows
 from ambry.storage.reading import checked_entry, read_changes, read_record
-from ambry.storage.record import check_body, decode_header, read_whole
+from ambry.storage.record import read_whole
+from ambry.storage.reopening import Reopenings, index_error, is_of_index
 from ambry.storage.replica import Replica, create_replica, no_replica, replica_of
-from ambry.storage.restoring import damaged_files, keys_within, save_damaged, suspect_bytes, unbacked
+from ambry.storage.restoring import damaged_files, examine, keys_within, save_damaged, unbacked
 from ambry.storage.segment import Damage, Segment
 from ambry.storage.survey import Survey, encode_survey, look_at, read_surveys, survey_key
 from ambry.storage.tail import Tails
@@ -101,6 +102,7 @@ class DiskStore:
         *,
         disk: Disk,
         index: Index,
+        index_source: IndexSource,
         journal: Journal,
         replicas: dict[int, Replica],
         accounts: Accounts,
@@ -131,6 +133,7 @@ class DiskStore:
         self._log_failures = 0
         self.journals_replaced = 0
         """Journals that failed since the opening, and were replaced. To be read only."""
+        self._reopenings = Reopenings(index_source)
         self.has_peers = False
         """Whether others may have the bytes that are missing here. To be set by whoever asks them."""
         self._damages: list[tuple[int, int, Damage]] = []
@@ -143,8 +146,9 @@ class DiskStore:
     def commit(self, requests: Sequence[Mutation]) -> list[Answer]:
         """Commit one group; an answer or an error for each request, in order. Durable and visible when it returns.
 
-        Raises DiskUnavailable when the journal or the store has failed: then nobody knows which of the requests will be
-        there after a crash, and none may be acknowledged. A store whose journal failed goes on with another.
+        Raises DiskUnavailable when the journal, the index or the store has failed: then nobody knows which of the
+        requests will be there after a crash, and none may be acknowledged. A store whose journal failed goes on with
+        another; one whose index failed opens it again, and then has the group.
         """
         assert len(requests) <= COMMIT_GROUP_RECORDS_MAX
         size_max = group_size_max(requests)
@@ -161,8 +165,8 @@ class DiskStore:
         """Hold the lock of a usable store whose journal has room for a group of `size` bytes."""
         while True:
             with self._lock:
-                self.check_usable()
-                if self._journal.failure is None and self._journal.has_room(size):
+                self._check_failure()
+                if self._reopenings.reason is None and self._journal.failure is None and self._journal.has_room(size):
                     yield
                     return
             self.checkpoint()
@@ -178,15 +182,14 @@ class DiskStore:
             next_lsn=self._next_lsn,
             takes_puts=lambda size: size <= free_bytes,
         )
-        is_taken = True
+        is_taken = is_indexed = True
         try:
             plan(group)
             # LSNs are never used again, whatever becomes of the group.
             self._next_lsn = group.next_lsn
             group.write_logs()
             if group.count and (is_taken := self._takes(group)):
-                self._index.write(group.index_batch(self._accounts, self._late, self._journal.sequence))
-                group.publish()
+                is_indexed = self._shows(group)
             for replica, segment, error in group.troubled:
                 self._set_aside(replica, segment, error)
             self._write_tails()
@@ -196,6 +199,8 @@ class DiskStore:
             raise
         if not is_taken:
             raise DiskUnavailable(f"the journal did not take this: {self._journal.failure}")
+        if not is_indexed:
+            raise DiskUnavailable("the index did not take this, and the journal did: it may appear later")
         return group.answers
 
     def _takes(self, group: CommitGroup) -> bool:
@@ -206,6 +211,16 @@ class DiskStore:
             assert self._journal.failure is not None
             group.undo()
             return False
+        return True
+
+    def _shows(self, group: CommitGroup) -> bool:
+        """Make a group visible, which the journal has; False when the index failed and has to be opened again."""
+        try:
+            self._index.write(group.index_batch(self._accounts, self._late, self._journal.sequence))
+        except AmbryError as error:
+            self._index_failed(error)
+            return False
+        group.publish()
         return True
 
     # --- quarantine --------------------------------------------------------------------------------------------
@@ -260,38 +275,26 @@ class DiskStore:
         return self._make_hole(blob_key(blob_id)) is not None
 
     def _make_hole(self, key: bytes) -> bytes | None:
-        salvaged: list[PutRequest] = []
         with self._room_in_journal(_HOLE_BYTES_MAX):
-            blob_id = self._make_hole_locked(key, salvaged)
-        if salvaged and isinstance(self.commit(salvaged)[0], StateAnswer):
+            blob_id, salvaged = self._make_hole_locked(key)
+        if salvaged is not None and isinstance(self.commit([salvaged])[0], StateAnswer):
             return None
         return blob_id
 
-    def _make_hole_locked(self, key: bytes, salvaged: list[PutRequest]) -> bytes | None:
-        """`salvaged` gets the put of a record whose body is right although its vector or its padding is not."""
+    def _make_hole_locked(self, key: bytes) -> tuple[bytes | None, PutRequest | None]:
+        """The id of a blob that lost its bytes here, and the put of a record whose body is right all the same."""
         value = self._index.get(key)
         entry = decode_entry(value) if value is not None else None
         replica = self._replicas.get(int.from_bytes(key[1:5], "big"))
         if entry is None or replica is None or not entry.has_body:
-            return None
+            return None, None
         blob_id = entry.id_head + key[1:]
-        segment = replica.segments[entry.segment]
-        data = suspect_bytes(segment, entry, in_parts=self.has_peers)
-        if data is None:
-            return None
-        seed = segment.seed_at(entry.offset)
-        try:
-            check_body(decode_header(data, seed), data)
-            read_whole(data, seed, blob_id)
-        except CorruptRecord:
-            with contextlib.suppress(CorruptRecord):
-                time_ms, properties, body, _, root = read_whole(data, seed, blob_id)
-                vector = checksum_vector(body)
-                salvaged += [PutRequest(blob_id, time_ms, entry.expires_at_ms, properties, body, vector, root)]
-            save_damaged(self._disk, replica.partition, entry, data)
-            (answer,) = self._commit_group(lambda group: group.plan_hole(blob_id, key, entry))
-            return blob_id if isinstance(answer, StateAnswer) else None
-        return None
+        damaged = examine(replica.segments[entry.segment], entry, blob_id, in_parts=self.has_peers)
+        if damaged is None:
+            return None, None
+        save_damaged(self._disk, replica.partition, entry, damaged.data)
+        (answer,) = self._commit_group(lambda group: group.plan_hole(blob_id, key, entry))
+        return blob_id if isinstance(answer, StateAnswer) else None, damaged.salvaged
 
     # --- reading -----------------------------------------------------------------------------------------------
 
@@ -386,6 +389,7 @@ class DiskStore:
         has failed.
         """
         with self._checkpoint_lock:
+            self._reopen_index()
             try:
                 while (plan := self._next_plan(always=always)) is not None:
                     if self._write_and_sync(plan) and self._finish_checkpoint(plan):
@@ -395,8 +399,9 @@ class DiskStore:
                 raise
             except AmbryError as error:
                 # Never again: pages that a failed sync dropped are in the journal, and only the next opening redoes it.
-                with self._lock:
-                    self._fail(error)
+                if not is_of_index(error):
+                    with self._lock:
+                        self._fail(error)
                 raise
         damages, self._damages = self._damages, []
         for partition, number, damage in damages:
@@ -435,7 +440,7 @@ class DiskStore:
         False when the journal failed, and another checkpoint has to replace it.
         """
         self._check_index_room()
-        self._index.flush()
+        self.flush_index()
         if plan.replaces_journal:
             # Lengths wait: the group at which the journal failed may come back with it in a crash, and lengthen a
             # segment that was sealed after it.
@@ -484,6 +489,52 @@ class DiskStore:
             segment = self._replicas[partition].segments.get(number)
             if segment is not None:
                 segment.synced_end = end
+
+    # --- an index that fails -----------------------------------------------------------------------------------
+
+    def flush_index(self) -> None:
+        """Flush the index. Raises DiskUnavailable when it failed: then it has to be opened again; DiskFull."""
+        index = self._index
+        try:
+            index.flush()
+        except DiskFull:
+            # RocksDB may come out of that by itself; if it does not, the next write says so.
+            raise
+        except AmbryError as error:
+            with self._lock:
+                if index is self._index:
+                    self._index_failed(error)
+            raise index_error(error) from error
+
+    def _index_failed(self, error: BaseException) -> None:
+        """The index lacks what the journal or the totals have: nothing more is written before it is opened again.
+
+        Under the lock. When it happens too often, or is no failure of the disk, the store has failed.
+        """
+        if self._covered is None or not self._reopenings.begin(self._index, error):
+            self._fail(error)
+
+    def _reopen_index(self) -> None:
+        """Open an index that failed again, and bring it up to the journal; nothing to do when it has not.
+
+        Under the checkpoints' lock: no journal takes the place of another meanwhile, and no segment is cut back. Raises
+        DiskFull or DiskUnavailable when that cannot be done now, or has failed.
+        """
+        with self._lock:
+            if self._reopenings.reason is None or self._failure is not None:
+                return
+            self._check_index_room()
+            self._reopenings.check_descriptors()
+            assert self._covered is not None
+            try:
+                reopened = self._reopenings.run(self._journal, self._covered, self._replicas)
+            except BaseException as error:
+                self._index_failed(error)
+                raise
+            self._index, self._late, self._accounts = reopened.index, reopened.late, reopened.accounts
+            self.erasures.move_to(self._index)
+            for replica in self._replicas.values():
+                replica.end_lsn = int.from_bytes(self._index.get(end_lsn_key(replica.partition)) or b"", "little")
 
     # --- logs that fail ----------------------------------------------------------------------------------------
 
@@ -542,7 +593,7 @@ class DiskStore:
         # No other journal takes the place of this one meanwhile.
         with self._checkpoint_lock:
             with self._lock:
-                self.check_usable()
+                self._check_failure()
                 part = self._journal.next_fill()
             if part is None:
                 return False
@@ -582,7 +633,11 @@ class DiskStore:
             self.write_totals([])
         # From here on the journal has nothing that an opening would write to its logs.
         self.checkpoint(always=True)
-        remove_replica(self._disk, self._index, partition)
+        opening = -1
+        while opening != self.indexes_reopened:
+            # An index that was opened again meanwhile may have its rows again.
+            opening = self.indexes_reopened
+            remove_replica(self._disk, self._index, partition)
 
     def close(self) -> None:
         """Checkpoint and close; without the checkpoint when the store has failed. Commits must have ended."""
@@ -593,7 +648,7 @@ class DiskStore:
             with self._lock:
                 if self._failure is None:
                     self._failure = DiskUnavailable("the store is closed")
-                self._index.close()
+                (self._index.close if self._reopenings.reason is None else self._index.abandon)()
                 self._journal.close()
                 for _, segment in self._retired:
                     segment.file.close()
@@ -643,7 +698,7 @@ class DiskStore:
             try:
                 report, retired = compaction.run(numbers)
             except Exception as error:
-                if compaction.is_adopted:
+                if compaction.is_adopted and not is_of_index(error):
                     with self._lock:
                         self._fail(error)
                 raise
@@ -726,9 +781,10 @@ class DiskStore:
         """Write a batch to the index together with the totals that its changes have changed. Under the lock."""
         try:
             self._index.write(batch + self._late.settled(self._journal.sequence, self._accounts.batch()))
-        except BaseException as error:
-            self._fail(error)  # before the lock is free: no commit may write totals that are ahead of the index
-            raise
+        except Exception as error:
+            # Before the lock is free: no commit may write totals that are ahead of the index.
+            self._index_failed(error)
+            raise index_error(error) from error
 
     def close_retired(self) -> None:
         """Close the files of segments that were retired so long ago that no read has them: then their space is free.
@@ -774,7 +830,7 @@ class DiskStore:
     @property
     def journal_fill_ratio(self) -> float:
         """Share of the journal that waits for a checkpoint; 1 when only that can replace it."""
-        if self._journal.failure is not None:
+        if self._journal.failure is not None or self._reopenings.reason is not None:
             return 1.0
         return self._journal.used_bytes / self._journal.capacity
 
@@ -790,8 +846,23 @@ class DiskStore:
             raise NoSuchReplica("no replica of this partition here", partition=partition)
         return replica
 
+    @property
+    def is_writable(self) -> bool:
+        """Whether the store takes writes as things stand."""
+        return self.failure is None and self._reopenings.reason is None
+
+    @property
+    def indexes_reopened(self) -> int:
+        """Times that the index failed since the opening, and was opened again."""
+        return self._reopenings.count
+
     def check_usable(self) -> None:
-        """Raise DiskUnavailable when the store has failed."""
+        """Raise DiskUnavailable when the store has failed, or its index has and is not open again yet."""
+        self._check_failure()
+        if self._reopenings.reason is not None:
+            raise index_error(self._reopenings.reason)
+
+    def _check_failure(self) -> None:
         if self.failure is not None:
             raise DiskUnavailable(f"the disk takes no more writes: {self.failure}")
 

@@ -38,10 +38,53 @@ _COMPACTION: Final = ("tests/storage/test_compaction.py",)
 _QUARANTINE: Final = ("tests/storage/test_quarantine.py",)
 _LOGS: Final = ("tests/storage/test_failed_logs.py",)
 _JOURNAL: Final = ("tests/storage/test_failed_journal.py",)
+_INDEX: Final = ("tests/storage/test_failed_index.py",)
 _FAULTS: Final = ("tests/datanode/test_disk_faults.py",)
 _UPKEEP: Final = ("tests/datanode/test_upkeep.py",)
 
 MUTANTS: Final = (
+    Mutant(
+        "an index that is opened again lacks what no journal has",
+        "ambry/storage/reopening.py",
+        "        _restore(index, self._kept)\n",
+        "",
+        _INDEX,
+    ),
+    Mutant(
+        "an index that is opened again lacks the groups of the journal",
+        "ambry/storage/reopening.py",
+        "        _redo(IndexUpdates(index, accounts), journal, covered, replicas, applied)\n",
+        "",
+        _INDEX,
+    ),
+    Mutant(
+        "the group at which the journal failed is redone into an index that is opened again",
+        "ambry/storage/journal.py",
+        "            if group.sequence > self.sequence:\n",
+        "            if False:\n",
+        _INDEX,
+    ),
+    Mutant(
+        "a compaction goes on with an index that was opened again meanwhile",
+        "ambry/storage/compactor.py",
+        "        if self._host.indexes_reopened != self._opening:\n",
+        "        if False:\n",
+        _INDEX,
+    ),
+    Mutant(
+        "totals stay as they were when the index is opened again",
+        "ambry/storage/store.py",
+        "            self._index, self._late, self._accounts = reopened.index, reopened.late, reopened.accounts\n",
+        "            self._index, self._late = reopened.index, reopened.late\n",
+        _INDEX,
+    ),
+    Mutant(
+        "what asks the index goes on while that lacks a group",
+        "ambry/storage/store.py",
+        "        if self._reopenings.reason is not None:\n            raise",
+        "        if False:\n            raise",
+        _INDEX,
+    ),
     Mutant(
         "the index keeps what it knows of a replica that is gone",
         "ambry/storage/recovery.py",
@@ -69,7 +112,7 @@ MUTANTS: Final = (
     Mutant(
         "checkpoint does not flush the index",
         "ambry/storage/store.py",
-        "        self._index.flush()\n        if plan.replaces_journal:\n",
+        "        self.flush_index()\n        if plan.replaces_journal:\n",
         "        if plan.replaces_journal:\n",
     ),
     Mutant(
@@ -313,8 +356,8 @@ MUTANTS: Final = (
     Mutant(
         "a failed journal is replaced before the index is flushed",
         "ambry/storage/store.py",
-        "        self._index.flush()\n        if plan.replaces_journal:\n",
-        "        if not plan.replaces_journal:\n            self._index.flush()\n        if plan.replaces_journal:\n",
+        "        self.flush_index()\n        if plan.replaces_journal:\n",
+        "        if not plan.replaces_journal:\n            self.flush_index()\n        if plan.replaces_journal:\n",
         _JOURNAL,
     ),
     Mutant(

@@ -90,17 +90,21 @@ class CrowdedWorld(World):
 
     def check(self) -> None:
         """As ever, with one way of reading each blob instead of four: a schedule has to be cheap."""
-        if self.store.failure is not None and len(self.models) == 1:
+        if not self.store.is_writable and len(self.models) == 1:
             self.reconcile()
-        model = self.models[0] if self.store.failure is not None else self.settle()
+        model = self.settle() if self.store.is_writable else self.models[0]
         for blob in model.blobs.values():
             request = GetRequest(blob.identity, 0, WHOLE, include_deleted=True)
             expected = model.get(request)
             answer = answer_of(functools.partial(self.store.get, request))
             assert answer == expected, (blob, answer, expected)
         self.check_changes(1)
-        if self.store.failure is None:
+        if self.store.is_writable:
             self.check_accounts()
+
+    def lacks_index(self, reopened: int) -> bool:
+        """Whether the store has failed, or its index has, since it had been opened again so often."""
+        return not self.store.is_writable or self.store.indexes_reopened != reopened
 
     def is_reclaimable(self, blob: Blob) -> bool:
         """Whether compaction may take the bytes of a blob in this state."""
@@ -211,9 +215,10 @@ def _commits(make: Callable[[CrowdedWorld, int], Mutation]) -> Act:
     def act(world: CrowdedWorld, number: int) -> None:
         assert world.turns is not None
         world.turns.next_to_lock()
-        if world.store.failure is None and not world.disk.is_off:
+        if world.store.is_writable and len(world.models) == 1 and not world.disk.is_off:
+            reopened = world.store.indexes_reopened
             answers = world.commit([make(world, number)], DiskFull, DiskUnavailable)
-            if answers is None and world.store.failure is None and not world.disk.is_off:
+            if answers is None and not world.lacks_index(reopened) and not world.disk.is_off:
                 # Refused as a whole, before anything of it was tried.
                 world.models = world.models[:1]
 
@@ -233,10 +238,13 @@ def _put_again(world: CrowdedWorld, number: int) -> PutRequest:
 
 def _read(request: GetRequest, *, at_once: bool = False) -> Callable[[CrowdedWorld], None]:
     def act(world: CrowdedWorld) -> None:
-        first = len(world.past) - len(world.models)
+        first, reopened = len(world.past) - len(world.models), world.store.indexes_reopened
         answer = answer_of(lambda: world.store.get_now(request) if at_once else world.store.get(request))
         if answer is None:
             assert at_once
+            return
+        if answer is DiskUnavailable and world.lacks_index(reopened):
+            world.hits["read while the index is opened again"] += 1
             return
         key = request.blob_id[12:]
         known = [blob for model in [*world.past[first:], world.past[0]] if (blob := model.blobs.get(key)) is not None]
@@ -298,12 +306,17 @@ def _suspect(world: CrowdedWorld, number: int) -> None:
 
 def _feed(world: CrowdedWorld, _: int) -> None:
     """A peer reads the feed: what did not change meanwhile is in it, with its LSN."""
-    first = len(world.past) - len(world.models)
+    first, reopened = len(world.past) - len(world.models), world.store.indexes_reopened
     seen: dict[bytes, ChangeEntry] = {}
     after = 0
-    while entries := world.store.changes(ChangesRequest(1, after, 3)).entries:
-        seen |= {entry.blob_id: entry for entry in entries}
-        after = entries[-1].lsn
+    try:
+        while entries := world.store.changes(ChangesRequest(1, after, 3)).entries:
+            seen |= {entry.blob_id: entry for entry in entries}
+            after = entries[-1].lsn
+    except DiskUnavailable:
+        assert world.lacks_index(reopened)
+        world.hits["feed while the index is opened again"] += 1
+        return
     later = [*world.past[first:], *world.models]
     for key, blob in later[0].blobs.items():
         if world.is_reclaimable(blob) or any(model.blobs.get(key) != blob for model in later):
@@ -420,6 +433,9 @@ class Schedule:
         world.turns = None
         world.is_troubled = False
         if not world.disk.is_off:
+            if world.store.failure is None and not world.store.is_writable:
+                world.store.checkpoint()
+            world.hits["index opened again"] += world.store.indexes_reopened
             world.check()
         self._end(world)
         self.reclaimed = compact_to_the_end(world)

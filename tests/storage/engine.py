@@ -176,6 +176,7 @@ class World:
         self.random = random_module.Random(seed)
         self.disk = SimDisk()
         self.source = SimIndexSource()
+        self.source.random = self.random
         self.clock = ManualClock()
         self.models = [Model()]
         self.lsns: dict[tuple[bytes, int], int] = {}
@@ -222,6 +223,7 @@ class World:
         world = World(self.settings, self.partitions)
         # A copy of the disk: everything on it is durable, and the same one goes with several indexes.
         world.disk, world.source = disk.crash(self.random), SimIndexSource(index)
+        world.source.random = world.random
         world.models = self.models
         world.lsns = dict(self.lsns)
         world.reclaimed = dict(self.reclaimed)
@@ -376,11 +378,12 @@ class World:
     def check(self) -> None:
         """Every blob of the model is what it should be, by every way of reading it, and nothing else is there.
 
-        A store that has failed shows what it showed before; what the next opening finds is another matter.
+        A store that has failed shows what it showed before; what the next opening finds is another matter. So does one
+        whose index has failed, until it is opened again.
         """
-        if self.store.failure is not None and len(self.models) == 1:
+        if not self.store.is_writable and len(self.models) == 1:
             self.reconcile()
-        model = self.models[0] if self.store.failure is not None else self.settle()
+        model = self.settle() if self.store.is_writable else self.models[0]
         identities = [blob.identity for blob in model.blobs.values()]
         identities += [blob_id(999_999), blob_id(0, container=77), *identities[:3]]
         for identity in identities:
@@ -388,7 +391,7 @@ class World:
             self.check_read(GetRequest(identity, 0, WHOLE, include_deleted=True))
         for partition in self.partitions:
             self.check_changes(partition)
-        if self.store.failure is None:
+        if self.store.is_writable:
             self.check_accounts()
 
     def check_accounts(self) -> None:

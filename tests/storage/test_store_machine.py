@@ -144,6 +144,8 @@ class StoreMachine(RuleBasedStateMachine):
         self.world.source.index.clear_faults()
         if self.world.store.failure is not None:
             self.recover_from_failure(ending, cuts)
+        elif not self.world.store.is_writable:
+            self.go_on_after_a_checkpoint(ending, cuts)
 
     @rule(group=_groups, at=st.integers(1, 20))
     def commit_beside_a_compaction(self, group: list[Mutation], at: int) -> None:
@@ -250,7 +252,7 @@ class StoreMachine(RuleBasedStateMachine):
             self.world.disk.fail(operation, 1, DiskUnavailable, path=path, done=done)
         answers = self.world.commit(group, DiskUnavailable)
         if answers is None and self.world.store.failure is None:
-            self.go_on_with_another_journal(ending, cuts)
+            self.go_on_after_a_checkpoint(ending, cuts)
         elif answers is None:
             self.recover_from_failure(ending, cuts)
         else:
@@ -272,15 +274,24 @@ class StoreMachine(RuleBasedStateMachine):
         try:
             self.world.store.checkpoint(always=True)
         except AmbryError:
-            self.recover_from_failure(ending, cuts)
+            if self.world.store.failure is None:
+                self.go_on_after_a_checkpoint(ending, cuts)
+            else:
+                self.recover_from_failure(ending, cuts)
         else:
             self.world.hits["journal replaced"] += operation == "sync" and path == "journal"
             self.world.disk.clear_faults()
 
-    def go_on_with_another_journal(self, ending: str, cuts: list[tuple[int, str]]) -> None:
-        """The group is not there, and may be after a crash, until another journal has the failed one's place."""
+    def go_on_after_a_checkpoint(self, ending: str, cuts: list[tuple[int, str]]) -> None:
+        """The next checkpoint lets another journal take the failed one's place, or opens the failed index again.
+
+        A group at which the journal failed is not there, and may be after a crash until that is done. One at which the
+        index failed is there when it is done, and after a crash before that.
+        """
         world = self.world
         world.disk.clear_faults()
+        world.source.index.clear_faults()
+        is_of_index = not world.store.is_writable
         if len(cuts) == 1:
             self.end(ending)
             self.reopen(cuts)
@@ -290,7 +301,7 @@ class StoreMachine(RuleBasedStateMachine):
         try:
             world.store.checkpoint()
         except PowerCut:
-            HITS["cut while the journal is replaced"] += 1
+            HITS["cut while journal or index is replaced"] += 1
             self.end(ending)
             self.reopen(cuts)
         except DiskUnavailable:
@@ -298,7 +309,8 @@ class StoreMachine(RuleBasedStateMachine):
             self.recover_from_failure(ending, cuts)
         else:
             world.disk.stop_after(None)
-            world.hits["journal replaced"] += 1
+            world.hits["index opened again" if is_of_index else "journal replaced"] += 1
+            assert world.store.is_writable
             world.check()
             self.end(ending)
             self.reopen([])
@@ -368,6 +380,7 @@ BRANCHES: Final = frozenset(
         "forgotten",
         "buried",
         "journal replaced",
+        "index opened again",
         "store failed",
         "request in trouble",
     }
