@@ -216,7 +216,7 @@ MUTANTS: Final = (
     Mutant(
         "compaction does not flush the index before the old segments go",
         "ambry/storage/compactor.py",
-        "        self._host.index.flush()\n",
+        "        self._host.flush_index()\n",
         "",
         _COMPACTION,
     ),
