@@ -1,9 +1,10 @@
 """One disk of a datanode behind an event loop: its store, the threads that may block for it, and its queues.
 
 The loop gathers what arrives in one turn and hands it over together; the writer thread commits whatever has come,
-so while one group syncs the next one gathers. A second thread makes checkpoints, a few more read what is not in the
-page cache. Each answers with one call into the loop for many requests, not one for each. A slow disk holds up its own
-requests only; a full queue is Overloaded at once. Knows threads and futures; what a commit does is the store's.
+so while one group syncs the next one gathers. A second thread makes checkpoints, a third one writes to the logs what
+they have gathered, a few more read what is not in the page cache. Each answers with one call into the loop for many
+requests, not one for each. A slow disk holds up its own requests only; a full queue is Overloaded at once. Knows
+threads and futures; what a commit does is the store's.
 """
 
 import asyncio
@@ -89,6 +90,7 @@ class DiskService:
         self._listeners: list[Callable[[], None]] = []
         self._queue: queue.SimpleQueue[tuple[int, list[_Write]] | None] = queue.SimpleQueue()
         self._checkpoint_wanted = threading.Event()
+        self._tails_wanted = threading.Event()
         self._stopping = threading.Event()
         self._commit_s = 0.0
         self._committed_at_s = 0.0
@@ -98,9 +100,12 @@ class DiskService:
         self._readers = ThreadPoolExecutor(COLD_READ_THREADS, thread_name_prefix=f"read {name}")
         self._writer = threading.Thread(target=self._write_groups, name=f"write {name}", daemon=True)
         self._checkpointer = threading.Thread(target=self._make_checkpoints, name=f"checkpoint {name}", daemon=True)
+        self._logger = threading.Thread(target=self._write_tails, name=f"logs {name}", daemon=True)
         self._keeper = threading.Thread(target=self._upkeep.run, name=f"upkeep {name}", daemon=True)
+        store.on_full_tails = self._tails_wanted.set
         self._keeper.start()
         self._writer.start()
+        self._logger.start()
         self._checkpointer.start()
         self._sweeper = self._loop.call_later(_SWEEP_S, self._sweep)
 
@@ -211,6 +216,7 @@ class DiskService:
         self._stopping.set()
         self._upkeep.stop()
         self._checkpoint_wanted.set()
+        self._tails_wanted.set()
         await asyncio.to_thread(self._end_threads)
         await asyncio.to_thread(self.store.close)
 
@@ -330,6 +336,16 @@ class DiskService:
         except AmbryError as error:
             _log.error("no more checkpoints: the disk takes no more writes", disk=self.name, reason=str(error))
 
+    def _write_tails(self) -> None:
+        """Write to the logs what they have gathered in memory, while the next groups are committed."""
+        try:
+            while not self._stopping.is_set():
+                self._tails_wanted.wait()
+                self._tails_wanted.clear()
+                self.store.write_tails()
+        except AmbryError as error:
+            _log.error("no more writes to logs: the disk takes no more writes", disk=self.name, reason=str(error))
+
     def _fill_journal(self) -> bool:
         try:
             return self.store.fill_journal()
@@ -373,6 +389,7 @@ class DiskService:
 
     def _end_threads(self) -> None:
         self._writer.join()
+        self._logger.join()
         self._checkpointer.join()
         self._keeper.join()
         self._readers.shutdown(wait=True)

@@ -84,7 +84,7 @@ from ambry.storage.replica import Replica, create_replica, no_replica, replica_o
 from ambry.storage.restoring import damaged_files, examine, keys_within, save_damaged, unbacked
 from ambry.storage.segment import Damage, Segment
 from ambry.storage.survey import Survey, encode_survey, look_at, read_surveys, survey_key
-from ambry.storage.tail import Tails
+from ambry.storage.tail import Tails, write_records
 
 _HOLE_BYTES_MAX: Final = GROUP_HEADER_SIZE + ALIGNMENT + ENTRY_SIZE + 256
 
@@ -136,6 +136,10 @@ class DiskStore:
         self._reopenings = Reopenings(index_source)
         self.has_peers = False
         """Whether others may have the bytes that are missing here. To be set by whoever asks them."""
+        self.on_full_tails: Callable[[], None] | None = None
+        """Called in a commit when `write_tails` has work; without it, and when that takes too long, commits do it
+        themselves. To be set by whoever has a thread for it.
+        """
         self._damages: list[tuple[int, int, Damage]] = []
         self._hot = HotRecords(HOT_RECORDS_BYTES_MAX)
         self._failure: AmbryError | None = None
@@ -192,7 +196,11 @@ class DiskStore:
                 is_indexed = self._shows(group)
             for replica, segment, error in group.troubled:
                 self._set_aside(replica, segment, error)
-            self._write_tails()
+            if self._tails.is_any_full:
+                if self.on_full_tails is None or self._tails.is_urgent:
+                    self._write_full_tails()
+                else:
+                    self.on_full_tails()
         except BaseException as error:
             # Also for a bug: ends were moved for records that may not be there, so nothing may follow them.
             self._fail(error)
@@ -538,7 +546,33 @@ class DiskStore:
 
     # --- logs that fail ----------------------------------------------------------------------------------------
 
-    def _write_tails(self) -> None:
+    def write_tails(self) -> None:
+        """Write the tails that are large enough, beside commits. May block. Raises DiskUnavailable, then for ever."""
+        # Not beside a checkpoint, which may cut files back that failed, and syncs what it has written itself.
+        with self._checkpoint_lock:
+            with self._lock:
+                self.check_usable()
+                taken = [(replica, segment, tuple(segment.tail.items())) for replica, segment in self._tails.full()]
+            for replica, segment, records in taken:
+                error: AmbryError | None = None
+                try:
+                    write_records(segment, records)
+                except DiskFull:
+                    # Held on, as below.
+                    return
+                except DiskUnavailable as failure:
+                    error = failure
+                with self._lock:
+                    if error is None:
+                        self._tails.let_go(segment, records)
+                    elif replica.segments.get(segment.number) is segment:
+                        try:
+                            self._set_aside(replica, segment, error)
+                        except AmbryError as failure:
+                            self._fail(failure)
+                            raise
+
+    def _write_full_tails(self) -> None:
         """Write the tails that are large enough. Under the lock; what fails here is acknowledged and in the journal."""
         for replica, segment in self._tails.full():
             try:

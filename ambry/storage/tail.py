@@ -6,7 +6,8 @@ TAILS_BYTES_MAX, and before every checkpoint. Until then a read finds them in th
 redo of the journal writes what was held (docs/decisions/0012 has the figures).
 
 A record stays in its tail until it is in the file, so a reader that does not find it in the tail finds it there.
-Everything here happens under the store's lock, but for `write_records`.
+Everything here happens under the store's lock, but for `write_records`. Where there is a thread for it, full tails are
+written beside the commits that follow, which need not wait for them.
 """
 
 import contextlib
@@ -43,6 +44,16 @@ class Tails:
         self._replicas[segment] = replica
         if segment.tail_bytes >= self._tail_bytes_max:
             self._full.add(segment)
+
+    @property
+    def is_any_full(self) -> bool:
+        """Whether there is something for `full` to name."""
+        return bool(self._full) or self.size >= TAILS_BYTES_MAX
+
+    @property
+    def is_urgent(self) -> bool:
+        """Whether whoever writes them in the background is too slow for what is committed."""
+        return self.size >= 2 * TAILS_BYTES_MAX
 
     def full(self) -> list[tuple[Replica, Segment]]:
         """Whose records are to be written now. Each is named once."""

@@ -24,6 +24,7 @@ from ambry.storage.sim_disk import PowerCut
 from tests.storage.engine import TINY, World, blob_id, body_of, put, update
 
 LARGE = replace(TINY, segment_bytes=2 * MIB, journal_bytes=RING_AT + MIB)
+NARROW = replace(TINY, segment_bytes=64 * KIB, journal_bytes=RING_AT + MIB)
 ROOMY = replace(TINY, segment_bytes=256 * KIB, journal_bytes=RING_AT + MIB)
 
 
@@ -91,6 +92,109 @@ def test_logs_are_written_many_records_at_a_time() -> None:
     fill(world, 1, 200)
     writes = [step for step in world.disk.trace if step.operation == "pwrite" and step.path.startswith("partitions/1")]
     assert 1 <= len(writes) <= 4
+
+
+def _survive_one(world: World) -> None:
+    """One of the disks that a power cut may leave: there are too many of that many records to open all of them."""
+    left = world.left_with(world.disk, world.source.index.crash_states()[0])
+    left.open()
+    left.check()
+
+
+def _with_a_thread(world: World) -> list[int]:
+    """As beside a thread that writes the logs: the sizes of what was held whenever it was called."""
+    called: list[int] = []
+    world.store.on_full_tails = lambda: called.append(world.store._tails.size)
+    return called
+
+
+def _log_writes(world: World) -> int:
+    return sum(step.operation == "pwrite" and step.path.startswith("partitions/") for step in world.disk.trace)
+
+
+def test_logs_are_written_beside_commits_where_there_is_a_thread_for_it() -> None:
+    world = opened(NARROW)
+    called = _with_a_thread(world)
+    world.store.write_tails()
+    world.disk.trace.clear()
+    fill(world, 1, 48)
+    assert called
+    assert _log_writes(world) == 0, "commits leave it to the thread"
+    world.check()
+    _survive_one(world)
+    world.store.write_tails()
+    assert 1 <= _log_writes(world) <= 2, "once for each log"
+    assert world.store._tails.size < called[0]
+    world.check()
+    _survive_one(world)
+    world.store.checkpoint()
+    _survive_one(world)
+
+
+def test_commits_write_logs_themselves_when_the_thread_for_it_is_too_slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ambry.storage.tail.TAILS_BYTES_MAX", 12 * KIB)
+    world = opened(NARROW)
+    _with_a_thread(world)
+    world.disk.trace.clear()
+    fill(world, 1, 80)
+    assert _log_writes(world) > 0
+    assert world.store._tails.size < 2 * 12 * KIB
+    world.check()
+    _survive_one(world)
+
+
+@pytest.mark.parametrize("done", [0, 1000])
+def test_a_log_that_fails_beside_commits_is_replaced_and_loses_nothing(done: int) -> None:
+    world = opened(NARROW)
+    fill(world, 1, 4)
+    world.store.checkpoint()
+    called = _with_a_thread(world)
+    fill(world, 5, 44)
+    assert called
+    world.disk.fail("pwrite", 1, DiskUnavailable, path="partitions/1/", done=done)
+    world.store.write_tails()
+    (replica,) = (one for one in world.store.replicas if one.partition == 1)
+    assert replica.set_aside
+    assert world.store.failure is None
+    world.check()
+    _survive_one(world)
+    change_some(world, 6)
+    world.store.checkpoint()
+    assert not replica.set_aside
+    world.check()
+    _survive_one(world)
+
+
+def test_a_full_disk_beside_commits_keeps_what_is_held_for_the_next_checkpoint() -> None:
+    world = opened(NARROW)
+    _with_a_thread(world)
+    fill(world, 1, 48)
+    held = world.store._tails.size
+    world.disk.fail("pwrite", 1, DiskFull, path="partitions/")
+    world.store.write_tails()
+    assert world.store._tails.size == held
+    world.check()
+    world.store.checkpoint()
+    assert world.store._tails.size == 0
+    world.check()
+    _survive_one(world)
+
+
+def test_a_log_that_fails_too_often_beside_commits_fails_the_store() -> None:
+    world = opened(NARROW)
+    _with_a_thread(world)
+    fill(world, 1, 48)
+    # Before the first checkpoint nothing says from where on the journal has everything.
+    world.store._covered = None
+    world.disk.fail("pwrite", 1, DiskUnavailable, path="partitions/1/")
+    with pytest.raises(DiskUnavailable):
+        world.store.write_tails()
+    assert world.store.failure is not None
+    with pytest.raises(DiskUnavailable):
+        world.store.write_tails()
+    world.kill()
+    world.open()
+    world.check()
 
 
 def test_a_disk_that_others_filled_keeps_held_records_until_there_is_room() -> None:
