@@ -551,7 +551,7 @@ class DiskStore:
         # Not beside a checkpoint, which may cut files back that failed, and syncs what it has written itself.
         with self._checkpoint_lock:
             with self._lock:
-                self.check_usable()
+                self._check_failure()
                 taken = [(replica, segment, tuple(segment.tail.items())) for replica, segment in self._tails.full()]
             for replica, segment, records in taken:
                 error: AmbryError | None = None

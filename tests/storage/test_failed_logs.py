@@ -180,6 +180,20 @@ def test_a_full_disk_beside_commits_keeps_what_is_held_for_the_next_checkpoint()
     _survive_one(world)
 
 
+def test_logs_are_written_while_the_index_waits_to_be_opened_again() -> None:
+    world = opened(NARROW)
+    _with_a_thread(world)
+    fill(world, 1, 48)
+    held = world.store._tails.size
+    world.source.index.fail("write", DiskUnavailable)
+    assert world.commit([put(blob_id(100), body_of(100, 700))]) is None
+    world.store.write_tails()
+    assert world.store._tails.size < held
+    world.store.checkpoint()
+    world.settle()
+    world.check()
+
+
 def test_a_log_that_fails_too_often_beside_commits_fails_the_store() -> None:
     world = opened(NARROW)
     _with_a_thread(world)
