@@ -23,6 +23,7 @@ from ambry.frontend.answers import JSON_TYPE
 from ambry.frontend.call import Call, Methods, Operation, RequestBody, Route, let_continue
 from ambry.frontend.connection import BodyResponse, Services
 from ambry.frontend.directory import Directory
+from ambry.frontend.json_in import parse_json
 from ambry.limits import CONTAINER_LIST_ITEMS_MAX, JSON_BODY_BYTES_MAX
 from ambry.names.home import AccessCopy, encode_copy, read_copy
 from ambry.names.open import read_epoch
@@ -212,6 +213,8 @@ class AccountsApi:
         snapshot = self._snapshot
         account: Account | None
         name, number = headers.get(ACCOUNT_HEADER), headers.get(_ACCOUNT_ID_HEADER)
+        if name is not None and number is not None:
+            raise BadRequest(f"{ACCOUNT_HEADER} or {_ACCOUNT_ID_HEADER}, not both", field=_ACCOUNT_ID_HEADER)
         if name is not None:
             account = snapshot.accounts_by_name.get(name)
         elif number is not None and number.isascii() and number.isdigit() and len(number) <= 10:
@@ -250,9 +253,9 @@ def _shown(snapshot: Snapshot, account: Account, *, hides: bool) -> Document:
 
 def _json(body: bytes) -> object:
     try:
-        return json.loads(body)
-    except (ValueError, RecursionError) as error:
-        raise BadRequest("the body is no JSON", field="body") from error
+        return parse_json(body)
+    except ValueError as error:
+        raise BadRequest("the body is no JSON, or has a key twice", field="body") from error
 
 
 def _list(body: bytes, key: str) -> list[object]:

@@ -25,6 +25,7 @@ from ambry.frontend.batch import created_item, created_named_item, error_head, e
 from ambry.frontend.call import Call, RequestBody, let_continue, owner_sent
 from ambry.frontend.connection import Services
 from ambry.frontend.headers import PutHeaders, parse_put_headers
+from ambry.frontend.json_in import parse_json
 from ambry.frontend.named import is_gone
 from ambry.frontend.named_operations import Name, NamedOperations
 from ambry.frontend.policy import check_ttl
@@ -89,9 +90,9 @@ def _parse(head: bytes) -> PutHeaders:
 
 def _document(head: bytes) -> dict[str, Any]:
     try:
-        document = json.loads(head) if head else {}
-    except (ValueError, RecursionError) as error:
-        raise BadRequest("the head of an item is not JSON", field="head") from error
+        document = parse_json(head) if head else {}
+    except ValueError as error:
+        raise BadRequest("the head of an item is not JSON, or has a key twice", field="head") from error
     if not isinstance(document, dict):
         raise BadRequest("the head of an item is not an object", field="head")
     return document

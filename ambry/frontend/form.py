@@ -6,7 +6,6 @@ the first one with a file name; nothing follows it. A header of the request itse
 Digests in headers are of the form, not of the file, and are not looked at.
 """
 
-import json
 from collections.abc import Iterator
 from typing import Final
 
@@ -18,6 +17,7 @@ from aiohttp.web_request import BaseRequest
 from ambry.errors import BadRequest, HeadersTooLarge, TooLarge
 from ambry.frontend.connection import Connection, Services
 from ambry.frontend.headers import ENCODED_USER_METADATA, USER_METADATA
+from ambry.frontend.json_in import parse_json
 from ambry.limits import FORM_FIELDS_MAX, HTTP_FIELD_BYTES_MAX, HTTP_FIELDS_MAX, KIB
 
 _PIECE_BYTES: Final = 256 * KIB
@@ -137,9 +137,9 @@ class FormBody:
 def _metadata_lines(text: str) -> list[tuple[str, str]]:
     """`UserMetadata`: a JSON object of texts. Names may carry the header's prefix."""
     try:
-        document = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise BadRequest("UserMetadata is not JSON", field="UserMetadata") from error
+        document = parse_json(text)
+    except ValueError as error:
+        raise BadRequest("UserMetadata is not JSON, or has a key twice", field="UserMetadata") from error
     if not isinstance(document, dict) or not all(isinstance(value, str) for value in document.values()):
         raise BadRequest("UserMetadata is no object of texts", field="UserMetadata")
     return [

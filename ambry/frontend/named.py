@@ -325,7 +325,8 @@ def query_of(call: Call, known: frozenset[str]) -> dict[str, bytes]:
             # Of a signed URL; what it covers was checked.
             continue
         if key not in known:
-            raise BadRequest(f"unknown in a query here; known are {', '.join(sorted(known)) or 'none'}", field=key[:64])
+            which = f"known are {', '.join(sorted(known))}" if known else "there is none here"
+            raise BadRequest(f"an unknown parameter of the query; {which}", field=key[:64])
         if key in found:
             raise BadRequest(f"{key} was sent twice", field=key)
         found[key] = unquote_to_bytes(raw_value.replace("+", " ").encode("utf-8", "surrogateescape"))

@@ -53,6 +53,10 @@ def parse_url_wish(headers: Mapping[str, str], now_ms: int) -> UrlWish:
             field="x-ambry-blob-id",
         )
     subject = subject.removeprefix("/")
+    if not subject:
+        raise BadRequest(
+            "x-ambry-blob-id says what the URL is for: an id, or /named/ACCOUNT/CONTAINER/NAME", field="x-ambry-blob-id"
+        )
     blob_id = _binary(subject)
     return UrlWish(SignedUrl("", method, f"/{subject}", expires_s), blob_id, ("", ""))
 

@@ -22,6 +22,7 @@ from ambry.frontend.call import Call, RequestBody, Route, body_size, let_continu
 from ambry.frontend.connection import BodyResponse, Services
 from ambry.frontend.digests import render_base64, render_repr_digest
 from ambry.frontend.headers import parse_put_headers
+from ambry.frontend.json_in import parse_json
 from ambry.frontend.named import PREFIX as NAMED
 from ambry.frontend.named import MakePlan, condition_of, query_of
 from ambry.frontend.named_operations import Name
@@ -197,8 +198,8 @@ class UploadsApi:
         if wanted_sha256 is not None and _sha256(data) != wanted_sha256:
             raise BadDigest("the body is not the one that was signed", field="body")
         try:
-            document = json.loads(data)
-        except (ValueError, RecursionError) as error:
+            document = parse_json(data)
+        except ValueError as error:
             raise BadRequest('the body is JSON: {"parts": [{"part": 1, "etag": "..."}, ...]}', field="body") from error
         parts = document.get("parts") if isinstance(document, dict) else None
         if not isinstance(parts, list) or not parts or len(parts) > UPLOAD_PARTS_MAX or set(document) != {"parts"}:

@@ -14,6 +14,7 @@ from typing import Final
 import psycopg
 import pytest
 
+from ambry.blob.batch_format import encode_put
 from ambry.frontend.connection import Connection
 from ambry.limits import HTTP_BODY_BYTES_MIN, HTTP_BODY_IDLE_MS, HTTP_FIELD_BYTES_MAX, HTTP_FIELDS_MAX, NAME_BYTES_MAX
 from ambry.names import postgres
@@ -197,6 +198,16 @@ def test_every_route_takes_any_other_header_twice_or_refuses_it(tmp_path: Path) 
         ("GET", "/peers", {}, None, 400, "name"),
         ("GET", "/namesFeed", {}, None, 400, "datacentre"),
         ("GET", "/statsReport", {"x-ambry-stats-type": "ALL"}, None, 400, "x-ambry-stats-type"),
+        ("GET", "/accounts", {"x-ambry-target-account-name": "ours", "x-ambry-target-account-id": "1"}, None, 400,
+         "x-ambry-target-account-id"),
+        ("POST", "/accounts", {}, b'{"accounts": [{"accountName": "a", "accountName": "b"}]}', 400, "body"),
+        ("POST", "/accounts/keys", {}, b'{"grants": [], "grants": [{"rights": ["read"]}]}', 400, "body"),
+        ("POST", "/accounts", {}, b"[" * 100_000, 400, "body"),
+        ("POST", "/", {"Content-Type": "multipart/form-data; boundary=x"},
+         b'--x\r\nContent-Disposition: form-data; name="UserMetadata"\r\n\r\n{"a": "1", "a": "2"}\r\n--x--\r\n', 400,
+         "UserMetadata"),
+        ("POST", "/batch/put", {}, encode_put(b'{"ttl_s": 60, "ttl_s": -1}', 0, 0), 200, None),
+        ("GET", "/signedUrl", {}, None, 400, "x-ambry-blob-id"),
         ("GET", "/signedUrl", {"x-ambry-url-type": "PUT"}, None, 400, "x-ambry-blob-id"),
         ("POST", "/", {"Authorization": "Bearer x", "x-ambry-ttl": "nonsense"}, b"", 401, None),
     ],
@@ -211,6 +222,8 @@ def test_headers_that_contradict_each_other_or_are_missing_are_refused(
         assert answer.status == status, answer
         if field is not None:
             assert answer.error["field"] == field
+        if path == "/batch/put":
+            assert b'"field": "head"' in answer.body, "a batch is answered item by item"
         assert (await run.ask("GET", stored)).body == BODY
 
     run_open(tmp_path, story)

@@ -168,7 +168,7 @@ def test_parts_that_are_not_as_listed_are_refused_and_nothing_is_chosen(store_ur
         wrong = {"part": 1, "etag": "0" * 16}
         for parts in ([], [wrong], [first, {"part": 2, "etag": first["etag"]}], [first, first], [{"part": 1}], [1]):
             assert code(await complete(run, upload, parts), 400) == "bad_request", parts
-        for body in (b"", b"[]", b"\xff", b"[" * 100_000, b'{"parts": 1}'):
+        for body in (b"", b"[]", b"\xff", b"[" * 100_000, b'{"parts": 1}', b'{"parts": [], "parts": []}'):
             assert code(await run.ask("POST", upload, None, body), 400) == "bad_request", body
         digest = {"Repr-Digest": f"crc32=:{b64encode(bytes(4)).decode()}:"}
         assert code(await complete(run, upload, [first], digest), 400) == "bad_digest"
