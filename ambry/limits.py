@@ -583,6 +583,10 @@ USAGE_POLL_MS: Final = 10_000
 CLOSING_WAIT_MS: Final = 60_000
 """A container that was given up is emptied this long after that: by then every process knows, and takes no puts."""
 
+CLOSING_ERASURE_DAYS: Final = 7
+"""What is dead of a container that was given up is gone from the logs so many days after its retention, also without
+`erasureDays`: with a retention of a week its name is free two weeks after the delete, however little it had."""
+
 CLOSING_ROUND_MS: Final = 30_000
 """How often it is looked whether something of a container that was given up is left."""
 

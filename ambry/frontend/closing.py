@@ -77,11 +77,11 @@ class Closing:
     async def run(self) -> None:
         """Do it for ever. What fails is tried again in the next round."""
         while True:
-            await asyncio.sleep(CLOSING_ROUND_MS / 1000)
             try:
                 await self.round()
             except AmbryError as error:
                 _log.warning("containers that were given up wait", error=str(error))
+            await asyncio.sleep(CLOSING_ROUND_MS / 1000)
 
     async def round(self) -> None:
         """One round, if there is something to do and it is this process's turn."""

@@ -9,11 +9,12 @@ import asyncio
 from collections.abc import Callable, Mapping
 from typing import Final
 
+from ambry.access.accounts import Container, Status
 from ambry.access.snapshot import Snapshot
 from ambry.blob.erasure_policy import ErasurePolicy
 from ambry.cluster.map import ClusterMap
 from ambry.errors import AmbryError
-from ambry.limits import ACCESS_POLL_MS, ERASURE_CONTAINERS_MAX, ERASURE_TELL_S
+from ambry.limits import ACCESS_POLL_MS, CLOSING_ERASURE_DAYS, ERASURE_CONTAINERS_MAX, ERASURE_TELL_S
 from ambry.logs import get_logger
 from ambry.metrics import Metrics
 from ambry.names.open import read_epoch
@@ -26,21 +27,25 @@ _ANSWER_S: Final = 5.0
 
 
 def policy_of(snapshot: Snapshot, datacentre: int, since_ms: int) -> ErasurePolicy:
-    """What the containers of a snapshot are promised, also of those that were given up: their data are what goes.
+    """What the containers of a snapshot are promised. Beyond ERASURE_CONTAINERS_MAX the longest promises are left out.
 
-    Beyond ERASURE_CONTAINERS_MAX the longest promises are left out.
+    One that was given up always is: without that, what is too little for compaction would keep it for ever.
     """
-    rows = [
-        (one.policy.erasure_days, one.account, one.number)
-        for one in snapshot.containers.values()
-        if one.policy.erasure_days is not None
-    ]
+    promised = [(_days_of(one), one.account, one.number) for one in snapshot.containers.values()]
+    rows = [(days, account, number) for days, account, number in promised if days is not None]
     if len(rows) > ERASURE_CONTAINERS_MAX:
         _log.error("too many containers with erasureDays", containers=len(rows), told=ERASURE_CONTAINERS_MAX)
         rows = sorted(rows)[:ERASURE_CONTAINERS_MAX]
     return ErasurePolicy(
         datacentre, since_ms, snapshot.version, tuple(sorted((account, number, days) for days, account, number in rows))
     )
+
+
+def _days_of(container: Container) -> int | None:
+    days = container.policy.erasure_days
+    if container.status is not Status.DELETE_IN_PROGRESS:
+        return days
+    return CLOSING_ERASURE_DAYS if days is None else min(days, CLOSING_ERASURE_DAYS)
 
 
 class ErasureTeller:

@@ -6,7 +6,7 @@ import os
 import random
 import time
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -56,8 +56,8 @@ def logs_have(folder: Path, body: bytes) -> bool:
     return False
 
 
-def until(holds: Callable[[], bool], what: str) -> None:
-    give_up_at = time.monotonic() + WAIT_S
+def until(holds: Callable[[], bool], what: str, seconds: float = WAIT_S) -> None:
+    give_up_at = time.monotonic() + seconds
     while not holds():
         assert time.monotonic() < give_up_at, what
         time.sleep(0.05)
@@ -69,13 +69,13 @@ def figure(metrics: str, name: str) -> float:
     return sum(float(line.rsplit(" ", 1)[1]) for line in text.splitlines() if line.startswith((name + " ", name + "{")))
 
 
-def delete_long_ago(data: Path, blob_id: str, time_ms: int) -> None:
-    """Delete a blob of a stopped store as if it had been at that time."""
+def delete_long_ago(data: Path, blob_ids: Sequence[str], time_ms: int) -> None:
+    """Delete blobs of a stopped store as if it had been at that time."""
     with offline_disk(data, StorageSettings()) as (disk, index):
         store, _ = open_store(
             disk, index, settings=StorageSettings(), clock=SystemClock(), random_bytes=os.urandom, partitions={}
         )
-        store.commit([update(binary_from_text(blob_id.encode()), Change.DELETE, time_ms=time_ms)])
+        store.commit([update(binary_from_text(one.encode()), Change.DELETE, time_ms=time_ms) for one in blob_ids])
         store.close()
 
 
@@ -86,7 +86,7 @@ def test_serve_erases_what_was_deleted_once_the_policy_of_its_container_says_so(
         run(url, "container", "create", "private", "--account", "tenant")
         ids = [put(url, body_of(number)) for number in range(24)]
         assert process.end() == 0
-    delete_long_ago(data, ids[3], SystemClock().now_ms() - 8 * DAY_MS)
+    delete_long_ago(data, [ids[3]], SystemClock().now_ms() - 8 * DAY_MS)
     with serving(data, "--workers", "2") as (process, url):
         assert logs_have(data, body_of(3))
         run(url, "container", "update", "private", "--account", "tenant", "--set", "erasureDays=0")

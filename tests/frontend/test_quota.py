@@ -12,8 +12,9 @@ import pytest
 from ambry.access.accounts import Container, ContainerPolicy
 from ambry.access.keys import Masters
 from ambry.errors import QuotaExceeded
+from ambry.frontend.erasure import policy_of
 from ambry.frontend.quota import StorageQuotas, Used
-from ambry.limits import CLOSING_WAIT_MS
+from ambry.limits import CLOSING_ERASURE_DAYS, CLOSING_WAIT_MS
 from ambry.names.open import open_database, sqlite_url
 from tests.frontend.serving import RawAnswer, Serving, serving
 
@@ -185,6 +186,24 @@ def test_a_container_that_is_given_up_loses_all_its_blobs_and_then_its_name(tmp_
         assert json.loads(again.body)["containers"][0]["containerId"] == 3
         names = json.loads((await running.ask("GET", "/named/ours/c")).body)
         assert names["entries"] == []
+
+    run(tmp_path, test)
+
+
+def test_what_was_given_up_is_promised_to_be_gone_and_no_later_than_it_was_before(tmp_path: Path) -> None:
+    async def test(running: Serving) -> None:
+        containers = [{"containerName": "soon", "erasureDays": 3}, {"containerName": "late", "erasureDays": 300},
+                      {"containerName": "never"}, {"containerName": "kept"}]  # fmt: skip
+        await post(running, "/accounts", {"accounts": [{"accountName": "ours", "containers": containers}]})
+
+        def promised() -> dict[int, int]:
+            snapshot = running.frontend.services.access.snapshot
+            return {number: days for account, number, days in policy_of(snapshot, 1, 0).rows if account == 1}
+
+        assert promised() == {1: 3, 2: 300}
+        for name in ("soon", "late", "never"):
+            assert (await running.ask("DELETE", "/accounts/containers", named(name))).status == 200
+        assert promised() == {1: 3, 2: CLOSING_ERASURE_DAYS, 3: CLOSING_ERASURE_DAYS}
 
     run(tmp_path, test)
 
