@@ -7,6 +7,7 @@ takes minutes and belongs to `make prove`.
 
 import os
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -504,9 +505,10 @@ def first_failure(tests: tuple[str, ...], folder: Path, seconds_max: float) -> s
         )
     except subprocess.TimeoutExpired:
         return UNDECIDED
-    failed = [line for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
+    # In the summary, not among the lines of a log: those have more spaces.
+    failed = re.search(r"^(?:FAILED|ERROR) (\S+)", done.stdout, re.MULTILINE)
     # A process that was killed, or killed itself at the time limit of a test, names no test.
-    return failed[0].split(" ")[1] if failed else UNDECIDED if done.returncode else ""
+    return failed[1] if failed else UNDECIDED if done.returncode else ""
 
 
 def prove_mutants(chosen: int, seconds: float) -> dict[str, object]:

@@ -95,7 +95,9 @@ def test_every_mutant_still_has_its_place(mutant: Mutant) -> None:
 def test_a_test_that_fails_without_a_bug_catches_none(tmp_path: Path) -> None:
     # What is run is not the tree, but a folder like one.
     (tmp_path / "one.py").write_text("ONE = 1\n")
-    (tmp_path / "test_one.py").write_text("from one import ONE\n\ndef test_one():\n    assert ONE == 1\n")
+    (tmp_path / "test_one.py").write_text(
+        "import logging\nfrom one import ONE\n\ndef test_one():\n    logging.error('x')\n    assert ONE == 1\n"
+    )
     (tmp_path / "test_never.py").write_text("def test_never():\n    assert False\n")
     mutants = [
         Mutant("caught", "one.py", "1", "2", ("test_one.py",)),
