@@ -103,9 +103,17 @@ class MemoryDatanode:
 
     # --- what a test may wish for ------------------------------------------------------------------------------
 
-    def fail(self, call: str, error: AmbryError, *, times: int | None = 1, is_applied: bool = False) -> None:
-        """The next calls of this name (put, get, update, batch, changes, status) end with `error`."""
-        self._faults.setdefault(call, []).append(_Fault(error=error, is_applied=is_applied, times=times))
+    def fail(
+        self,
+        call: str,
+        error: AmbryError,
+        *,
+        times: int | None = 1,
+        is_applied: bool = False,
+        gate: asyncio.Event | None = None,
+    ) -> None:
+        """The next calls of this name (put, get, update, batch, changes, status) end with `error`, behind a gate."""
+        self._faults.setdefault(call, []).append(_Fault(error=error, is_applied=is_applied, times=times, gate=gate))
 
     def delay(self, call: str, delay_s: float, *, times: int | None = 1) -> None:
         """The next calls of this name answer after `delay_s` seconds."""

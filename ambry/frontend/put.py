@@ -13,7 +13,7 @@ everything of an upload that fails. This module knows records and replicas; it d
 """
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final, Protocol
 
@@ -451,7 +451,7 @@ class Upload:
             if isinstance(error, BaseExceptionGroup):
                 # The frame that raised a group refers to it: a circle with the chunks of this upload in it.
                 error.__traceback__ = None
-                raise _first_of(error) from error
+                raise _first_alone(error) from error
             raise
 
     def _reserve(self) -> None:
@@ -658,7 +658,20 @@ class Upload:
             raise TooLarge(f"a blob has {BLOB_BYTES_MAX} bytes at most")
 
 
-def _first_of(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """The error that ended a group: what a task of it raised, before what its end made of the others."""
-    first = group.exceptions[0]
-    return _first_of(first) if isinstance(first, BaseExceptionGroup) else first
+def _first_alone(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The error that ended a group: what a task of it raised, before what its end made of the others.
+
+    Those lose their frames, each of which refers to its error and to a chunk: nobody is told of them.
+    """
+    first, *others = _errors_of(group)
+    for other in others:
+        other.__traceback__ = None
+    return first
+
+
+def _errors_of(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:
+    for one in group.exceptions:
+        if isinstance(one, BaseExceptionGroup):
+            yield from _errors_of(one)
+        else:
+            yield one

@@ -515,6 +515,34 @@ def test_a_refused_put_leaves_nothing_for_the_search_for_garbage(size: int) -> N
     run(test)
 
 
+def test_chunks_that_are_refused_together_leave_nothing_for_the_search_for_garbage() -> None:
+    """One error ends the upload, and the others have frames with chunks in them, too."""
+
+    async def test(running: Serving) -> None:
+        gc.collect()
+        gc.disable()
+        try:
+            gate = asyncio.Event()
+            for _ in range(2):
+                running.node.fail("put", DiskFull("x"), gate=gate)
+            asking = asyncio.create_task(running.ask("POST", "/", None, b"x" * 8 * MIB))
+            while running.node.waiting < 2:
+                await asyncio.sleep(0)
+            # Their second attempts are refused at once, in the same turn of the loop.
+            for _ in range(2):
+                running.node.fail("put", DiskFull("x"))
+            gate.set()
+            assert (await asking).status == 507
+            del asking
+            running.node.heal()
+            await asyncio.sleep(0)
+            assert not [one for one in gc.get_objects() if isinstance(one, Upload)]
+        finally:
+            gc.enable()
+
+    run(test)
+
+
 def test_an_answer_that_breaks_off_is_never_taken_for_a_whole_one() -> None:
     async def test(running: Serving) -> None:
         path = await running.put(b"x" * 12 * MIB)
