@@ -36,9 +36,11 @@ class AmbryFileSystem(AsyncFileSystem):  # type: ignore[misc] # fsspec has no ty
     `size`, `id` (of the blob), `version` (of the name), `ContentType` and `created` (seconds since 1970).
 
     Args:
-        url: As of `ambry.client.Client`; so are the next two. Also as `storage_options={"url": ...}`.
+        url: As of `ambry.client.Client`; so are the next two.
         token: Bearer token of an access key.
         profile: Table of the configuration file.
+        endpoint_url: The same as `url`, for `storage_options={"endpoint_url": ...}`: functions of fsspec have a `url`
+            of their own.
         options: As fsspec's own, `skip_instance_cache` for one.
 
     Raises:
@@ -50,10 +52,14 @@ class AmbryFileSystem(AsyncFileSystem):  # type: ignore[misc] # fsspec has no ty
     protocol = "ambry"
     root_marker = ""
 
-    def __init__(self, url: Any = None, token: str | None = None, profile: str | None = None, **options: Any) -> None:
+    def __init__(
+        self, url: Any = None, token: str | None = None, profile: str | None = None, *, endpoint_url: Any = None,
+        **options: Any,
+    ) -> None:  # fmt: skip
         super().__init__(**options)
-        self._async = AsyncClient(url, token=token, profile=profile)
-        self._sync = Client(url, token=token, profile=profile)
+        frontends = endpoint_url if url is None else url
+        self._async = AsyncClient(frontends, token=token, profile=profile)
+        self._sync = Client(frontends, token=token, profile=profile)
 
     @classmethod
     def _strip_protocol(cls, path: Any) -> Any:

@@ -78,6 +78,10 @@ def counted(url: str) -> Iterator[tuple[str, list[int]]]:
     with suppress(OSError):
         listener.shutdown(socket.SHUT_RDWR)
     listener.close()
+    # Clients that outlive the test may keep their connections.
+    for connection in sockets:
+        with suppress(OSError):
+            connection.shutdown(socket.SHUT_RDWR)
     for one in (thread, *pumps):
         one.join(10)
     for connection in sockets:
