@@ -80,6 +80,10 @@ ERASURE_LOOK_MS: Final = 3_600_000
 RETRY_MS: Final = 86_400_000
 """A segment that compaction could not free is left alone for this long."""
 
+FIRST_RETRY_MS: Final = 60_000
+"""The first time, only for this long: what most often kept it, a damaged record that is in quarantine since, or a blob
+that changed meanwhile, does so once. On a full disk a day of it would be the space that is missing."""
+
 
 def wait_s(size: int, bytes_per_s: int, took_s: float, commit_s: float) -> float:
     """How long to wait after a step that read `size` bytes and took `took_s`."""
@@ -350,7 +354,8 @@ class Upkeep:
             partition, numbers, pace=self._compaction_pace, on_damage=self._on_damage, needed_bytes=needed
         )
         for number in report.kept_back:
-            self._not_before[partition, number] = now_ms + RETRY_MS
+            is_first = (partition, number) not in self._not_before
+            self._not_before[partition, number] = now_ms + (FIRST_RETRY_MS if is_first else RETRY_MS)
         figures = self.figures
         figures.compactions += 1
         figures.bytes_copied += report.bytes_copied

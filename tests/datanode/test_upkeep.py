@@ -7,10 +7,11 @@ import pytest
 
 from ambry.blob.requests import Change, GetRequest
 from ambry.blob.state import NEVER, BlobState
-from ambry.datanode.upkeep import REST_S_MAX, Pace, Upkeep
-from ambry.errors import DiskUnavailable, ShuttingDown
+from ambry.datanode.upkeep import FIRST_RETRY_MS, REST_S_MAX, Pace, Upkeep
+from ambry.errors import DiskUnavailable, NotHere, ShuttingDown
 from ambry.limits import GIB, KIB, MIB, RETIRED_SEGMENT_S
-from tests.storage.engine import TINY, WHOLE, World, blob_id, body_of, put, update
+from ambry.storage.index_entry import blob_key, decode_entry
+from tests.storage.engine import TINY, WHOLE, World, answer_of, blob_id, body_of, put, update
 
 DAY_MS = 86_400_000
 SETTINGS = replace(TINY, compaction_bytes_per_s=1 << 30, scrub_bytes_per_s=1 << 30)
@@ -99,6 +100,35 @@ def test_expired_segments_are_found_although_their_blobs_count_as_live() -> None
     assert upkeep.figures.bytes_freed > 10 * 1500
     assert upkeep.figures.bytes_copied == 0
     world.check()
+
+
+def test_a_segment_that_compaction_found_damaged_is_freed_a_minute_later() -> None:
+    """The record is in quarantine then, and nothing points to it any more."""
+    world = _filled()
+    _delete(world, 16)
+    world.clock.advance(8 * DAY_MS)
+    store = world.store
+    for one in store.segment_facts(1):
+        store.survey(1, one.number, pace=lambda _: None)
+    entry = decode_entry(store.index.get(blob_key(blob_id(16))) or b"")
+    segments = store.replicas[0].segments
+    # Since its survey: compaction is the first to read it.
+    segments[entry.segment].file.pwrite([b"damage"], entry.offset + entry.body_offset)
+    upkeep = _upkeep(world)
+    _work(upkeep)
+    assert (upkeep.figures.quarantined, upkeep.figures.compactions) == (1, 1)
+    assert entry.segment in segments
+    freed = upkeep.figures.bytes_freed
+    world.clock.advance(FIRST_RETRY_MS - 1)
+    _work(upkeep)
+    assert entry.segment in segments
+    world.clock.advance(1)
+    _work(upkeep)
+    assert entry.segment not in segments
+    assert upkeep.figures.bytes_freed > freed
+    assert answer_of(lambda: store.get(GetRequest(blob_id(16), 0, WHOLE))) is NotHere
+    for number in range(17, 24):
+        assert bytes(store.get(GetRequest(blob_id(number), 0, WHOLE)).body) == body_of(number, 1500)
 
 
 def test_nobody_looks_again_before_something_can_have_become_garbage() -> None:
