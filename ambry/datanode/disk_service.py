@@ -61,7 +61,7 @@ _CHECKPOINT_FILL_RATIO: Final = 0.5
 """A journal this full is checkpointed before its time."""
 
 _REOPENING_S: Final = 1.0
-"""So long after it failed an index is opened again, if it could not be at once."""
+"""Between two attempts to open an index that failed, if it could not be opened at once."""
 
 _RECENT_S: Final = 0.25
 """A commit this long ago or less means that the disk is in use."""
@@ -366,6 +366,7 @@ class DiskService:
                 raise
             _log.warning("the index cannot be opened again yet", disk=self.name, reason=str(error))
             self._stopping.wait(min(self._interval_s, _REOPENING_S))
+            self._checkpoint_wanted.set()
         self._checkpoint_seconds.observe(time.monotonic() - started_s)
 
     def _read_batch(self, batch: int, reads: Sequence[_Read]) -> None:

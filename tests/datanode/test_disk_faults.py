@@ -346,6 +346,34 @@ def test_without_descriptors_writes_are_refused_or_kept_and_the_disk_goes_on_whe
 # --- the index -------------------------------------------------------------------------------------------------
 
 
+def test_an_index_without_descriptors_for_its_flush_is_opened_again_when_there_are_some_and_nobody_asks(
+    tmp_path: Path,
+) -> None:
+    async def run() -> None:
+        async with running(tmp_path) as datanode:
+            store_here = service_of(datanode).store
+            await store(datanode, *BLOBS[:3])
+            await body(datanode, BLOBS[0])
+            with no_descriptors():
+                with pytest.raises(DiskUnavailable, match="opened again"):
+                    await asyncio.to_thread(store_here.checkpoint)
+                assert not await is_writable(datanode)
+                for _ in range(2):
+                    assert [type(one) for one in await store(datanode, BLOBS[5])] == [DiskUnavailable]
+                    await all_there(datanode, BLOBS[:3])
+            # The refused puts have told the thread of checkpoints: nothing else is asked.
+            await until(lambda: store_here.is_writable)
+            assert store_here.failure is None
+            assert store_here.indexes_reopened == 1
+            assert await is_writable(datanode)
+            assert all(isinstance(one, StateAnswer) for one in await store(datanode, *BLOBS))
+            await all_there(datanode, BLOBS)
+        async with running(tmp_path) as datanode:
+            await all_there(datanode, BLOBS)
+
+    asyncio.run(run())
+
+
 def damage_index(folder: Path) -> None:
     """Turn a bit in every 4 KiB of the data of all table files."""
     for path in sorted((folder / "index").glob("*.sst")):
