@@ -271,13 +271,16 @@ class Frontend:
 
 
 async def _finish_requests(server: web_server.Server, deadline: float) -> None:
-    """Close connections as they become idle, until none is left or the time is over."""
+    """Close connections as they become idle, until none is left or the time is over.
+
+    A request that has begun to arrive is answered: its client cannot know that it came too late.
+    """
     loop = asyncio.get_running_loop()
     while True:
         busy = 0
         for connection in server.connections:
             assert isinstance(connection, Connection)
-            if connection.is_idle:
+            if connection.is_idle and not connection.has_begun:
                 connection.force_close()
             else:
                 busy += 1

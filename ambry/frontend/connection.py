@@ -185,6 +185,12 @@ class Connection(RequestHandler):
         waiter = self._waiter
         return waiter is not None and not waiter.done() and not self._messages
 
+    @property
+    def has_begun(self) -> bool:
+        """Idle but for the beginning of a request's head."""
+        # A new connection has the time of a head from its start; one that says nothing has not begun.
+        return self._head_since is not None and self.received > 0
+
     def check_progress(self, now: float) -> None:
         """Disconnect a client that has as good as stood still in a body, or has not ended a head, for too long.
 

@@ -461,6 +461,34 @@ def test_stopping_lets_requests_finish_and_closes_idle_connections() -> None:
     asyncio.run(main())
 
 
+def test_stopping_answers_what_has_begun_to_arrive_and_waits_for_no_silent_connection() -> None:
+    async def main() -> None:
+        async with serving() as run:
+            path = await run.put(b"some bytes")
+            for head in (f"GET {path} HTTP/1.1\r\nHost: x\r\n", "GET /healthCheck HTTP/1.1\r\nHost: x\r\n"):
+                silent, used, begun = await run.connect(), await run.connect(), await run.connect()
+                for client in (used, begun):
+                    await client.send(request_bytes("GET", path))
+                    assert (await client.answer()).body == b"some bytes"
+                await begun.send(head.encode())
+                server = run.frontend._server
+                assert server is not None
+                await expect(lambda: any(each.has_begun for each in server.connections), "the bytes arrive")  # type: ignore[attr-defined] # noqa: B023 -- awaited in this turn
+                stopping = asyncio.create_task(run.frontend.stop(10.0))
+                assert (await silent.ended(), await used.ended()) == (b"", b"")
+                await begun.send(b"\r\n")
+                answer = await begun.answer()
+                assert (answer.status, answer.body, answer.headers["connection"]) in {
+                    (200, b"some bytes", "close"),
+                    (503, b"BAD", "close"),
+                }
+                await stopping
+                run.frontend.services.is_stopping = False
+                run.host, run.port = await run.frontend.start("127.0.0.1", 0)
+
+    asyncio.run(main())
+
+
 def test_stopping_does_not_wait_for_ever() -> None:
     async def main() -> None:
         async with serving() as run:
