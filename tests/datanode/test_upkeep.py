@@ -194,6 +194,17 @@ def _pace(rests: _Rests, rate: int, commit_s: float = 0.0) -> Pace:
     return Pace(rate, rests, lambda: commit_s, lambda: rests.now_s)
 
 
+def test_the_pace_makes_no_pause_that_is_shorter_than_waking_up_from_it_and_ends_all_the_same() -> None:
+    rests = _Rests()
+    pace = _pace(rests, 1 << 40)
+    for _ in range(16):
+        pace(MIB)
+    assert rests.rests == []
+    rests.set()
+    with pytest.raises(ShuttingDown):
+        pace(MIB)
+
+
 def test_the_pace_keeps_to_its_rate_and_gives_way_to_commits() -> None:
     rests = _Rests()
     pace = _pace(rests, 10 * MIB)
