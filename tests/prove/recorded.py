@@ -18,6 +18,8 @@ from typing import Final
 
 import aiohttp
 
+from ambry.limits import CHUNK_BYTES_MAX
+
 SIZES: Final = (0, 100, 1000, 4096, 4096, 4096, 16_000, 70_000)
 LARGE_SIZES: Final = (300_000, 1_000_000, 5_000_000)
 LARGE_SHARE: Final = 0.01
@@ -84,10 +86,12 @@ class Findings:
 class RecordedLoad:
     """Clients of one store, and what they were told. `url` may change when the store is started again."""
 
-    def __init__(self, seed: int, live_bytes_max: int = 1 << 40) -> None:
+    def __init__(self, seed: int, live_bytes_max: int = 1 << 40, chunked_bytes_max: int = 1 << 40) -> None:
         self.url = ""
         self.live_bytes = 0
         self.live_bytes_max = live_bytes_max
+        self._chunked_bytes_left = chunked_bytes_max
+        """Of blobs of several chunks: when such a one is deleted, its chunks stay for a day, until they are swept."""
         self.chance = random.Random(seed)
         self.blobs: list[Stored] = []
         self.touched: set[int] = set()
@@ -124,7 +128,7 @@ class RecordedLoad:
     async def _put(self, session: aiohttp.ClientSession) -> None:
         self._next_seed += 1
         seed = self._next_seed
-        size = self.chance.choice(LARGE_SIZES if self.chance.random() < LARGE_SHARE else SIZES)
+        size = self._size()
         headers = {"Content-Type": "application/octet-stream"}
         ttl_s = self.chance.choice((0, 0, 0, 0, 0, 3, 3600))
         if ttl_s:
@@ -142,6 +146,14 @@ class RecordedLoad:
                 self.blobs.append(blob)
             elif answer.status not in _UNDECIDED:
                 self.findings.lost.append(f"a put was answered {answer.status}")
+
+    def _size(self) -> int:
+        size = self.chance.choice(LARGE_SIZES if self.chance.random() < LARGE_SHARE else SIZES)
+        if size > CHUNK_BYTES_MAX:
+            if size > self._chunked_bytes_left:
+                return LARGE_SIZES[0]
+            self._chunked_bytes_left -= size
+        return size
 
     async def _read(self, session: aiohttp.ClientSession) -> None:
         if not self.blobs:

@@ -34,6 +34,9 @@ DISK_MIB: Final = 1024
 LIVE_MIB: Final = 200
 """So much lives at a time: what is dead, or damaged and held for whoever repairs it, needs room, too."""
 
+CHUNKED_MIB: Final = 150
+"""Of blobs of several chunks so much is put in the whole run. What is deleted of them stays for a day."""
+
 SAMPLE_S: Final = 5.0
 BACK_S: Final = 3.0
 """After this a process that is ready again, or a disk that has room again, has to be in use: clients dial it within a
@@ -262,7 +265,7 @@ def _metrics(soak: Soak) -> dict[str, float]:
 
 def prove_soak(chosen: int, seconds: float) -> dict[str, object]:
     """`escaped` has what was lost, wrong, resurrected, refused without a good reason, or grows."""
-    load = RecordedLoad(chosen, LIVE_MIB * MIB)
+    load = RecordedLoad(chosen, LIVE_MIB * MIB, CHUNKED_MIB * MIB)
     with tempfile.TemporaryDirectory(prefix="ambry-soak-") as name:
         folder = Path(name)
         write_cluster(folder, free_port(), "disk")
