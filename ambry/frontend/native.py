@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Final
 
-from aiohttp import web
+from aiohttp import HttpVersion10, web
 from aiohttp.web_request import BaseRequest
 
 from ambry.access.accounts import Container, Durability
@@ -157,6 +157,9 @@ class NativeApi:
         try:
             with request_scope(request_id):
                 try:
+                    if request.version < HttpVersion10:
+                        # The parser takes it, and an answer to it would have no head.
+                        raise BadRequest("HTTP of a version that has no heads", field="request")
                     path, is_secure = services.access.without_prefix(request.rel_url.raw_path)
                     route, subject = self._find(request, path)
                     label = route.label

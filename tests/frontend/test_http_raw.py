@@ -193,6 +193,19 @@ def test_malformed_http_is_refused_in_json(sent: bytes, status: int) -> None:
     asyncio.run(main())
 
 
+@pytest.mark.parametrize("line", [b"GET /healthCheck\r\n\r\n", b"GET /healthCheck HTTP/0.9\r\nHost: x\r\n\r\n"])
+def test_a_request_of_http_before_heads_is_refused(line: bytes) -> None:
+    async def main() -> None:
+        async with serving() as run:
+            client = await run.connect()
+            await client.send(line)
+            answer = await client.answer()
+            assert (answer.status, answer.error["code"]) == (400, "bad_request")
+            assert await client.ended() == b""
+
+    asyncio.run(main())
+
+
 def test_headers_that_are_too_much_together_are_refused() -> None:
     async def main() -> None:
         async with serving() as run:

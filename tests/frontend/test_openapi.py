@@ -6,8 +6,9 @@ import re
 import threading
 import urllib.request
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import pytest
 import schemathesis
@@ -25,7 +26,9 @@ from ambry.errors import AmbryError
 from ambry.frontend.answers import REASONS, STATUS
 from ambry.frontend.native import NativeApi
 from ambry.frontend.openapi import describe
+from ambry.names.open import ensure_epoch, open_database, sqlite_url
 from tests.frontend.serving import serving
+from tests.frontend.tenants import MASTERS, tenants
 
 EXAMPLES = 10
 """Requests of each operation: sixteen operations and more, some hundred requests, a few seconds."""
@@ -55,21 +58,49 @@ OPERATIONS = [
 ]
 
 
-@pytest.fixture(scope="module")
-def store() -> Iterator[tuple[str, str]]:
-    """A frontend on a thread of its own, and a blob in it."""
+@dataclass(frozen=True)
+class Store:
+    """A frontend that runs, and what is in it."""
+
+    url: str
+    blob_id: str
+    upload: str
+
+
+KNOWN: Final = {"account": "ours", "container": "public", "name": "a name"}
+"""Values of path parameters that lead somewhere."""
+
+
+@pytest.fixture(scope="module", params=["with names", "without"])
+def store(request: pytest.FixtureRequest, module_folder: Path) -> Iterator[Store]:
+    """A frontend on a thread of its own, with a name store or without, where everybody may do everything."""
+    path = None if request.param == "without" else module_folder / "names.sqlite"
     ready = threading.Event()
-    found: list[tuple[str, str]] = []
+    found: list[Store] = []
     stop: list[Any] = []
 
     async def main() -> None:
         done = asyncio.Event()
-        async with serving() as running:
-            path = await running.put(b"hello" * 100)
-            found.append((f"http://{running.host}:{running.port}", path[1:]))
+        database = None if path is None else open_database(sqlite_url(path.parent))
+        if database is not None:
+            await ensure_epoch(database, lambda: "epoch", 0)
+        async with serving(
+            access=lambda clock: tenants(clock, is_open=True), masters=MASTERS, database=database
+        ) as running:
+            blob = await running.put(b"hello" * 100)
+            upload = "0" * 32
+            if database is not None:
+                where = {"accountName": "ours", "containers": [{"containerName": "public"}]}
+                made = await running.ask("POST", "/accounts", None, json.dumps({"accounts": [where]}).encode())
+                named = await running.ask("PUT", "/named/ours/public/a%20name", None, b"named")
+                assert (made.status, named.status) == (200, 201)
+                upload = json.loads((await running.ask("POST", "/uploads")).body)["uploadId"]
+            found.append(Store(f"http://{running.host}:{running.port}", blob[1:], upload))
             stop.append((asyncio.get_running_loop(), done))
             ready.set()
             await done.wait()
+        if database is not None:
+            await database.close()
 
     thread = threading.Thread(target=asyncio.run, args=(main(),))
     thread.start()
@@ -97,16 +128,16 @@ def test_every_status_that_can_be_answered_is_described() -> None:
     assert described <= set(REASONS)
 
 
-def test_the_description_is_served(store: tuple[str, str]) -> None:
-    with urllib.request.urlopen(store[0] + "/openapi.json", timeout=10) as answer:
+def test_the_description_is_served(store: Store) -> None:
+    with urllib.request.urlopen(store.url + "/openapi.json", timeout=10) as answer:
         assert answer.headers["Content-Type"] == "application/json"
         assert json.load(answer) == describe()
 
 
 @pytest.mark.parametrize(("method", "path"), OPERATIONS)
-def test_the_server_answers_as_described(store: tuple[str, str], method: str, path: str) -> None:
-    url, blob_id = store
+def test_the_server_answers_as_described(store: Store, method: str, path: str) -> None:
     seen = []
+    known = {**KNOWN, "id": store.blob_id, "upload": store.upload}
 
     @given(data=st.data())
     @settings(
@@ -119,9 +150,10 @@ def test_the_server_answers_as_described(store: tuple[str, str], method: str, pa
     )
     def ask(data: st.DataObject) -> None:
         case = data.draw(SCHEMA[path][method].as_strategy())
-        if "id" in (case.path_parameters or {}) and data.draw(st.booleans()):
-            case.path_parameters["id"] = blob_id
-        response = case.call(base_url=url)
+        leads_somewhere = data.draw(st.booleans())
+        if case.path_parameters and leads_somewhere:
+            case.path_parameters.update({key: known[key] for key in case.path_parameters if key in known})
+        response = case.call(base_url=store.url)
         seen.append(response.status_code)
         case.validate_response(response, checks=list(CHECKS))
 
