@@ -302,7 +302,7 @@ class QuotaExceeded(AmbryError):
 
 
 class Unauthenticated(AmbryError):
-    """No credentials where some are needed, or credentials that are wrong, expired or altered."""
+    """Credentials that are wrong, expired or altered, or of two kinds at once; without any it is forbidden."""
 
     code = 80
     name = "unauthenticated"

@@ -186,6 +186,11 @@ class AccountsApi:
         """The one answer that has the secret and the token."""
         del headers
         request = parse_key_request(_json(body))
+        if request.expires_ms is not None and request.expires_ms <= self._services.clock.now_ms():
+            # Seconds, or a time from now on, where milliseconds of a moment are meant: the key would never be good.
+            raise BadRequest(
+                "expirationTime is a moment that has passed; it is in ms since 1970", field="expirationTime"
+            )
         if request.account_name is None:
             caller.admit_over(None, Right.ADMIN)
         else:

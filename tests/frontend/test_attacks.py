@@ -202,6 +202,8 @@ def test_every_route_takes_any_other_header_twice_or_refuses_it(tmp_path: Path) 
          "x-ambry-target-account-id"),
         ("POST", "/accounts", {}, b'{"accounts": [{"accountName": "a", "accountName": "b"}]}', 400, "body"),
         ("POST", "/accounts/keys", {}, b'{"grants": [], "grants": [{"rights": ["read"]}]}', 400, "body"),
+        ("POST", "/accounts/keys", {}, b'{"grants": [{"rights": ["read"]}], "expirationTime": 1700000000000}', 400,
+         "expirationTime"),
         ("POST", "/accounts", {}, b"[" * 100_000, 400, "body"),
         ("POST", "/", {"Content-Type": "multipart/form-data; boundary=x"},
          b'--x\r\nContent-Disposition: form-data; name="UserMetadata"\r\n\r\n{"a": "1", "a": "2"}\r\n--x--\r\n', 400,
