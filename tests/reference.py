@@ -27,9 +27,10 @@ CHAPTERS: Final[tuple[tuple[str, str, tuple[tuple[ModuleType, str], ...]], ...]]
     ("The client", "`from ambry.client import Client, AsyncClient`", (
         (ambry.client.client, "Client"), (aio, "AsyncClient"), (ambry.client.settings, "ClientSettings"),
     )),
-    ("Blobs, names and files", "What the methods of a client take and give. Only `LocalFile` is made by the caller.", (
+    ("Blobs, names and files", "What methods of a client give and, the last two, take.", (
         (ambry.client.values, "Stored"), (ambry.client.values, "BlobInfo"), (ambry.client.values, "ListedName"),
         (ambry.client.values, "BatchEntry"), (reader, "BlobReader"), (ambry.client.small_files, "LocalFile"),
+        (ambry.client.small_files, "StoredFile"),
     )),
     ("Models", "What `push_model` and the other methods for models give; [the format](formats/model.md).", (
         (models, "Pushed"), (model_pull, "Pulled"), (models, "ModelVersion"), (models, "ModelDiff"),

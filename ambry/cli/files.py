@@ -120,7 +120,10 @@ def _refuse(sources: Sequence[Place], target: Place, manner: Manner) -> None:
             raise click.UsageError("'-' is copied by itself, to a name in a store")
         return
     if isinstance(target, Local) and any(isinstance(source, Local) for source in sources):
-        raise click.UsageError(f"one of both is in a store: {SCHEME}ACCOUNT/CONTAINER/PATH")
+        raise click.UsageError(
+            f"{next(source for source in sources if isinstance(source, Local))} and {target} are both on this machine, "
+            f"which is the work of cp and mv of the system; one of them is {SCHEME}ACCOUNT/CONTAINER/PATH here"
+        )
     is_one = len(sources) == 1 and not may_be_several(sources[0])
     if not is_one and not target.is_folder:
         ending = "is no folder" if isinstance(target, Local) else "does not end with a slash"

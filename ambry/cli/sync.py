@@ -77,7 +77,10 @@ def sync(
 def _refuse(source: Place, target: Place) -> None:
     """Usage errors."""
     if isinstance(source, Local) and isinstance(target, Local):
-        raise click.UsageError(f"one of both is in a store: {SCHEME}ACCOUNT/CONTAINER/PATH")
+        raise click.UsageError(
+            f"{source} and {target} are both on this machine, which is the work of rsync; one of them is "
+            f"{SCHEME}ACCOUNT/CONTAINER/PATH here"
+        )
     if is_below(target, source) or is_below(source, target):
         raise click.UsageError("one folder is in the other")
 

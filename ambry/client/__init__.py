@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from ambry.client.client import Client
 from ambry.client.reader import BlobReader
 from ambry.client.settings import ClientSettings
-from ambry.client.small_files import LocalFile
+from ambry.client.small_files import LocalFile, StoredFile
 from ambry.client.values import BatchEntry, BlobInfo, ListedName, Stored
 from ambry.errors import AmbryError
 
@@ -33,6 +33,7 @@ __all__ = [
     "ListedName",
     "LocalFile",
     "Stored",
+    "StoredFile",
 ]
 
 

@@ -133,6 +133,7 @@ class AsyncClient:
     upload_file = _awaited(Client.upload_file)
     download_file = _awaited(Client.download_file)
     upload_small = _awaited(Client.upload_small)
+    download_small = _awaited(Client.download_small)
     upload_dir = _awaited(Client.upload_dir)
     download_dir = _awaited(Client.download_dir)
 

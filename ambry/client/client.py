@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from ambry.client.model_pull import Pulled
     from ambry.client.models import ModelDiff, Models, ModelVersion, Pushed, Verified
     from ambry.client.safetensors import TensorFile
-    from ambry.client.small_files import LocalFile
+    from ambry.client.small_files import LocalFile, StoredFile
 
 __all__ = ["Client"]
 
@@ -68,6 +68,7 @@ class Client:
         ref: A blob, by its id or its name.
         version: Version of the name; default the newest.
         ids: Blobs, by their ids.
+        model: `account/container/model`; where a version is meant with `@VERSION` or `@ALIAS`, else `@latest` is.
         name: `account/container/name` of what is stored; without it the blob is known by the id in the answer.
         content_type: Media type; the store says `application/octet-stream` of what has none.
         ttl_s: Seconds after which a blob expires; None: never.
@@ -513,6 +514,17 @@ class Client:
         container_path(container)
         return small_files.upload_each(self, self._session, container, files, upsert=upsert)
 
+    def download_small(self, files: "Sequence[StoredFile]") -> "Sequence[BlobInfo | AmbryError | OSError]":
+        """Write small blobs to files by one request, synced together, each whole under its name or not there.
+
+        Args:
+            files: Blobs of 512 KiB each at most, a few MiB together, and where they go.
+
+        Returns:
+            For each, in order: what was written, or why it was not, as `download_file` would raise it.
+        """
+        return small_files.download_each(self, self._session, files)
+
     def upload_dir(
         self, folder: str | os.PathLike[str], prefix: str, *, upsert: bool = False, progress: Progress = None
     ) -> Sequence[Stored]:
@@ -582,7 +594,6 @@ class Client:
 
         Args:
             folder: The folder; links to files are followed.
-            model: `account/container/model`.
             aliases: Names that stand for this version from then on.
             metadata: Texts, numbers and truth values that are kept in the manifest.
             lineage: Where it comes from: `dataset`, `parent`, `code`, or what you like.
@@ -644,7 +655,6 @@ class Client:
         """Whether the store has all content of a version, or, with a folder, whether that has its files.
 
         Args:
-            model: `account/container/model@VERSION`, or with an alias.
             folder: A folder whose files are read and compared by SHA-256; None: the store is asked.
             reads: Whether all bytes are read from the store and must have their SHA-256.
 
@@ -684,9 +694,6 @@ class Client:
     def list_versions(self, model: str) -> Sequence["ModelVersion"]:
         """Versions of a model, oldest first, with their aliases; none for a model that is not there.
 
-        Args:
-            model: `account/container/model`.
-
         Raises:
             ModelDamaged: An alias that does not say what it stands for.
         """
@@ -694,9 +701,6 @@ class Client:
 
     def read_manifest(self, model: str) -> "ModelManifest":
         """What a version is made of: files, sizes, SHA-256, metadata, lineage (docs/formats/model.md).
-
-        Args:
-            model: `account/container/model@VERSION`, or with an alias.
 
         Raises:
             NameNotFound: No such model, version or alias.
@@ -724,7 +728,6 @@ class Client:
         """Take an alias of a model away; what it stood for stays.
 
         Args:
-            model: `account/container/model`.
             alias: Its name.
 
         Raises:

@@ -12,7 +12,7 @@ from ambry.client import small_files
 from ambry.client.beside import is_beside
 from ambry.client.progress import Meter, Progress
 from ambry.client.session import Session
-from ambry.client.small_files import SMALL_BYTES, THREADS_MAX, LocalFile, Sized, batched
+from ambry.client.small_files import SMALL_BYTES, THREADS_MAX, LocalFile, Sized, StoredFile, batched
 from ambry.client.values import SCHEME, ListedName, Stored, container_path
 from ambry.errors import BadRequest
 
@@ -95,18 +95,19 @@ def download_dir(
     meter = Meter(progress, folder.name, sum(entry.size for entry in listed))
     made: set[Path] = set()
 
-    def alone(entry: ListedName, target: Path) -> None:
-        client.download_file(f"{container}/{entry.name}", target)
-
     def some(batch: list[ListedName]) -> list[Path]:
         targets = [target_of(folder, entry.name[len(inner) :]) for entry in batch]
         for parent in {target.parent for target in targets} - made:
             parent.mkdir(parents=True, exist_ok=True)
             made.add(parent)
-        if len(batch) == 1:
-            alone(batch[0], targets[0])
+        files = [
+            StoredFile(f"{container}/{entry.name}", entry.id or "", entry.size, target)
+            for entry, target in zip(batch, targets, strict=True)
+        ]
+        if len(files) == 1:
+            client.download_file(files[0].ref, files[0].path)
         else:
-            small_files.download(session, list(zip(batch, targets, strict=True)), alone)
+            small_files.download(client, session, files)
         meter.add(sum(entry.size for entry in batch))
         return targets
 

@@ -7,9 +7,10 @@ refused in its batch, or is not what was listed any more, is sent or loaded by i
 import base64
 import contextlib
 import ctypes
+import itertools
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -19,10 +20,10 @@ import xxhash
 
 from ambry.blob.batch_format import CONTENT_TYPE, encode_end, encode_put
 from ambry.client.batches import ask_batch, read_many
-from ambry.client.beside import PART, beside
+from ambry.client.beside import PART
 from ambry.client.session import Session, error_of
-from ambry.client.values import ListedName, Stored
-from ambry.errors import AmbryError, FileChanged, NameExists
+from ambry.client.values import BlobInfo, Stored
+from ambry.errors import AmbryError, ConnectionLost, FileChanged, NameExists
 from ambry.limits import KIB, MIB
 
 if TYPE_CHECKING:
@@ -52,12 +53,30 @@ _Sized = TypeVar("_Sized", bound=Sized)
 
 @dataclass(frozen=True, slots=True)
 class LocalFile:
-    """A file that is to be stored."""
+    """A small file that is to be stored."""
 
     path: Path
     name: str
+    """Within the container."""
     size: int
+    """Its bytes when it was listed."""
     content_type: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StoredFile:
+    """A small blob that is to be written to a file."""
+
+    ref: str
+    """`account/container/name`; it is loaded by this if it is not what was listed any more."""
+    id: str
+    """The blob that the name stood for when it was listed."""
+    size: int
+    """Its bytes."""
+    path: Path
+    """The file; its folder is there."""
+    modified_ms: int | None = None
+    """The time that the file gets, in ms since 1970; None: that of now."""
 
 
 def batched(items: Iterable[_Sized]) -> Iterator[list[_Sized]]:
@@ -194,57 +213,122 @@ def _read(path: Path) -> bytes:
 # --- down ------------------------------------------------------------------------------------------------------
 
 
-def download(
-    session: Session, entries: Sequence[tuple[ListedName, Path]], one_by_one: Callable[[ListedName, Path], object]
-) -> None:
-    """Write small blobs to files, verified, synced together, each whole under its name or not there.
+def download(client: "Client", session: Session, files: Sequence[StoredFile]) -> None:
+    """Write small blobs to files. Raises the first error, as Client.download_file."""
+    for outcome in download_each(client, session, files):
+        if not isinstance(outcome, BlobInfo):
+            raise outcome
 
-    What cannot be read by the id that was listed is loaded by its name, by `one_by_one`.
-    """
-    written: list[tuple[str, str]] = []
-    left: list[tuple[ListedName, Path]] = []
+
+def download_each(
+    client: "Client", session: Session, files: Sequence[StoredFile]
+) -> list[BlobInfo | AmbryError | OSError]:
+    """See Client.download_small. What cannot be read by the id that was listed is loaded by its name."""
+    parts: dict[int, _Part] = {}
+    outcomes: dict[int, BlobInfo | AmbryError | OSError] = {}
     try:
-        ids = [entry.id or "" for entry, _ in entries]
-        for (entry, target), read in zip(entries, read_many(session, "get", ids), strict=True):
-            known = read.info.digests.get("xxh3") if read.info is not None else None
-            if read.error is not None or len(read.body) != entry.size or not _has(read.body, known):
-                left.append((entry, target))
-                continue
-            # Text, not paths: half of what a small file costs here would be taking paths apart.
-            final = str(target)
-            folder, name = os.path.split(final)
-            part = f"{folder}/{beside(name, PART)}"
-            written.append((part, final))
-            _write(part, read.body)
-        if written:
-            _sync([part for part, _ in written])
-        while written:
-            os.replace(*written[-1])  # noqa: PTH105 -- text, as above
-            written.pop()
+        for number, info, body in _read_each(session, files):
+            try:
+                parts[number] = _Part(files[number], info, body)
+            except OSError as error:
+                outcomes[number] = error
+        outcomes |= _finish(parts)
     finally:
-        for part, _ in written:
-            with contextlib.suppress(OSError):
-                os.unlink(part)  # noqa: PTH108 -- text, as above
-    for entry, target in left:
-        one_by_one(entry, target)
+        for part in parts.values():
+            part.drop()
+    for number in range(len(files)):
+        if number not in outcomes:
+            outcomes[number] = _alone(client, files[number])
+    return [outcomes[number] for number in range(len(files))]
+
+
+def _read_each(session: Session, files: Sequence[StoredFile]) -> Iterator[tuple[int, BlobInfo, bytes]]:
+    """The blobs that are as they were listed, and their checksums right."""
+    ids = [file.id for file in files]
+    # An answer that broke off is not asked for again as a whole.
+    with contextlib.suppress(ConnectionLost):
+        for number, read in enumerate(read_many(session, "get", ids)):
+            known = None if read.info is None else read.info.digests.get("xxh3")
+            if read.info is not None and len(read.body) == files[number].size and _has(read.body, known):
+                yield number, read.info, read.body
+
+
+def _alone(client: "Client", file: StoredFile) -> BlobInfo | AmbryError | OSError:
+    try:
+        info = client.download_file(file.ref, file.path)
+        if file.modified_ms is not None:
+            os.utime(file.path, ns=(file.modified_ms * 1_000_000, file.modified_ms * 1_000_000))
+    except (AmbryError, OSError) as error:
+        return error
+    return info
+
+
+class _Part:
+    """A small file under a name that nobody looks at, and that no other process has: two may load the same file."""
+
+    _numbers = itertools.count()
+
+    def __init__(self, file: StoredFile, info: BlobInfo, body: bytes) -> None:
+        # Text, not paths: half of what a small file costs here would be taking paths apart.
+        self.target = str(file.path)
+        self.info = info
+        folder = os.path.dirname(self.target) or "."  # noqa: PTH120 -- text, as above
+        while True:
+            self.path = f"{folder}/.{os.getpid()}-{next(self._numbers)}{PART}"
+            # Left behind by a process that was killed and had the number of this one.
+            with contextlib.suppress(FileExistsError):
+                descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+                break
+        try:
+            try:
+                view = memoryview(body)
+                while view:
+                    view = view[os.write(descriptor, view) :]
+                if file.modified_ms is not None:
+                    os.utime(descriptor, ns=(file.modified_ms * 1_000_000, file.modified_ms * 1_000_000))
+                self.device = os.fstat(descriptor).st_dev
+            finally:
+                os.close(descriptor)
+        except BaseException:
+            self.drop()
+            raise
+
+    def place(self) -> None:
+        """Have it under its name."""
+        os.replace(self.path, self.target)  # noqa: PTH105 -- text, as above
+
+    def drop(self) -> None:
+        """Take it away."""
+        with contextlib.suppress(OSError):
+            os.unlink(self.path)  # noqa: PTH108 -- text, as above
+
+
+def _finish(parts: dict[int, _Part]) -> dict[int, BlobInfo | OSError]:
+    """Have parts on the disk, then under their names; those that are there are parts no more."""
+    outcomes: dict[int, BlobInfo | OSError] = {}
+    by_device: dict[int, list[int]] = {}
+    for number, part in parts.items():
+        by_device.setdefault(part.device, []).append(number)
+    for numbers in by_device.values():
+        try:
+            _sync([parts[number].path for number in numbers])
+        except OSError as error:
+            outcomes |= dict.fromkeys(numbers, error)
+    for number in [number for number in parts if number not in outcomes]:
+        try:
+            parts[number].place()
+            outcomes[number] = parts.pop(number).info
+        except OSError as error:
+            outcomes[number] = error
+    return outcomes
 
 
 def _has(body: bytes, digest: str | None) -> bool:
     return digest is None or base64.b64encode(xxhash.xxh3_64_digest(body)).decode() == digest
 
 
-def _write(path: str, body: bytes) -> None:
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
-    try:
-        view = memoryview(body)
-        while view:
-            view = view[os.write(descriptor, view) :]
-    finally:
-        os.close(descriptor)
-
-
 def _sync(paths: Sequence[str]) -> None:
-    """Have the bytes of files on the disk: with one call for their file system, where there is one."""
+    """Have the bytes of files of one file system on the disk: with one call for all of it, where there is one."""
     syncfs = _syncfs()
     for path in paths[:1] if syncfs is not None else paths:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)

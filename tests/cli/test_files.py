@@ -149,7 +149,10 @@ def test_standard_input_is_copied_and_cat_shows_it(shell: Shell, tmp_path: Path)
 
 def test_wrong_usage_is_status_2(shell: Shell, tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"a")
-    assert "in a store" in shell.run("cp", str(tmp_path / "a"), str(tmp_path / "b"), status=2)
+    for command in ("cp", "mv"):
+        refused = shell.run(command, str(tmp_path / "a"), str(tmp_path / "b"), status=2)
+        assert "are both on this machine" in " ".join(refused.split()) and str(tmp_path / "a") in refused
+    assert not (tmp_path / "b").exists()
     assert "does not end with a slash" in shell.run(
         "cp", str(tmp_path / "a"), str(tmp_path), f"{shell.place}", status=2
     )

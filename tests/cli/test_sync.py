@@ -207,7 +207,7 @@ def test_nothing_is_deleted_for_a_source_that_is_missing_empty_or_in_trouble(she
 
 def test_wrong_usage_and_names_that_cannot_be_files(shell: Shell, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    assert "in a store" in shell.run("sync", str(tmp_path), str(tmp_path), status=2)
+    assert "are both on this machine" in shell.run("sync", str(tmp_path), str(tmp_path), status=2)
     assert "in the other" in shell.run("sync", shell.place, f"{shell.place}/below", status=2)
     assert "in the other" in shell.run("sync", f"{shell.place}/below", shell.place, status=2)
     shell.put(**{"a//b": b"1", "c": b"2"})

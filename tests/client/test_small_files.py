@@ -3,16 +3,17 @@
 import socket
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from ambry.client import Client
+from ambry.client import BlobInfo, Client
 from ambry.client.beside import PART, PARTS, UPLOAD, beside, is_beside
-from ambry.client.small_files import SMALL_BYTES, LocalFile, batched, download
-from ambry.client.values import ListedName
-from ambry.errors import NameExists
+from ambry.client.small_files import SMALL_BYTES, LocalFile, StoredFile, batched
+from ambry.errors import NameDeleted, NameExists
 from tests.client.conftest import bytes_of, written
 
 BASE = "default/default/small"
@@ -122,19 +123,14 @@ def test_a_batch_whose_answer_was_lost_is_sent_again_and_finds_its_own_names(url
 def test_a_name_that_is_replaced_after_it_was_listed_is_loaded_as_it_is_now(client: Client, tmp_path: Path) -> None:
     source = written(tmp_path / "source", {f"{number}": bytes_of(300, number) for number in range(20)})
     client.upload_dir(source, f"{BASE}/replaced")
-    entries = list(client.list(f"{BASE}/replaced/"))
-    client.put(b"newest", f"{BASE}/replaced/7", upsert=True)
-    client.delete(next(entry.id or "" for entry in entries if entry.name.endswith("/7")))
     copy = tmp_path / "copy"
     copy.mkdir()
-    targets = [(entry, copy / entry.name.rpartition("/")[2]) for entry in entries]
-    alone: list[str] = []
-
-    def one_by_one(entry: ListedName, target: Path) -> None:
-        alone.append(entry.name.rpartition("/")[2])
-        client.download_file(f"default/default/{entry.name}", target)
-
-    download(client._session, targets, one_by_one)
+    files = listed(client, f"{BASE}/replaced/", copy)
+    client.put(b"newest", f"{BASE}/replaced/7", upsert=True)
+    client.delete(next(file.id for file in files if file.path.name == "7"))
+    outcomes = client.download_small(files)
+    ids = [outcome.id for outcome in outcomes if isinstance(outcome, BlobInfo)]
+    alone = [file.path.name for file, blob_id in zip(files, ids, strict=True) if blob_id != file.id]
     assert alone == ["7"]
     assert folder_of(copy) == {**folder_of(source), "7": b"newest"}
 
@@ -163,3 +159,70 @@ def test_names_beside_a_file_differ_as_the_files_do_and_are_known_again() -> Non
         assert all(len(name.encode()) <= 255 and is_beside(name) for name in names)
     assert beside("short", PART) == ".short.ambry-part"
     assert not is_beside("short.ambry-part")
+
+
+def listed(client: Client, prefix: str, folder: Path) -> list[StoredFile]:
+    return [
+        StoredFile(f"default/default/{entry.name}", entry.id or "", entry.size, folder / entry.name.rpartition("/")[2])
+        for entry in client.list(prefix)
+    ]
+
+
+def test_each_file_that_comes_down_has_an_outcome_of_its_own(client: Client, tmp_path: Path) -> None:
+    source = written(tmp_path / "source", {name: name.encode() * 100 for name in "abcdef"})
+    client.upload_dir(source, f"{BASE}/outcomes")
+    target = tmp_path / "target"
+    target.mkdir()
+    files = listed(client, f"{BASE}/outcomes/", target)
+    files[0] = replace(files[0], modified_ms=1_000_000_000_123)
+    (target / "b").mkdir()
+    files[2] = replace(files[2], path=target / "nowhere/c")
+    client.delete(f"{BASE}/outcomes/d")
+    client.delete(files[3].id)
+    # By its name, and with its time, as it is not what was listed.
+    client.put(b"new", f"{BASE}/outcomes/e", upsert=True)
+    client.delete(files[4].id)
+    files[4] = replace(files[4], modified_ms=2_000_000_000_000)
+    kinds = [type(outcome) for outcome in client.download_small(files)]
+    assert kinds == [BlobInfo, IsADirectoryError, FileNotFoundError, NameDeleted, BlobInfo, BlobInfo]
+    assert (target / "a").read_bytes() == b"a" * 100 and (target / "a").stat().st_mtime_ns == 1_000_000_000_123_000_000
+    assert (target / "e").read_bytes() == b"new" and (target / "e").stat().st_mtime_ns == 2_000_000_000_000_000_000
+    assert sorted(path.name for path in target.iterdir()) == ["a", "b", "e", "f"], "nothing is left beside them"
+    assert client.download_small([]) == []
+
+
+def test_two_that_load_the_same_files_never_show_half_of_one(client: Client, tmp_path: Path) -> None:
+    source = written(tmp_path / "source", {f"{number}": bytes_of(20_000, number) for number in range(100)})
+    client.upload_dir(source, f"{BASE}/twice")
+    target = tmp_path / "target"
+    target.mkdir()
+    files = listed(client, f"{BASE}/twice/", target)
+    wanted = folder_of(source)
+    ended = threading.Event()
+    seen: list[str] = []
+
+    def watch() -> None:
+        while not ended.is_set():
+            for name, body in wanted.items():
+                with suppress(FileNotFoundError):
+                    if (target / name).read_bytes() != body:
+                        seen.append(name)
+
+    watching = threading.Thread(target=watch)
+    watching.start()
+    with ThreadPoolExecutor(4) as pool:
+        outcomes = [one for some in pool.map(client.download_small, [files] * 8) for one in some]
+    ended.set()
+    watching.join()
+    assert seen == []
+    assert all(isinstance(outcome, BlobInfo) for outcome in outcomes)
+    assert folder_of(target) == wanted
+
+
+def test_an_answer_that_breaks_off_is_made_up_for_one_by_one(url: str, tmp_path: Path) -> None:
+    source = written(tmp_path / "source", {f"{number}": bytes_of(300, number) for number in range(5)})
+    with losing_answers(url, "/batch/get") as (way, lost), Client(way) as client:
+        client.upload_dir(source, f"{BASE}/broken")
+        client.download_dir(f"{BASE}/broken", tmp_path / "target")
+        assert lost == ["/batch/get"]
+    assert folder_of(tmp_path / "target") == folder_of(source)
