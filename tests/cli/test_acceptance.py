@@ -2,9 +2,9 @@
 
 Each test runs against `ambry serve` and against a cluster of separate processes: a frontend with a PostgreSQL name
 store, and three datanodes with a replica of everything each. N7, N11, N13 and N19 are not here: TTLs are never
-shortened; parts, datasets and encryption have tests of their own where they exist. What needs a short retention, a stop
-or a loss is beside this: the ends of N8 and N14 in test_given_up.py, BAD of N15 in test_health.py, the rotation of N10 in
-test_access.py.
+shortened; parts, datasets and encryption have tests of their own where they exist. What needs a short retention, a
+stop or a loss is beside this: the ends of N8 and N14 in test_given_up.py, BAD of N15 in test_health.py, the rotation of
+N10 in test_access.py.
 """
 
 import base64
