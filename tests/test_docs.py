@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import pytest
 
-from tests import tables
+from tests import reference, tables
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 FORMATS: Final = ROOT / "docs/formats"
@@ -122,6 +122,10 @@ def test_tables_for_operators_are_what_the_code_says() -> None:
     texts = [page.read_text(encoding="utf-8") for page in tables.PAGES]
     assert sorted(re.findall(r"<!-- table: (.*?) -->", "".join(texts))) == sorted(tables.TABLES)
     assert texts == [tables.written(text) for text in texts], "run `python -m tests.tables`"
+
+
+def test_the_reference_of_the_client_is_what_the_code_says() -> None:
+    assert reference.PAGE.read_text(encoding="utf-8") == reference.page(), "run `python -m tests.reference`"
 
 
 def pinned(path: Path) -> dict[str, str]:

@@ -20,10 +20,6 @@ def public(cls: type) -> dict[str, Any]:
     return {name: value for name, value in vars(cls).items() if not name.startswith("_")}
 
 
-def test_the_page_is_what_the_code_says() -> None:
-    assert reference.PAGE.read_text(encoding="utf-8") == reference.page(), "run `python -m tests.reference`"
-
-
 def test_all_that_the_package_gives_is_on_the_page() -> None:
     described = {one.name for one in reference.everything()}
     assert set(ambry.client.__all__) <= described

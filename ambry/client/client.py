@@ -81,8 +81,8 @@ class Client:
     Raises:
         BadConfiguration: When it is made: a URL, a profile or a file of settings that cannot be used.
         BadRequest: Any call: what names no blob, or no container; UnknownContainer for one that is not there.
-        Unauthenticated: Any call: no token, or one that does not hold.
-        Forbidden: Any call: the key lacks the right for this.
+        Unauthenticated: Any call: a token that does not hold.
+        Forbidden: Any call: no token where one is needed, or a key without the right for this.
         DeadlineExceeded: Any call: no answer in time.
         ConnectionLost: Any call: no frontend answered, in five attempts and within the budget of retries.
         Unavailable: Any call: the store cannot answer at present; likewise Overloaded, QuotaExceeded, DiskFull,
