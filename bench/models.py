@@ -143,12 +143,16 @@ def checkpoints(report: Report, client: Client, server: Server, folder: Path, op
     def killer() -> Killer:
         return Killer(server, [chance.randrange(1, size + 1) for _ in range(options.kills)])
 
-    first: Pushed = until_done(lambda: client.push_model(model, f"{BASE}/checkpoint", progress=killer()))
+    # One for all attempts of a job: what goes on after a kill must be able to come to its end.
+    kill = killer()
+    first: Pushed = until_done(lambda: client.push_model(model, f"{BASE}/checkpoint", progress=kill))
     change(path, options.seed + 1)
-    changed: Pushed = until_done(lambda: client.push_model(model, f"{BASE}/checkpoint", progress=killer()))
+    kill_again = killer()
+    changed: Pushed = until_done(lambda: client.push_model(model, f"{BASE}/checkpoint", progress=kill_again))
     report.check("both pushes are versions", is_right=first.version != changed.version)
     report.bar("push with 1 % changed: share of the bytes", changed.sent_bytes / changed.size, 0.05, "")
-    pulled: Pulled = until_done(lambda: client.pull_model(changed.ref, folder / "copy", progress=killer()))
+    kill_pull = killer()
+    pulled: Pulled = until_done(lambda: client.pull_model(changed.ref, folder / "copy", progress=kill_pull))
     found = client.verify_model(changed.ref, pulled.folder)
     report.check("what was pulled has its SHA-256", is_right=not found.problems)
     report.check("so has what the store has", is_right=not client.verify_model(first.ref, reads=True).problems)
