@@ -6,7 +6,7 @@ models that are both right, before and after; the next look at the store decides
 
 import random as random_module
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Final
@@ -230,6 +230,15 @@ class World:
         world.damaged = set(self.damaged)
         world.index_is_whole = self.index_is_whole
         return world
+
+    def survivors(self) -> Iterator["World"]:
+        """A world for each disk and index that a power cut may leave, opened and checked."""
+        for disk in self.disk.crash_states(random_module.Random(0)):
+            for index in self.source.index.crash_states():
+                left = self.left_with(disk, index)
+                left.open()
+                left.check()
+                yield left
 
     def discard_index(self) -> None:
         """The index is lost; the store must not be open."""

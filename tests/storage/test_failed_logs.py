@@ -36,15 +36,11 @@ def opened(settings: StorageSettings = TINY) -> World:
 
 def survive(world: World) -> None:
     """Whatever a power cut leaves, the model is right, and so is an index made anew."""
-    for disk in world.disk.crash_states(random.Random(0)):
-        for index in world.source.index.crash_states():
-            left = world.left_with(disk, index)
-            left.open()
-            left.check()
-            left.close()
-            left.discard_index()
-            left.open()
-            left.check()
+    for left in world.survivors():
+        left.close()
+        left.discard_index()
+        left.open()
+        left.check()
 
 
 def fill(world: World, first: int, count: int, size: int = 700) -> None:

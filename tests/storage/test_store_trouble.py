@@ -42,11 +42,8 @@ def opened(*, journal_bytes: int = TINY.journal_bytes, reserve_bytes: int = TINY
 
 def survive(world: World) -> None:
     """Whatever a power cut leaves, the model is right."""
-    for disk in world.disk.crash_states(random.Random(0)):
-        for index in world.source.index.crash_states():
-            left = world.left_with(disk, index)
-            left.open()
-            left.check()
+    for _ in world.survivors():
+        pass
 
 
 # --- the journal -----------------------------------------------------------------------------------------------
