@@ -310,10 +310,12 @@ class MemoryDatanode:
         found = self.blobs.get(request.blob_id)
         if found is None:
             if request.change is not Change.JOIN:
-                raise BlobNotFound("never stored here")
+                raise BlobNotFound("never stored here", incarnation=self.incarnation)
             found = StoredBlob(request.state, self._next_lsn(), request.time_ms)
             self.blobs[request.blob_id] = found
             return StateAnswer(found.state, False)
+        if request.change is Change.UNDELETE and found.state.is_deleted and not found.has_body:
+            raise BlobNotFound("deleted for good", incarnation=self.incarnation)
         state = _changed(found.state, request)
         if state != found.state:
             found.state, found.lsn, found.time_ms = state, self._next_lsn(), request.time_ms
@@ -387,7 +389,7 @@ def _changed(state: BlobState, request: UpdateRequest) -> BlobState:
         case Change.DELETE:
             return deleted(state)
         case Change.UNDELETE:
-            return undeleted(state)
+            return undeleted(join(state, request.state))
         case Change.EXTEND:
             return extended(state, request.state.expires_at_ms)
         case Change.JOIN:

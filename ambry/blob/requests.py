@@ -71,7 +71,8 @@ class UpdateRequest:
     """Change the state of a blob id. Each change is idempotent and never shrinks a state.
 
     DELETE, UNDELETE and EXTEND (to `state.expires_at_ms`) start from what the replica knows, and are BlobNotFound for
-    an id that it has never seen. JOIN joins `state` as it is, also for an id without a put: the tombstone waits.
+    an id that it has never seen. UNDELETE starts from the join with `state`, and is BlobNotFound also where a deleted
+    blob's bytes are gone. JOIN joins `state` as it is, also for an id without a put: the tombstone waits.
     """
 
     blob_id: bytes

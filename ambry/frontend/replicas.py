@@ -16,6 +16,7 @@ from ambry.blob.checksums import checksum_vector, root_of
 from ambry.blob.requests import Change, GetAnswer, GetRequest, PutRequest, StateAnswer, UpdateRequest
 from ambry.blob.state import BlobState
 from ambry.cluster.quorum import (
+    UNCOUNTED,
     Convergence,
     Reply,
     StateSurvey,
@@ -56,9 +57,9 @@ class _Answers(Generic[_Answer]):
         peer.asked(self._loop.time())
         self._asked[future] = (replica, peer)
 
-    async def next(self) -> list[tuple[int, _Answer | AmbryError]]:
-        """The answers that are there, at least one, in the order of asking."""
-        done, _ = await asyncio.wait(self._asked, return_when=asyncio.FIRST_COMPLETED)
+    async def next(self, wait_s: float | None = None) -> list[tuple[int, _Answer | AmbryError]]:
+        """The answers that are there, at least one unless `wait_s` has passed, in the order of asking."""
+        done, _ = await asyncio.wait(self._asked, timeout=wait_s, return_when=asyncio.FIRST_COMPLETED)
         ordered = [future for future in self._asked if future in done]
         return [(self._asked[future][0], self._answer_of(self._asked.pop(future)[1], future)) for future in ordered]
 
@@ -350,6 +351,44 @@ def _tell_join(
         request = UpdateRequest(blob_id, Change.JOIN, core.joined, time_ms)
         answers.expect(replica, peer, peer.datanode.update(request, deadline))
     return core.verdict()
+
+
+async def revive(route: Route, blob_id: bytes, state: BlobState, *, time_ms: int, deadline: float) -> BlobState:
+    """Undelete a blob where its bytes are: what one replica that has them has made of `state`, durably.
+
+    A replica without the bytes refuses. All of this datacentre are asked; the others, if these do not have them or are
+    slow to say so. Raises BlobNotFound if every replica has refused, and Unavailable; then no replica has changed, but
+    for those whose answer did not come.
+    """
+    answers = _Answers[StateAnswer]()
+    replies = [Reply.PENDING] * len(route.readers)
+    request = UpdateRequest(blob_id, Change.UNDELETE, state, time_ms)
+    near = [replica for replica, peer in enumerate(route.readers) if peer in route.writers]
+    others = [replica for replica in range(len(route.readers)) if replica not in near]
+    try:
+        for group in (near, others):
+            for replica in group:
+                peer = route.readers[replica]
+                if peer.datanode is None:
+                    replies[replica] = Reply.FAILED
+                else:
+                    answers.expect(replica, peer, peer.datanode.update(request, deadline))
+            while answers.are_due:
+                found = await answers.next(None if group is others else PUT_QUIET_MS / 1000)
+                for replica, answer in found:
+                    if isinstance(answer, AmbryError):
+                        replies[replica] = reply_of(answer, route.incarnations[replica])
+                    elif answer.has_body:
+                        return answer.state
+                    else:
+                        replies[replica] = Reply.NOT_HERE
+                if not found:
+                    break
+    finally:
+        answers.leave()
+    if all(reply is Reply.NOT_FOUND for reply, one in zip(replies, route.groups, strict=True) if one != UNCOUNTED):
+        raise BlobNotFound("the blob was deleted for good")
+    raise Unavailable("whether the bytes of the deleted blob are still there is not known")
 
 
 # --- on-demand repair ------------------------------------------------------------------------------------------

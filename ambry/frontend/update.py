@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from ambry.blob.blob_id import Kind
 from ambry.blob.manifest import Entry, Manifest
 from ambry.blob.requests import Change, GetRequest
-from ambry.blob.state import BlobState, deleted, extended, undeleted
+from ambry.blob.state import BlobState, deleted, extended, join, undeleted
 from ambry.clock import Clock
 from ambry.errors import BlobDeleted, BlobExpired, BlobNotFound, CorruptRecord, NotAllowed, Unavailable
 from ambry.frontend import replicas
@@ -73,19 +73,15 @@ async def undelete(placement: Placement, clock: Clock, blob_id: bytes, tried: li
         target = state
     else:
         raise NotAllowed("the blob is not deleted")
-    if bytes_are_here is None:
-        await _find_bytes(placement, blob_id)
     if kind is Kind.COMPOSITE:
+        if bytes_are_here is None:
+            await _find_bytes(placement, blob_id)
         await _find_chunks(placement, clock, blob_id)
-    try:
-        return await _converge(placement, clock, blob_id, Change.JOIN, target)
-    except Unavailable as error:
-        _, bytes_are_here = await _survey(placement, blob_id)
-        if bytes_are_here is not False:
-            raise
-        # Compaction took the bytes after the look: alive without them, the blob would be 503 for ever, and not 410.
-        await _converge(placement, clock, blob_id, Change.DELETE, None)
-        raise BlobNotFound("the blob was deleted for good") from error
+    # First where the bytes are, for compaction may take them everywhere between the look and here: a blob that others
+    # were told lives, and whose bytes are gone, would be 503 for ever, and not 410.
+    route = placement.route_of(blob_id)
+    revived = await replicas.revive(route, blob_id, state, time_ms=clock.now_ms(), deadline=_deadline())
+    return await _converge(placement, clock, blob_id, Change.JOIN, join(target, revived))
 
 
 async def _find_bytes(placement: Placement, blob_id: bytes) -> None:

@@ -214,7 +214,7 @@ class CommitGroup:
         return StateAnswer(state, has_body=True)
 
     def _plan_update(self, request: UpdateRequest, key: bytes, value: bytes | None) -> Answer:
-        replica_of(self._replicas, request.blob_id)
+        replica = replica_of(self._replicas, request.blob_id)
         entry = None if value is None else decode_entry(value)
         if entry is not None and entry.id_head != request.blob_id[:ID_HEAD_SIZE]:
             entry, known = None, False
@@ -225,15 +225,15 @@ class CommitGroup:
                 raise BlobCollision("another blob has this id's unique part")
             return self._join(request.blob_id, key, entry, request.state, request.time_ms)
         if entry is None:
-            raise BlobNotFound("no such blob")
+            raise BlobNotFound("no such blob", incarnation=replica.incarnation)
         match request.change:
             case Change.DELETE:
                 target = deleted(entry.state)
             case Change.UNDELETE:
                 if entry.life & 1 and not entry.has_body:
                     # Compaction reclaimed it, or it never was here: alive again it would be a hole that nobody fills.
-                    raise BlobNotFound("the blob was deleted for good")
-                target = undeleted(entry.state)
+                    raise BlobNotFound("the blob was deleted for good", incarnation=replica.incarnation)
+                target = undeleted(join(entry.state, request.state))
             case Change.EXTEND:
                 target = extended(entry.state, request.state.expires_at_ms)
             case _:

@@ -269,7 +269,8 @@ def test_a_deleted_blob_whose_bytes_may_be_gone_stays_deleted() -> None:
         await settle()
         for node in nodes:
             node.lose_body(blob_id)
-        nodes[2].fail("get", ConnectionLost("x"), times=None)
+        for call in ("get", "update"):
+            nodes[2].fail(call, ConnectionLost("x"), times=None)
         with pytest.raises(Unavailable):
             await operations.undelete(blob_id)
         assert all(node.blobs[blob_id].state == BlobState(1, NEVER) for node in nodes)
@@ -286,6 +287,46 @@ def test_a_deleted_blob_comes_back_when_a_replica_within_reach_has_its_bytes() -
             node.lose_body(blob_id)
         assert await operations.undelete(blob_id) == BlobState(2, NEVER)
         assert await get(operations, blob_id) == b"hello"
+
+    run(test)
+
+
+def test_an_undelete_that_breaks_off_brings_no_blob_back_whose_bytes_were_taken_after_the_look() -> None:
+    """Nobody is left to take it back: it would be unavailable for ever."""
+
+    async def test(operations: Operations, nodes: list[MemoryDatanode]) -> None:
+        blob_id = await put(operations)
+        await operations.delete(blob_id)
+        await settle()
+        gates = [node.hold("update") for node in nodes]
+        undelete = asyncio.create_task(operations.undelete(blob_id))
+        while not all(node.waiting for node in nodes):
+            await asyncio.sleep(0)
+        undelete.cancel()
+        for node, gate in zip(nodes, gates, strict=True):
+            node.lose_body(blob_id)
+            gate.set()
+        await settle()
+        assert [node.blobs[blob_id].state for node in nodes] == [BlobState(1, NEVER)] * 3
+        for node in nodes:
+            node.heal()
+        with pytest.raises(BlobDeleted):
+            await get(operations, blob_id)
+
+    run(test)
+
+
+def test_an_undelete_does_not_wait_for_a_stopped_replica_when_another_one_has_the_bytes() -> None:
+    async def test(operations: Operations, nodes: list[MemoryDatanode]) -> None:
+        blob_id = await put(operations)
+        await operations.delete(blob_id)
+        await settle()
+        gate = nodes[0].hold("update")
+        nodes[1].lose_body(blob_id)
+        assert await operations.undelete(blob_id) == BlobState(2, NEVER)
+        gate.set()
+        await settle()
+        assert all(node.blobs[blob_id].state == BlobState(2, NEVER) for node in nodes)
 
     run(test)
 

@@ -111,7 +111,7 @@ class Model:
             case Change.UNDELETE:
                 if blob.state.is_deleted and blob.put is None:
                     return BlobNotFound
-                target = undeleted(blob.state)
+                target = undeleted(join(blob.state, request.state))
             case _:
                 target = extended(blob.state, request.state.expires_at_ms)
         return self._join(key, blob, request.blob_id, target, request.time_ms)
