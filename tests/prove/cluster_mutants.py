@@ -297,8 +297,8 @@ CLUSTER_MUTANTS: Final = (
     Mutant(
         "a blob whose bytes nobody may have is brought back",
         "ambry/frontend/update.py",
-        "    if bytes_are_here is None:\n        await _find_bytes(placement, blob_id)\n",
-        "",
+        "    revived = await replicas.revive(route, blob_id, state, time_ms=clock.now_ms(), deadline=_deadline())\n",
+        "    revived = target\n",
         _REPLICAS,
     ),
     Mutant(
