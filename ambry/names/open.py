@@ -66,6 +66,23 @@ def upgrade(url: str) -> None:
         schema.upgrade_sqlite(Path(url.removeprefix(SQLITE)))
 
 
+def create_sqlite(path: Path) -> bool:
+    """Make all tables in a SQLite file that has none; False for one that has some. Raises CannotStart."""
+    try:
+        with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+            connection.execute("PRAGMA journal_mode=WAL")
+            connection.execute("PRAGMA synchronous=FULL")
+            connection.execute("BEGIN IMMEDIATE")
+            if connection.execute("SELECT 1 FROM sqlite_master").fetchone() is not None:
+                return False
+            for statement in schema.SQLITE_TABLES.read_text("utf-8").split(";\n"):
+                connection.execute(statement)
+            connection.execute("COMMIT")
+            return True
+    except sqlite3.DatabaseError as error:
+        raise CannotStart(f"{path}: the name store cannot be opened: {error}") from error
+
+
 def upgrade_apart(url: str) -> None:
     """`upgrade` in a process of its own: what it imports takes 38 MiB, and a store that stays up never needs it again.
 
@@ -78,11 +95,12 @@ def upgrade_apart(url: str) -> None:
 
 
 def open_database(url: str, bring_up: Callable[[str], None] = upgrade) -> Database:
-    """Open a name store, its tables made or upgraded by `bring_up`, which is `upgrade` or `upgrade_apart`. Blocks.
+    """Open a name store, its tables upgraded by `bring_up`, which is `upgrade` or `upgrade_apart`. Blocks.
 
     Raises CannotStart, NameStoreUnavailable.
     """
-    if not is_current(url):
+    is_new_file = url.startswith(SQLITE) and not is_current(url) and create_sqlite(Path(url.removeprefix(SQLITE)))
+    if not is_new_file and not is_current(url):
         bring_up(url)
     if url.startswith(SQLITE):
         return SqliteDatabase(Path(url.removeprefix(SQLITE)))

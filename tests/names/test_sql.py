@@ -13,10 +13,11 @@ from ambry.errors import CannotStart, NameExists, NameStoreUnavailable
 from ambry.names import changes, schema
 from ambry.names.changes import UNCONDITIONAL, Condition
 from ambry.names.lists import Query, list_versions
-from ambry.names.open import ensure_epoch, is_current, open_database, upgrade_apart
+from ambry.names.open import create_sqlite, ensure_epoch, is_current, open_database, upgrade_apart
 from ambry.names.rows import COLUMNS, CURRENT_COLUMNS, NameRow, RowKind
 from ambry.names.sql import FOREVER, Session
 from ambry.names.sqlite import SqliteDatabase
+from tests.names.sqlite_tables import dumped, made_by_migrations
 from tests.postgres_server import fresh_database
 
 
@@ -191,6 +192,16 @@ def test_a_store_of_the_first_version_is_brought_up_and_its_names_can_be_read_an
         await database.close()
 
     asyncio.run(run())
+
+
+def test_a_new_sqlite_file_has_what_the_migrations_make_and_one_with_tables_is_left_alone(tmp_path: Path) -> None:
+    """`python -m tests.names.sqlite_tables` writes it again after a new migration."""
+    path = tmp_path / "names.sqlite"
+    assert create_sqlite(path)
+    assert dumped(path) == made_by_migrations()
+    assert is_current(f"sqlite:{path}")
+    assert not create_sqlite(path)
+    assert dumped(path) == made_by_migrations()
 
 
 def test_a_store_of_a_newer_version_is_refused(store_url: str) -> None:
