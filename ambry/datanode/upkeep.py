@@ -338,16 +338,14 @@ class Upkeep:
             if self._not_before.get((partition, one.number), 0) > now_ms:
                 continue
             survey = surveys.get(one.number)
-            if survey is None or self._is_outdated(one, survey, now_ms):
-                if (
-                    one.garbage_bytes >= ratio * one.size
-                    or _may_have_expired(one, self._store.retention.expired_ms, now_ms)
-                    or self._may_be_to_erase(one.dead_bytes, survey, now_ms)
-                ):
-                    survey = self._survey(partition, one.number, self._compaction_pace)
-                elif survey is None:
-                    continue
-            known = surveyed(one, survey, now_ms)
+            if (survey is None or self._is_outdated(one, survey, now_ms)) and (
+                one.garbage_bytes >= ratio * one.size
+                or _may_have_expired(one, self._store.retention.expired_ms, now_ms)
+                or self._may_be_to_erase(one.dead_bytes, survey, now_ms)
+            ):
+                survey = self._survey(partition, one.number, self._compaction_pace)
+            # What nobody has looked through may all have to stay.
+            known = replace(one, kept_bytes=one.size) if survey is None else surveyed(one, survey, now_ms)
             facts.append(replace(known, is_due=True) if ends and one.dead_bytes else known)
         self.figures.garbage_bytes += sum(one.garbage_bytes for one in facts)
         numbers = choose_for(self._store, self._settings, facts, now_ms)

@@ -8,9 +8,10 @@ retention, or when it expired more than a day ago (beyond any clock skew, so wha
 there). Tombstones stay for the life of the partition: nothing deleted can return from a forgotten copy.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
+from itertools import accumulate
 from types import MappingProxyType
 from typing import Final, TypeAlias
 
@@ -23,6 +24,12 @@ from ambry.storage.record import Header, RecordKind
 from ambry.storage.segment import DATA_OFFSET, Segment
 
 DAY_MS: Final = 86_400_000
+
+SMALL_SHARE: Final = 16
+"""As many segments of a class, each at most this part of what one compaction may write, are worth one."""
+
+ALONG_SHARE: Final = 4
+"""A segment of at most this part of what one compaction may write goes along with others."""
 
 Times: TypeAlias = tuple[int, int]
 
@@ -134,11 +141,15 @@ class SegmentFacts:
         """Bytes that compaction may free: dead blobs within their retention count, unless a survey said otherwise."""
         return self.size - (self.live_bytes if self.kept_bytes is None else self.kept_bytes)
 
+    @property
+    def kept(self) -> int:
+        """Bytes that compaction would copy."""
+        return self.size - self.garbage_bytes
+
     def score(self, now_ms: int) -> float:
         """Benefit over cost: free space gained, times age, over bytes read and written."""
-        kept = self.size - self.garbage_bytes
         age = max(now_ms - self.created_ms, 0) + 1
-        return self.garbage_bytes * age / (self.size + kept)
+        return self.garbage_bytes * age / (self.size + self.kept)
 
 
 def facts_of(segment: Segment, use: Use) -> SegmentFacts:
@@ -158,21 +169,40 @@ def choose(
 ) -> tuple[int, ...]:
     """Numbers of the segments to compact together, best first; empty when none is worth it.
 
-    Segments that are due come first.
+    Segments that are due come first. Small ones go along, of which no more is copied than garbage is freed, and many
+    very small ones are merged: each costs a file, and what compaction keeps would end in ever more of them.
     Together they keep at most `output_bytes_max`, and all are of one expiry class, so that classes stay apart.
     """
+    known = sorted(segments, key=lambda one: (one.size, one.number))
     worthy = [
         one
-        for one in segments
+        for one in known
         if one.size and one.garbage_bytes >= (1 if one.is_due else max(garbage_ratio_min * one.size, 1))
     ]
+    if not worthy:
+        return _many_small([one for one in known if one.size * SMALL_SHARE <= output_bytes_max], output_bytes_max)
     worthy.sort(key=lambda one: (not one.is_due, -one.score(now_ms), one.number))
-    chosen: list[SegmentFacts] = []
+    chosen: dict[int, SegmentFacts] = {}
     room = output_bytes_max
     for one in worthy:
-        kept = one.size - one.garbage_bytes
-        if chosen and (one.expiry_class != chosen[0].expiry_class or kept > room):
+        if chosen and (one.expiry_class != worthy[0].expiry_class or one.kept > room):
             continue
-        chosen.append(one)
-        room -= kept
-    return tuple(one.number for one in chosen)
+        chosen[one.number] = one
+        room -= one.kept
+    room = min(room, sum(one.garbage_bytes for one in chosen.values()))
+    for one in known:
+        is_small = one.size * ALONG_SHARE <= output_bytes_max and one.expiry_class == worthy[0].expiry_class
+        if is_small and one.kept <= room and one.number not in chosen:
+            chosen[one.number] = one
+            room -= one.kept
+    return tuple(chosen)
+
+
+def _many_small(small: Sequence[SegmentFacts], output_bytes_max: int) -> tuple[int, ...]:
+    """Segments of the first class of which there are many; with SMALL_SHARE of them there is always room."""
+    for expiry_class in sorted({one.expiry_class for one in small}):
+        members = [one for one in small if one.expiry_class == expiry_class]
+        if len(members) >= SMALL_SHARE:
+            sizes = accumulate(one.kept for one in members)
+            return tuple(one.number for one, size in zip(members, sizes, strict=True) if size <= output_bytes_max)
+    return ()

@@ -20,7 +20,7 @@ from ambry.errors import (
 )
 from ambry.limits import JOURNAL_BODY_BYTES_MAX, MIB, UNDELETE_MARGIN_MS
 from ambry.storage.commit import Mutation
-from ambry.storage.compaction_plan import SegmentFacts, choose
+from ambry.storage.compaction_plan import SMALL_SHARE, SegmentFacts, choose
 from ambry.storage.compactor import CompactionReport
 from ambry.storage.expiry_class import CLASSES, UPPER_BOUNDS_MS, expiry_class_of
 from ambry.storage.journal import RING_AT
@@ -291,9 +291,52 @@ def test_segments_that_keep_much_wait_and_classes_stay_apart() -> None:
         SegmentFacts(4, 1000, 300, 0, 0, 0),
         SegmentFacts(5, 0, 0, 0, 0, 0),
     ]
-    assert choose(facts, now_ms=10, garbage_ratio_min=0.25, output_bytes_max=1000) == (2, 4)
+    assert choose(facts, now_ms=10, garbage_ratio_min=0.25, output_bytes_max=1000) == (2, 4, 5)
     assert choose(facts[:1], now_ms=10, garbage_ratio_min=0.25, output_bytes_max=1000) == ()
-    assert choose(facts, now_ms=10, garbage_ratio_min=0.0, output_bytes_max=350) == (2,)
+    assert choose(facts, now_ms=10, garbage_ratio_min=0.0, output_bytes_max=350) == (2, 5)
+
+
+def test_small_segments_go_along_and_many_of_them_are_merged_without_any_garbage() -> None:
+    def full(number: int, size: int, expiry_class: int = 0) -> SegmentFacts:
+        return SegmentFacts(number, size, size, 0, 0, expiry_class)
+
+    many = [full(number, 100) for number in range(10, 10 + SMALL_SHARE)]
+    assert choose(many[1:], now_ms=10, garbage_ratio_min=0.25, output_bytes_max=10_000) == ()
+    chosen = choose([full(1, 9000), *many], now_ms=10, garbage_ratio_min=0.25, output_bytes_max=10_000)
+    assert chosen == tuple(one.number for one in many)
+    others = [replace(one, expiry_class=1) for one in many[1:]]
+    assert choose([many[0], *others], now_ms=10, garbage_ratio_min=0.25, output_bytes_max=10_000) == ()
+    wasteful = SegmentFacts(2, 5000, 3600, 0, 0, 1)
+    facts = [wasteful, many[0], *others, full(99, 700, 1), full(98, 3000, 1)]
+    chosen = choose(facts, now_ms=10, garbage_ratio_min=0.25, output_bytes_max=10_000)
+    assert chosen == (2, *(one.number for one in others[:14])), "not more than it frees"
+    chosen = choose(facts, now_ms=10, garbage_ratio_min=0.25, output_bytes_max=4200)
+    assert chosen == (2, *(one.number for one in others[:6])), "not more than there is room for"
+    free = SegmentFacts(2, 5000, 0, 0, 0, 1)
+    chosen = choose([free, *facts[1:]], now_ms=10, garbage_ratio_min=0.25, output_bytes_max=10_000)
+    assert chosen == (2, *(one.number for one in others), 99), "and none that is not small"
+
+
+def test_what_compactions_leave_does_not_end_in_ever_more_small_segments() -> None:
+    world = World(replace(TINY, deleted_retention_ms=0))
+    world.open()
+    most = 0
+    for cycle in range(24):
+        large = [10 * cycle + one for one in range(4)]
+        world.commit([put(blob_id(number), body_of(number, 5000)) for number in large])
+        world.commit([put(blob_id(10 * cycle + 9), body_of(cycle, 10))])
+        world.store.checkpoint()
+        _delete(world, *large)
+        world.store.checkpoint()
+        while world.compact(garbage_ratio_min=0.25) is not None:
+            pass
+        most = max(most, len(world.store.segment_facts(1)))
+    assert world.hits["compacted"] > 20
+    assert most <= 4
+    world.check()
+    world.crash()
+    world.open()
+    world.check()
 
 
 def test_every_time_left_has_a_class_and_longer_lives_have_higher_ones() -> None:
