@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Final
 
-_THREADS_FIRST: Final = 4
+THREADS_FIRST: Final = 4
 _LOOK_S: Final = 0.5
 _GAIN: Final = 1.1
 """A rate that counts as faster."""
@@ -26,8 +26,10 @@ class Stopped(Exception):
 class Parallel:
     """The threads of one transfer."""
 
-    def __init__(self, threads: int) -> None:
+    def __init__(self, threads: int, first: int = THREADS_FIRST) -> None:
+        """At most `threads`, and `first` of them at the beginning."""
         self._threads_max = threads
+        self._first = first
         self._lock = threading.Condition()
         self._waiting: deque[int] = deque()
         self._busy = 0
@@ -53,7 +55,7 @@ class Parallel:
         threads: list[threading.Thread] = []
         leave_s: float | None = None
         try:
-            self._grow(threads, min(_THREADS_FIRST, count), begin)
+            self._grow(threads, min(self._first, count), begin)
             best, before = 0.0, 0
             looked = time.monotonic()
             while self._wait():
