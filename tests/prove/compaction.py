@@ -17,7 +17,10 @@ from ambry.errors import DiskFull, DiskUnavailable
 from tests.prove.schedules import (
     ACTS,
     BLOBS,
+    BRIEF_CRUMBS,
     CHANGES_OF_A_BLOB,
+    CHOSEN,
+    CRUMBS,
     DELETED,
     EXPIRED,
     EXTENDED,
@@ -47,6 +50,8 @@ WANTED: Final = frozenset(ACTS) | {
     "buried",
     "forgotten",
     "index rebuilt",
+    "small ones along",
+    "small ones merged",
 }
 """What a run of more than a few thousand schedules must have met."""
 
@@ -257,9 +262,19 @@ def schedule_of(seed: int) -> Schedule:
     if chance.random() < 0.7:
         cuts = tuple(chance.randint(1, 14) for _ in range(chance.choice((0, 0, 1, 2))))
         ending = Ending(chance.choice(("crash", "kill")), loses_index=chance.random() < 0.2, cuts=cuts)
-    rounds = chance.choice(((0,), (0,), (0,), (1,), (2,), (1, 0), (0, 0), (2, 3)))
+    rounds: tuple[int, ...] = chance.choice(((0,), (0,), (0,), (1,), (2,), (1, 0), (0, 0), (2, 3)))
     keeps_on = chance.choice((0.0, 0.5, 0.8, 0.95))
-    return Schedule(programs, AtRandom(seed, keeps_on), trouble, ending, seed, is_large, rounds)
+    has_crumbs = chance.random() < 0.15
+    if has_crumbs:
+        is_large = False
+        crumbs = (*CRUMBS, *BRIEF_CRUMBS)
+        programs = tuple(
+            tuple((name, chance.choice(crumbs) if chance.random() < 0.5 else number) for name, number in program)
+            for program in programs
+        )
+    if has_crumbs or chance.random() < 0.2:
+        rounds = (CHOSEN,) * chance.randint(1, 4)
+    return Schedule(programs, AtRandom(seed, keeps_on), trouble, ending, seed, is_large, rounds, has_crumbs)
 
 
 def prove_compaction(chosen: int, seconds: float, count: int = 0) -> dict[str, object]:

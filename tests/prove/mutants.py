@@ -271,6 +271,27 @@ MUTANTS: Final = (
         (*_UPKEEP, *_COMPACTION),
     ),
     Mutant(
+        "small segments go along however little is freed",
+        "ambry/storage/compaction_plan.py",
+        "    room = min(room, sum(one.garbage_bytes for one in chosen.values()))\n",
+        "",
+        _COMPACTION,
+    ),
+    Mutant(
+        "small segments of another expiry class go along",
+        "ambry/storage/compaction_plan.py",
+        " and one.expiry_class == worthy[0].expiry_class\n",
+        "\n",
+        _COMPACTION,
+    ),
+    Mutant(
+        "small segments without garbage are never merged",
+        "ambry/storage/compaction_plan.py",
+        "        if len(members) >= SMALL_SHARE:\n",
+        "        if not members:\n",
+        _COMPACTION,
+    ),
+    Mutant(
         "scrub never comes back to a segment",
         "ambry/datanode/upkeep.py",
         "        segments.sort()\n",

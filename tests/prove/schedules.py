@@ -1,9 +1,9 @@
 """One schedule of a compaction and what goes on beside it: a small store, actors, an order of turns, trouble, an end.
 
 The store has one blob of every fate: alive, deleted within its retention and before it, expired, extended, undeleted,
-known without its bytes, known as deleted only; and garbage. It is made once and copied for every schedule. After the
-schedule: everything is looked at, the store ends as it was told to, is opened, looked at, compacted to the end, and
-what is left is held against what has to stay.
+known without its bytes, known as deleted only; and garbage; for some schedules also small segments of one blob each.
+It is made once and copied for every schedule. After the schedule: everything is looked at, the store ends as it was
+told to, is opened, looked at, compacted to the end, and what is left is held against what has to stay.
 """
 
 import functools
@@ -17,6 +17,8 @@ from ambry.config import StorageSettings
 from ambry.errors import AmbryError, BlobDeleted, BlobNotFound, DiskFull, DiskUnavailable
 from ambry.limits import GIB, KIB
 from ambry.storage.commit import Mutation
+from ambry.storage.compaction_plan import SMALL_SHARE
+from ambry.storage.inspection import choose_for
 from ambry.storage.journal import RING_AT
 from ambry.storage.record import record_size
 from ambry.storage.segment import DATA_OFFSET, Segment
@@ -38,8 +40,10 @@ SETTINGS: Final = replace(
 )
 
 BODY_BYTES: Final = 900
+CRUMB_BYTES: Final = 10
 RECLAIMED_MIN: Final = 0.95
 COMPACTIONS_TO_THE_END: Final = 2
+CHOSEN_TO_THE_END_MAX: Final = 20
 
 LIVE, DELETED, LONG_DELETED, EXPIRED, EXTENDED, UNDELETED, HOLE, TOMBSTONE = range(8)
 BLOBS: Final = range(8)
@@ -47,6 +51,15 @@ NEW: Final = 90
 FILLERS: Final = range(10, 14)
 MANY: Final = range(100, 400)
 """More than one page of entries to move: only in schedules that ask for it."""
+
+CRUMBS: Final = range(500, 508)
+"""Small blobs, each in a segment of its own that goes along with others: only in schedules that ask for them."""
+
+BRIEF_CRUMBS: Final = range(510, 510 + SMALL_SHARE + 2)
+"""The same of an expiry class that has nothing else, and enough of them to be merged."""
+
+CHOSEN: Final = -1
+"""A compaction of what upkeep would choose."""
 
 Answers: TypeAlias = GetAnswer | type[AmbryError] | None
 
@@ -162,13 +175,20 @@ class Beginning:
         return world
 
 
+def _seal_all(world: CrowdedWorld) -> None:
+    for segment in list(world.store.replicas[0].active.values()):
+        if segment.end > DATA_OFFSET:
+            world.store.seal_active(1, segment.number)
+
+
 @functools.cache
-def beginning(*, is_large: bool) -> Beginning:
+def beginning(*, is_large: bool, has_crumbs: bool = False) -> Beginning:
     """The store that every schedule begins with; `is_large` has more entries than are moved in one step."""
     world = CrowdedWorld()
     world.open()
     now_ms, forever = world.clock.now_ms(), NEVER
     expiries = {EXPIRED: now_ms - 3 * DAY_MS, EXTENDED: now_ms + 60_000}
+    expiries |= dict.fromkeys(BRIEF_CRUMBS, now_ms + 60 * DAY_MS)
 
     def puts(numbers: Sequence[int], size: int = BODY_BYTES) -> list[Mutation]:
         return [put(blob_id(n), body_of(n, size), expires_at_ms=expiries.get(n, forever)) for n in numbers]
@@ -197,8 +217,10 @@ def beginning(*, is_large: bool) -> Beginning:
     for group in groups:
         assert world.commit(group) is not None
         world.store.checkpoint()
-    for segment in list(world.store.replicas[0].active.values()):
-        world.store.seal_active(1, segment.number)
+    _seal_all(world)
+    for number in (*CRUMBS, *BRIEF_CRUMBS) if has_crumbs else ():
+        assert world.commit(puts([number], CRUMB_BYTES)) is not None
+        _seal_all(world)
     world.store.checkpoint()
     world.check()
     model = world.settle()
@@ -399,7 +421,8 @@ class Schedule:
     seed: int = 0
     is_large: bool = False
     rounds: tuple[int, ...] = (0,)
-    """Compactions one after the other: each takes all segments, or of every three all but one."""
+    """Compactions one after the other: each takes all segments, or of every three all but one, or what is CHOSEN."""
+    has_crumbs: bool = False
     trail: list[tuple[str, str, bool]] = field(default_factory=list)
     """Filled in: where the compaction gave way, and whether it had the store's lock there."""
     steps: int = 0
@@ -411,7 +434,7 @@ class Schedule:
 
     def play(self) -> CrowdedWorld:
         """Play it and look at everything. Raises AssertionError, or what the store should not have raised."""
-        world = beginning(is_large=self.is_large).copy(self.seed)
+        world = beginning(is_large=self.is_large, has_crumbs=self.has_crumbs).copy(self.seed)
         turns = Turns(world.disk, world.source.index, world.store)
         world.turns = turns
         replica = world.store.replicas[0]
@@ -438,7 +461,7 @@ class Schedule:
             world.hits["index opened again"] += world.store.indexes_reopened
             world.check()
         self._end(world)
-        self.reclaimed = compact_to_the_end(world)
+        self.reclaimed = compact_to_the_end(world, by_choice=self.has_crumbs)
         return world
 
     def _plant(self, world: CrowdedWorld, turns: Turns) -> None:
@@ -466,12 +489,16 @@ class Schedule:
 
     def _compact(self, world: CrowdedWorld) -> None:
         for left_out in self.rounds:
-            numbers = [one.number for one in world.store.segment_facts(1)]
-            if left_out:
-                numbers = [number for number in numbers if number % 3 != left_out - 1]
+            numbers = tuple(one.number for one in world.store.segment_facts(1))
+            if left_out > 0:
+                numbers = tuple(number for number in numbers if number % 3 != left_out - 1)
             try:
+                if left_out == CHOSEN:
+                    numbers = chosen(world)
+                    if not numbers:
+                        break
                 report = world.store.compact(
-                    1, tuple(numbers), pace=lambda _: None, on_damage=functools.partial(_no_damage, world)
+                    1, numbers, pace=lambda _: None, on_damage=functools.partial(_no_damage, world)
                 )
             except (DiskFull, DiskUnavailable):
                 world.hits["compaction failed"] += 1
@@ -510,14 +537,47 @@ def _no_damage(world: CrowdedWorld, *damage: object) -> None:
     assert world.is_troubled, damage
 
 
-def compact_to_the_end(world: CrowdedWorld) -> float:
-    """Compact until nothing is freed; the share of the garbage that went. Nothing else is left behind."""
+def chosen(world: CrowdedWorld) -> tuple[int, ...]:
+    """What upkeep would compact now: it looks through what seems to have garbage, and takes all of the rest for needed.
+
+    Raises DiskFull, DiskUnavailable.
+    """
+    facts = [
+        replace(
+            one,
+            kept_bytes=world.store.survey(1, one.number, pace=lambda _: None).kept_bytes
+            if one.garbage_bytes or one.dead_bytes
+            else one.size,
+        )
+        for one in world.store.segment_facts(1)
+    ]
+    numbers = choose_for(world.store, SETTINGS, facts, world.clock.now_ms())
+    taken = [one for one in facts if one.number in numbers]
+    assert len({one.expiry_class for one in taken}) <= 1, taken
+    assert len(taken) <= 1 or sum(one.kept for one in taken) <= SETTINGS.segment_bytes, taken
+    ratio = SETTINGS.compaction_garbage_percent / 100
+    if world.turns is not None:
+        small = [one for one in taken if one.garbage_bytes < max(ratio * one.size, 1)]
+        world.hits["small ones merged" if len(small) == len(numbers) else "small ones along"] += len(small)
+    return numbers
+
+
+def compact_to_the_end(world: CrowdedWorld, *, by_choice: bool) -> float:
+    """Compact until nothing is freed; the share of the garbage that went. Nothing else is left behind.
+
+    First `by_choice`, which has to come to an end by itself.
+    """
     world.reconcile()
-    for segment in list(world.store.replicas[0].active.values()):
-        if segment.end > DATA_OFFSET:
-            world.store.seal_active(1, segment.number)
+    _seal_all(world)
     world.store.checkpoint(always=True)
     size_before = size = _sealed_bytes(world)
+    choices = 0
+    while by_choice and (numbers := chosen(world)):
+        choices += 1
+        assert choices <= CHOSEN_TO_THE_END_MAX, "what is chosen does not come to an end"
+        report = world.store.compact(1, numbers, pace=lambda _: None, on_damage=functools.partial(_no_damage, world))
+        assert not report.kept_back
+        world.reconcile()
     # A blob that is buried leaves a tombstone where it was and one where it was deleted; the next compaction takes one.
     for _ in range(COMPACTIONS_TO_THE_END):
         numbers = tuple(one.number for one in world.store.segment_facts(1))
