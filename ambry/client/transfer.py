@@ -29,7 +29,7 @@ from ambry.client.progress import Meter, Progress
 from ambry.client.session import Session
 from ambry.client.values import BlobInfo, Stored, digests_of
 from ambry.errors import BadDigest, ConnectionLost, FileChanged, MethodNotAllowed, NameStoreUnavailable
-from ambry.limits import MIB
+from ambry.limits import KIB, MIB
 
 if TYPE_CHECKING:
     from ambry.client.client import Client
@@ -37,6 +37,13 @@ if TYPE_CHECKING:
 
 NO_DEADLINE_S: Final = 30 * 86_400.0
 _PIECE_BYTES: Final = MIB
+_RECEIVE_BYTES: Final = 128 * KIB
+"""Received, summed and written at once. By the megabyte 3 GiB took half as long again, most of it in the kernel's copy
+to the page cache."""
+
+_SYNC_BYTES: Final = 256 * MIB
+"""Written between two syncs of a file that is being loaded."""
+
 _ATTEMPTS_MAX: Final = 5
 UPSERT: Final = "x-ambry-named-upsert"
 
@@ -369,9 +376,10 @@ def _fetch_all(
 ) -> None:
     """Fetch the missing parts by several threads. Raises the first error."""
     parallel = Parallel(threads)
+    written = _Written(descriptor)
 
     def begin() -> Callable[[int], None]:
-        buffer = memoryview(bytearray(_PIECE_BYTES))
+        buffer = memoryview(bytearray(_RECEIVE_BYTES))
 
         def work(part: int) -> None:
             checksum = _running(source)
@@ -382,7 +390,7 @@ def _fetch_all(
                 count = exchange.readinto(buffer[:left])
                 piece = buffer[:count]
                 checksum.update(piece)
-                _write(descriptor, piece, at)
+                written.write(piece, at)
                 at += count
                 meter.add(count)
                 parallel.moved(count)
@@ -391,18 +399,43 @@ def _fetch_all(
             for path, first, last in source.ranges(at, stop):
                 fetch_range(session, path, first, last, take)
             parts.note(part, checksum.value)
+            written.sync_some()
 
         return work
 
     parallel.run(missing, begin)
 
 
-def _write(descriptor: int, piece: memoryview, at: int) -> None:
-    """All of a piece: a disk that becomes full takes some bytes, and refuses the next."""
-    while len(piece):
-        count = os.pwrite(descriptor, piece, at)
-        piece = piece[count:]
-        at += count
+class _Written:
+    """A file that several threads write to, one at a time.
+
+    Linux lets one thread write to a file, and the others turn in a circle until it has: a fifth of all processor time
+    for 3 GiB. What is written goes to the disk meanwhile, so that less is left for the sync at the end.
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self._lock = threading.Lock()
+        self._syncing = threading.Lock()
+        self._unsynced = 0
+
+    def write(self, piece: memoryview, at: int) -> None:
+        """All of a piece: a disk that becomes full takes some bytes, and refuses the next."""
+        with self._lock:
+            self._unsynced += len(piece)
+            while len(piece):
+                count = os.pwrite(self._descriptor, piece, at)
+                piece = piece[count:]
+                at += count
+
+    def sync_some(self) -> None:
+        """Bring what there is to the disk, if it is much and no other thread does."""
+        if self._unsynced >= _SYNC_BYTES and self._syncing.acquire(blocking=False):
+            try:
+                self._unsynced = 0
+                os.fdatasync(self._descriptor)
+            finally:
+                self._syncing.release()
 
 
 def fetch_range(session: Session, path: str, start: int, stop: int, take: "Callable[[Exchange, int], int]") -> None:
