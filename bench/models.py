@@ -263,16 +263,24 @@ def large_file(report: Report, url: str, folder: Path, options: argparse.Namespa
         report.bar("memory of the client meanwhile", up_mib, 300, "MiB")
         curl_down_s = timed(lambda: subprocess.run(
             ["curl", "-sSf", "-o", str(copy), f"{url}/{ref}"], check=True))  # noqa: B023 -- called at once # fmt: skip
+        sync_s = timed(lambda: _sync(copy))
         copy.unlink()
         down_s, down_mib, down_cpu_s, _ = transferred("down", url, copy, ref)
         print(
-            f"  down {size / down_s / 1e6:.0f} MB/s, curl {size / curl_down_s / 1e6:.0f}; {down_cpu_s:.1f} s of client"
+            f"  down {size / down_s / 1e6:.0f} MB/s, curl {size / curl_down_s / 1e6:.0f}, "
+            f"{size / (curl_down_s + sync_s) / 1e6:.0f} with a sync; {down_cpu_s:.1f} s of client"
         )
+        print(f"  down, of the rate of curl and a sync: {(curl_down_s + sync_s) / down_s:.3f} x")
         report.least("one large file down, of the rate of curl to a file", curl_down_s / down_s, 1.0, "x")
         report.bar("memory of the client meanwhile", down_mib, 300, "MiB")
         report.check("the large file is the same", is_right=filecmp.cmp(path, copy, shallow=False))
         copy.unlink()
     path.unlink()
+
+
+def _sync(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
 
 
 def many_files(report: Report, client: Client, folder: Path, options: argparse.Namespace) -> None:

@@ -126,9 +126,18 @@ async def _open(options: Options) -> LocalDatanode:
     return await LocalDatanode.open("scale", [placement], _settings(options), SystemClock(), Metrics())
 
 
+def _read_from_disk() -> int:
+    """Bytes that this process has made the kernel fetch from disks; proc_pid_io(5)."""
+    lines = Path("/proc/self/io").read_text(encoding="ascii").splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("read_bytes"))
+
+
 async def _read(datanode: LocalDatanode, blobs: Blobs, below: int, chance: random.Random) -> dict[str, object]:
-    """Latencies of reads drawn at random, one after the other; also how many had to go to a thread."""
+    """Latencies of reads drawn at random, one after the other; also how many had to go to a thread, and how much came
+    from the disk: the rest was in memory, the page cache included.
+    """
     loop = asyncio.get_running_loop()
+    from_disk = _read_from_disk()
     seconds: list[float] = []
     cold = 0
     for _ in range(READS):
@@ -145,6 +154,7 @@ async def _read(datanode: LocalDatanode, blobs: Blobs, below: int, chance: rando
         **{f"{name}_us": round(1e6 * seconds[int(share * len(seconds))]) for name, share in shares.items()},
         "max_us": round(1e6 * seconds[-1]),
         "cold_ratio": cold / READS,
+        "disk_kib_per_read": round((_read_from_disk() - from_disk) / READS / 1024, 2),
     }
 
 
