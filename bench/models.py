@@ -15,6 +15,7 @@ import contextlib
 import ctypes
 import filecmp
 import json
+import os
 import random
 import shutil
 import subprocess
