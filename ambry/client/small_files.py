@@ -6,11 +6,10 @@ refused in its batch, or is not what was listed any more, is sent or loaded by i
 
 import base64
 import contextlib
-import ctypes
 import itertools
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -335,16 +334,19 @@ def _sync(paths: Sequence[str]) -> None:
         try:
             if syncfs is None:
                 os.fsync(descriptor)
-            elif syncfs(descriptor):
-                raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), path)
+            elif number := syncfs(descriptor):
+                raise OSError(number, os.strerror(number), path)
         finally:
             os.close(descriptor)
 
 
 @cache
-def _syncfs() -> Any:  # noqa: ANN401 -- a function of the C library
-    """syncfs(2), which waits for all that was written to a file system; None where there is none."""
+def _syncfs() -> Callable[[int], int] | None:
+    """syncfs(2), which waits for all that was written to a file system, and returns its errno; None where it is not."""
+    import ctypes  # noqa: PLC0415 -- a tenth of what importing the library takes, for whoever loads small files
+
     try:
-        return ctypes.CDLL(None, use_errno=True).syncfs
+        syncfs = ctypes.CDLL(None, use_errno=True).syncfs
     except (OSError, AttributeError):
         return None
+    return lambda descriptor: ctypes.get_errno() if syncfs(descriptor) else 0

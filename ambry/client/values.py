@@ -3,7 +3,6 @@
 A blob is named by its id (43 characters), or by `account/container/name`, also written `ambry://account/container/name`.
 """
 
-from calendar import timegm
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
@@ -153,6 +152,8 @@ def _moment_of(date: str) -> int:
     parts = date.replace(":", " ").split(" ")
     if len(parts) != 8 or parts[2] not in _MONTHS or not all(part.isdecimal() for part in (parts[1], *parts[3:7])):
         return 0
+    from calendar import timegm  # noqa: PLC0415 -- it imports locale
+
     day, year, hour, minute, second = (int(part) for part in (parts[1], *parts[3:7]))
     return 1000 * timegm((year, _MONTHS.index(parts[2]) + 1, day, hour, minute, second))
 
