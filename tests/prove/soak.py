@@ -53,6 +53,9 @@ GROWTH_RSS_MIB: Final = 8
 GROWTH_DESCRIPTORS: Final = 8
 """The median of the second half of what is left may be this much above that of the first half, and no more."""
 
+SMALL_MIB: Final = 1
+"""A segment of less than this, a sixteenth of a full one, is small: many of a class are worth a compaction."""
+
 STORAGE: Final = """
 [storage]
 segment_bytes = "16 MiB"
@@ -92,6 +95,8 @@ class Soak:
     counts: Counter[str] = field(default_factory=Counter)
     logged: Counter[str] = field(default_factory=Counter)
     samples: dict[str, list[tuple[float, int, int]]] = field(default_factory=dict)
+    segments: list[tuple[float, int, int]] = field(default_factory=list)
+    """The datanode's age, how many segments there are, and how many of them are small."""
     started_s: dict[str, float] = field(default_factory=dict)
     began_s: float = 0.0
     outages: list[tuple[str, float, float]] = field(default_factory=list)
@@ -128,6 +133,17 @@ class Soak:
                     # Killed: what counts is the process that is left at the end.
                     rows.clear()
                 rows.append((age_s, pages * mmap.PAGESIZE // MIB, descriptors))
+                if name == "datanode":
+                    self._count_segments(age_s)
+
+    def _count_segments(self, age_s: float) -> None:
+        sizes: list[int] = []
+        for path in (self.folder / "disk").glob("partitions/*/*.log"):
+            with contextlib.suppress(FileNotFoundError):
+                sizes.append(path.stat().st_size)
+        if self.segments and age_s < self.segments[-1][0]:
+            self.segments.clear()
+        self.segments.append((age_s, len(sizes), sum(size < SMALL_MIB * MIB for size in sizes)))
 
     async def kill(self) -> None:
         name = self.chance.choice(("datanode", "datanode", "datanode", "frontend"))
@@ -211,18 +227,16 @@ class Soak:
         figures: dict[str, object] = {}
         growing: list[str] = []
         for name, rows in self.samples.items():
-            warm = [row for row in rows if row[0] >= WARM_S]
-            half = len(warm) // 2
-            if not half:
-                continue
             for column, what, slack in ((1, "rss_mib", GROWTH_RSS_MIB), (2, "fds", GROWTH_DESCRIPTORS)):
-                first = statistics.median(row[column] for row in warm[:half])
-                last = statistics.median(row[column] for row in warm[half:])
-                most = max(row[column] for row in rows)
-                figures[f"{name}_{what}"] = {"first half": first, "second half": last, "most": most}
-                if last > GROWTH_MAX * first + slack:
-                    growing.append(f"{name}: {what} grow from {first} to {last}")
+                halves = _halves(rows, column)
+                if halves is None:
+                    continue
+                figures[f"{name}_{what}"] = halves
+                if halves["second half"] > GROWTH_MAX * halves["first half"] + slack:
+                    growing.append(f"{name}: {what} grow from {halves['first half']} to {halves['second half']}")
             figures[f"{name}_age_s"] = round(rows[-1][0])
+        figures["segments"] = _halves(self.segments, 1)
+        figures["small_segments"] = _halves(self.segments, 2)
         return figures, growing
 
     def refusals(self) -> tuple[dict[str, int], list[str]]:
@@ -243,6 +257,19 @@ class Soak:
             if one.sent_at_s <= until_s and one.at_s >= since_s:
                 return what
         return "undeleted while its bytes were reclaimed" if one.may_be_bare else None
+
+
+def _halves(rows: list[tuple[float, int, int]], column: int) -> dict[str, float] | None:
+    """Medians of both halves once warm, and the most; None of what did not get so old."""
+    warm = [row[column] for row in rows if row[0] >= WARM_S]
+    half = len(warm) // 2
+    if not half:
+        return None
+    return {
+        "first half": statistics.median(warm[:half]),
+        "second half": statistics.median(warm[half:]),
+        "most": max(row[column] for row in rows),
+    }
 
 
 def _write_until_full(path: Path) -> None:
