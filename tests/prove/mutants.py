@@ -526,8 +526,8 @@ def first_failure(tests: tuple[str, ...], folder: Path, seconds_max: float) -> s
         )
     except subprocess.TimeoutExpired:
         return UNDECIDED
-    # In the summary, not among the lines of a log: those have more spaces.
-    failed = re.search(r"^(?:FAILED|ERROR) (\S+)", done.stdout, re.MULTILINE)
+    # In the summary, not among the lines of a log: those have more spaces. What is chosen of a test may have some, too.
+    failed = re.search(r"^(?:FAILED|ERROR) (\S+\[.*?\]|\S+)(?: - |$)", done.stdout, re.MULTILINE)
     # A process that was killed, or killed itself at the time limit of a test, names no test.
     return failed[1] if failed else UNDECIDED if done.returncode else ""
 

@@ -98,14 +98,20 @@ def test_a_test_that_fails_without_a_bug_catches_none(tmp_path: Path) -> None:
     (tmp_path / "test_one.py").write_text(
         "import logging\nfrom one import ONE\n\ndef test_one():\n    logging.error('x')\n    assert ONE == 1\n"
     )
+    (tmp_path / "test_ways.py").write_text(
+        "import pytest\nfrom one import ONE\n\n@pytest.mark.parametrize('way', ['one way', 'another - [way]'])\n"
+        "def test_way(way):\n    assert ONE == 1 or way == 'one way', [' - ']\n"
+    )
     (tmp_path / "test_never.py").write_text("def test_never():\n    assert False\n")
     mutants = [
         Mutant("caught", "one.py", "1", "2", ("test_one.py",)),
+        Mutant("caught in one way of two", "one.py", "1", "2", ("test_ways.py",)),
         Mutant("no bug", "one.py", "1", "1 ", ("test_one.py",)),
         Mutant("caught by nothing", "one.py", "1", "2", ("test_never.py",)),
     ]
     assert try_all(mutants, tmp_path, math.inf) == {
         "caught": "test_one.py::test_one",
+        "caught in one way of two": "test_ways.py::test_way[another - [way]]",
         "no bug": "",
         "caught by nothing": f"{FALSE} test_never.py::test_never",
     }
