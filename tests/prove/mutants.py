@@ -466,7 +466,7 @@ MUTANTS: Final = (
         "ambry/storage/open_files.py",
         "self.is_unsynced or self.is_kept or",
         "self.is_unsynced or",
-        _FAULTS,
+        ("tests/storage/test_open_files.py", *_FAULTS),
     ),
     Mutant(
         "damage in the middle of the journal is taken for its end",

@@ -77,6 +77,21 @@ def test_a_file_with_unsynced_bytes_keeps_its_descriptor(tmp_path: Path) -> None
     assert written.pread(10, 0) == b"not synced"
 
 
+def test_a_file_that_is_kept_open_never_gives_its_descriptor_up(tmp_path: Path) -> None:
+    disk = disk_of(tmp_path, 2)
+    kept = disk.create("kept")
+    kept.keep_open()
+    kept.pwrite([b"synced"], 0)
+    kept.sync()
+    others = [disk.create(f"{number}.log") for number in range(20)]
+    for file in others:
+        file.pread(1, 0)
+    while disk._files._give_up(16):
+        pass
+    assert kept.pread_now(6, 0) == b"synced"
+    assert others[-1].pread_now(1, 0) is None
+
+
 def test_a_closed_file_is_not_opened_again(tmp_path: Path) -> None:
     file = disk_of(tmp_path, 2).create("1.log")
     file.close()
