@@ -34,6 +34,10 @@ class Operator:
         while not self._serves(partition, target):
             await asyncio.sleep(_LOOK_S)
         await self.change_map(lambda old: changes.leave(old, partition, source), f"{source} leaves")
+        await self.let_go(partition, source)
+
+    async def let_go(self, partition: int, source: str) -> None:
+        """A replica that leaves goes when the others have what it has."""
         while not self._has_passed_on(partition, source):
             await asyncio.sleep(_LOOK_S)
         await self.change_map(lambda old: changes.remove_replica(old, partition, source), f"{source} is removed")

@@ -567,6 +567,20 @@ class World:
         kept = [path.read_bytes() for path in paths if path.exists()]
         newest = max((decode_file(data, "a node") for data in kept), key=lambda one: one.head.version)
         self.ensemble.restore(with_version(newest, newest.head.version + VERSIONS_BEYOND))
+        # A change that no datanode had seen is lost: who restores the layout looks for what was under way, and ends it.
+        leaving: dict[int, list[tuple[int, str]]] = {}
+        for partition, listed in self.ensemble.layout.cluster_map.partitions.items():
+            for replica in listed.replicas:
+                if replica.state is ReplicaState.LEAVING and int(replica.node[1]) not in self._is_moving:
+                    leaving.setdefault(int(replica.node[1]), []).append((partition, replica.node))
+        for place, moves in leaving.items():
+            self._is_moving.add(place)
+            self._later(self._end_moves(place, moves))
+
+    async def _end_moves(self, place: int, moves: list[tuple[int, str]]) -> None:
+        for partition, source in moves:
+            await self.operator.let_go(partition, source)
+        self._is_moving.discard(place)
 
     async def _sweep(self, chance: random.Random) -> None:
         """A sweeper goes through what its node leads; what it takes must not be missed by anybody."""
