@@ -18,14 +18,14 @@ from ambry.storage.rocks_index import RocksIndexSource
 from tests.storage.engine import blob_id, body_of, put, update
 
 
-def _write(folder: Path) -> None:
-    """Twelve blobs in several segments, half of them deleted."""
+def _write(folder: Path, blobs: int = 12) -> None:
+    """Blobs in several segments, the first six of them deleted."""
     settings = replace(StorageSettings(), segment_bytes=64 * KIB, journal_bytes=16 << 20, reserve_bytes=0)
     index = RocksIndexSource(folder / "index", settings.index_cache_bytes, settings.index_memtable_bytes)
     store, _ = open_store(
         RealDisk(folder), index, settings=settings, clock=SystemClock(), random_bytes=bytes, partitions={1: GIB}
     )
-    for n in range(12):
+    for n in range(blobs):
         store.commit([put(blob_id(n), body_of(n, 20_000))])
     store.commit([update(blob_id(n), Change.DELETE, time_ms=1) for n in range(6)])
     remember(store, {1: Progress({"peer": (bytes(range(16)), 77)})}, 5)
@@ -50,13 +50,16 @@ def test_inspect_shows_replicas_segments_records_entries_and_tokens(tmp_path: Pa
 
 
 def test_the_plan_shows_what_compaction_would_take(tmp_path: Path) -> None:
-    _write(tmp_path)
+    _write(tmp_path, 24)
     result = CliRunner().invoke(datanode, ["compaction", "--plan", "--json", str(tmp_path)])
     assert result.exit_code == 0, result.output
     rows = [json.loads(line) for line in result.stdout.splitlines()]
     assert rows[0]["is_chosen"]
     # Their deletes are long ago: the tombstones are all that stays of them.
     assert rows[0]["kept_bytes"] < 1000
+    # Segments of this test are small for a store of the usual settings: as much goes along as garbage is freed.
+    garbage = sum(row["size"] - row["kept_bytes"] for row in rows if row["is_chosen"])
+    assert sum(row["kept_bytes"] for row in rows if row["is_chosen"]) <= garbage
     assert not rows[-1]["is_chosen"]
     text = CliRunner().invoke(datanode, ["compaction", "--plan", str(tmp_path)])
     assert f"{sum(row['is_chosen'] for row in rows)} of {len(rows)} sealed segments" in text.stdout

@@ -81,13 +81,16 @@ def test_states_are_joined_and_a_tombstone_waits_for_its_put() -> None:
         assert (await node.put(put_request(blob_id(), b"late"), far())) == StateAnswer(BlobState(1, NEVER), False)
         with pytest.raises(BlobDeleted):
             await node.get(GetRequest(blob_id(), 0, 4, include_deleted=True), far())
-        assert (await node.update(update(Change.UNDELETE), far())).state.life == 2
+        with pytest.raises(BlobNotFound):
+            await node.update(update(Change.UNDELETE), far())
+        assert (await node.update(update(Change.JOIN, 2, 50), far())).state.life == 2
         with pytest.raises(NotHere):
             node.get_now(GetRequest(blob_id(), 0, 4))
         assert (await node.put(put_request(blob_id(), b"late"), far())).has_body
         assert (await node.update(update(Change.DELETE), far())).state.life == 3
         assert (await node.get(GetRequest(blob_id(), 0, 4, include_deleted=True), far())).body == b"late"
-        assert (await node.update(update(Change.JOIN, 2, 10), far())).state == BlobState(3, NEVER)
+        assert (await node.update(update(Change.UNDELETE), far())).state.life == 4
+        assert (await node.update(update(Change.JOIN, 2, 10), far())).state == BlobState(4, NEVER)
 
     run(scenario())
 
