@@ -313,7 +313,9 @@ GOOD_REQUESTS = (
 """What the mutations below begin from."""
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(
     st.lists(st.sampled_from(GOOD_REQUESTS), min_size=1, max_size=3),
     st.lists(st.tuples(st.integers(0, 600), st.binary(max_size=4), st.integers(0, 5)), max_size=4),

@@ -54,7 +54,9 @@ async def fill(database: Database, names: set[bytes]) -> None:
     await database.write(lambda session: changes.put_many(session, rows, UNCONDITIONAL, NOW))
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(
     names=st.sets(names_of_words, max_size=40),
     prefix=st.sampled_from([b"", b"a", b"a/", b"/", b"\xf4\x8f\xbf\xbf"]),

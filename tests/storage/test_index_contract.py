@@ -139,7 +139,9 @@ _key = st.binary(min_size=1, max_size=3)
 _batch = st.lists(st.tuples(_key, st.none() | st.binary(max_size=4)), max_size=8)
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(steps=st.lists(_batch | st.just("flush"), max_size=12), probes=st.lists(_key, max_size=8))
 @pytest.mark.parametrize("kind", ["rocks", "simulated"])
 def test_an_index_is_a_sorted_dictionary(
