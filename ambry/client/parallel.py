@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Final
 
-THREADS_FIRST: Final = 4
+_THREADS_FIRST: Final = 4
 _LOOK_S: Final = 0.5
 _GAIN: Final = 1.1
 """A rate that counts as faster."""
@@ -26,7 +26,7 @@ class Stopped(Exception):
 class Parallel:
     """The threads of one transfer."""
 
-    def __init__(self, threads: int, first: int = THREADS_FIRST) -> None:
+    def __init__(self, threads: int, first: int = _THREADS_FIRST) -> None:
         """At most `threads`, and `first` of them at the beginning."""
         self._threads_max = threads
         self._first = first

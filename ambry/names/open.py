@@ -99,11 +99,11 @@ def open_database(url: str, bring_up: Callable[[str], None] = upgrade) -> Databa
 
     Raises CannotStart, NameStoreUnavailable.
     """
-    is_new_file = url.startswith(SQLITE) and not is_current(url) and create_sqlite(Path(url.removeprefix(SQLITE)))
-    if not is_new_file and not is_current(url):
+    path = Path(url.removeprefix(SQLITE)) if url.startswith(SQLITE) else None
+    if not is_current(url) and (path is None or not create_sqlite(path)):
         bring_up(url)
-    if url.startswith(SQLITE):
-        return SqliteDatabase(Path(url.removeprefix(SQLITE)))
+    if path is not None:
+        return SqliteDatabase(path)
     database: Database = _postgres().PostgresDatabase(url)
     return database
 
