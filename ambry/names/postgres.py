@@ -138,11 +138,10 @@ class PostgresDatabase:
         raise NameStoreUnavailable("the name store is too busy for this change", is_certain=True)
 
     def _transact(self, job: Job[Answer], begin: str) -> Answer:
-        connection = self._connection()
+        connection = self._begin(begin.encode())
         is_committing = False
         try:
             with connection.cursor() as cursor:
-                cursor.execute(begin.encode())
                 answer = job(PostgresSession(cursor))
                 is_committing = True
                 cursor.execute(b"COMMIT")
@@ -159,15 +158,29 @@ class PostgresDatabase:
             self._roll_back(connection)
             raise
 
-    def _connection(self) -> "psycopg.Connection[Row]":
-        """This thread's connection, made anew where it is lost. Raises NameStoreUnavailable."""
-        connection: psycopg.Connection[Row] | None = getattr(self._local, "connection", None)
-        if connection is not None and not connection.closed:
-            return connection
+    def _begin(self, begin: bytes) -> "psycopg.Connection[Row]":
+        """This thread's connection with a transaction begun on it. Raises NameStoreUnavailable.
+
+        A connection that was lost while nobody used it (a server that was started again) shows that only now, and
+        nothing was done on it: it is made anew instead of giving each thread's next job an error.
+        """
+        kept: psycopg.Connection[Row] | None = getattr(self._local, "connection", None)
+        if kept is not None and not kept.closed:
+            try:
+                kept.execute(begin)
+                return kept
+            except psycopg.Error as error:
+                self._roll_back(kept)
+                if not kept.closed:
+                    raise NameStoreUnavailable(f"the name store cannot be used: {error}", is_certain=True) from error
         made = connect(self._url)
         with self._lock:
             self._connections = [one for one in self._connections if not one.closed] + [made]
         self._local.connection = made
+        try:
+            made.execute(begin)
+        except psycopg.Error as error:
+            raise NameStoreUnavailable(f"the name store cannot be used: {error}", is_certain=True) from error
         return made
 
     @staticmethod

@@ -357,9 +357,11 @@ def test_paths_that_lead_nowhere_are_refused_by_every_method(path: str, tmp_path
 def with_store(url: str, story: Callable[[Serving, Database], Awaitable[None]]) -> None:
     async def main() -> None:
         database = open_database(url)
-        async with serving(database=database, masters=MASTERS) as run:
-            await story(run, database)
-        await database.close()
+        try:
+            async with serving(database=database, masters=MASTERS) as run:
+                await story(run, database)
+        finally:
+            await database.close()
 
     asyncio.run(main())
 

@@ -3,13 +3,16 @@
 import asyncio
 import random
 import sqlite3
+import threading
 from dataclasses import replace
 from pathlib import Path
 
 import psycopg
 import pytest
+from psycopg.conninfo import conninfo_to_dict
 
 from ambry.errors import CannotStart, NameExists, NameStoreUnavailable
+from ambry.limits import NAME_CONNECTIONS_MAX
 from ambry.names import changes, schema
 from ambry.names.changes import UNCONDITIONAL, Condition
 from ambry.names.lists import Query, list_versions
@@ -274,19 +277,28 @@ def test_a_file_that_is_no_database_is_refused_at_start(tmp_path: Path) -> None:
 def test_a_server_that_is_gone_is_refused_and_found_again(postgres: str) -> None:
     async def run(url: str) -> None:
         database = open_database(url)
+        name = str(conninfo_to_dict(url)["dbname"])
+        # One at a time for all threads of the store, so that each has a connection that is lost.
+        all_begun = threading.Barrier(NAME_CONNECTIONS_MAX)
+
+        def meet(session: Session) -> None:
+            session.row("SELECT 1")
+            all_begun.wait(60)
+
+        await asyncio.gather(*(database.read(meet) for _ in range(NAME_CONNECTIONS_MAX)))
         await database.write(add("before"))
         with psycopg.connect(postgres, autocommit=True) as admin:
-            admin.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname LIKE 'ambry_test_%'")
-        with pytest.raises(NameStoreUnavailable):
-            await database.write(add("refused"))
-        # Threads whose connection was broken make a new one.
-        for number in range(20):
-            try:
-                await database.write(add(f"later {number}"))
-            except NameStoreUnavailable as error:
-                assert error.facts["is_certain"] is True
-        found = await database.read(names_of)
-        assert "before" in found and "later 19" in found and "refused" not in found
+            admin.execute(f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS false'.encode())
+            lost = admin.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", (name,))
+            assert lost.rowcount == NAME_CONNECTIONS_MAX
+            with pytest.raises(NameStoreUnavailable) as refused:
+                await database.write(add("refused"))
+            assert refused.value.facts["is_certain"] is True
+            admin.execute(f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS true'.encode())
+        # No thread's next job is refused for a connection that was lost while nobody used it.
+        await asyncio.gather(*(database.read(meet) for _ in range(NAME_CONNECTIONS_MAX)))
+        await database.write(add("later"))
+        assert await database.read(names_of) == ["before", "later"]
         await database.close()
 
     with fresh_database(postgres) as url:
