@@ -23,6 +23,7 @@ from ambry.frontend.headers import GetOption
 from ambry.frontend.operations import Operations
 from tests.frontend.serving import make_nodes, operating
 from tests.memory_datanode import MemoryDatanode, StoredBlob
+from tests.sim.loop import VirtualLoop, run_virtually
 
 NOW_MS = 1_700_000_000_000
 
@@ -30,12 +31,15 @@ Test = Callable[[Operations, list[MemoryDatanode]], Awaitable[None]]
 
 
 def run(test: Test, count: int = 3) -> None:
-    async def main() -> None:
+    """In virtual time: how long a hedge waits does not depend on what else the machine does."""
+
+    async def main(loop: VirtualLoop) -> None:
         nodes = make_nodes(count)
         async with operating(nodes) as operations:
             await test(operations, list(nodes.values()))
+        assert loop.broken == []
 
-    asyncio.run(main())
+    run_virtually(main)
 
 
 async def put(operations: Operations, body: bytes = b"hello") -> bytes:
