@@ -21,12 +21,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Final
 
+from ambry.cli.ports import free_port
 from bench.__main__ import describe_environment
 from bench.bodies import KIB, MIB
 from bench.histogram import Histogram
 from bench.jobs import run_load
 from bench.load import HOST, Load, Report
-from bench.servers import Server, ServerFailed, free_port, fresh_folder, start_replicas
+from bench.servers import Server, ServerFailed, fresh_folder, start_replicas
 
 STORAGE: Final = """
 [storage]

@@ -9,7 +9,6 @@ import http.client
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -19,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+from ambry.cli.ports import free_port
 from bench.load import HOST
 from bench.processes import rss_bytes, with_children
 
@@ -122,14 +122,6 @@ class Server:
     def log_end(self) -> str:
         """The end of what its processes said."""
         return self._log_path().read_text(errors="replace")[-4000:]
-
-
-def free_port() -> int:
-    """A TCP port of 127.0.0.1 that nobody has now."""
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 @contextlib.contextmanager

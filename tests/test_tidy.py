@@ -47,6 +47,7 @@ DOORS_TO_TIME_AND_CHANCE: Final[Mapping[str, str]] = {
     "ambry/cluster/zookeeper.py": "waits for a session on a thread, and dates the history",
     "ambry/cli/check.py": "hands the operating system's randomness to the engine, for identities",
     "ambry/cli/inspect.py": "it opens a store, too",
+    "ambry/cli/ports.py": "ports for a cluster for trying things out",
     "ambry/cli/key.py": "the first key of a store is made without a server",
     "ambry/cli/names.py": "epochs of name stores that are rebuilt or copied",
     "ambry/client/chance.py": "the door of the client: jitter of waits",

@@ -15,7 +15,6 @@ import os
 import secrets as random_source
 import shlex
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -32,6 +31,7 @@ import click
 from ambry.cli.local_zookeeper import LocalZooKeeper
 from ambry.cli.node import node_from
 from ambry.cli.operator import registry_at
+from ambry.cli.ports import free_port
 from ambry.cluster import changes
 from ambry.cluster.files import replace_file
 from ambry.cluster.layout import lay_out
@@ -256,14 +256,9 @@ def ports_of(plan: Plan) -> dict[str, int]:
         for number in range(1, plan.datanodes + 1):
             names += [f"datanode-{datacentre}-{number}", f"admin-{datacentre}-{number}"]
         names += [f"frontend-{datacentre}-{number}" for number in range(1, plan.frontends + 1)]
-    held = []
     for name in names:
         if name not in known:
-            one = socket.create_server((_LOOPBACK, 0))
-            held.append(one)
-            known[name] = one.getsockname()[1]
-    for one in held:
-        one.close()
+            known[name] = free_port()
     replace_file(path, json.dumps(known, indent=1).encode())
     return {name: known[name] for name in names}
 

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 from typing import Final
 
+from ambry.cli.ports import free_port
 from ambry.errors import CannotStart
 
 HOME_VARIABLE: Final = "ZOOKEEPER_HOME"
@@ -58,7 +59,7 @@ class LocalZooKeeper:
             missing = "Java" if classpath is not None else "ZooKeeper"
             raise CannotStart(f"there is no {missing} on this machine; {HOW_TO_GET}")
         self.folder = folder
-        self.port = port or _free_port()
+        self.port = port or free_port()
         self.command = [
             *(java, "-Xmx384m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"),
             *("-Dzookeeper.admin.enableServer=false", "-Dzookeeper.4lw.commands.whitelist=srvr"),
@@ -116,13 +117,6 @@ class LocalZooKeeper:
         """Throw its data away, while it is stopped: the total loss of an ensemble."""
         assert self._process is None
         shutil.rmtree(self.folder / "data", ignore_errors=True)
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
-        assert isinstance(port, int)
-        return port
 
 
 def _answers(port: int) -> bool:

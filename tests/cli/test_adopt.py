@@ -14,11 +14,11 @@ from ambry.blob.requests import GetRequest
 from ambry.cli.connections import Identity
 from ambry.cli.main import main
 from ambry.cli.operator import layout_at
+from ambry.cli.ports import free_port
 from ambry.cli.tls import node_client_context
 from ambry.config import NodeTlsSettings
 from ambry.errors import AmbryError
 from ambry.transport.client import RemoteDatanode
-from bench.servers import free_port
 from tests.cli.processes import ambry, ask, get, put, serving
 from tests.transport import certificates
 from tests.zookeeper_server import own_zookeeper

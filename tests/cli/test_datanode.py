@@ -6,22 +6,15 @@ import json
 import os
 import shutil
 import signal
-import socket
 import ssl
 import time
 from pathlib import Path
 
 import pytest
 
+from ambry.cli.ports import free_port
 from tests.cli.processes import ambry, ask, get, put, write_cluster
 from tests.transport import certificates
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def write_settings(folder: Path) -> tuple[Path, Path]:
@@ -35,7 +28,7 @@ def write_settings(folder: Path) -> tuple[Path, Path]:
 
 def get_when_back(url: str, blob_id: str) -> bytes:
     """The frontend connects again by itself, after a pause that it chooses."""
-    give_up_at = time.monotonic() + 30
+    give_up_at = time.monotonic() + 60
     while ask("GET", f"{url}/{blob_id}")[0] != 200:
         assert time.monotonic() < give_up_at
         time.sleep(0.05)

@@ -14,8 +14,8 @@ from typing import Final
 
 import pytest
 
+from ambry.cli.ports import free_port
 from tests.cli.processes import Ambry, ambry, ask, get, put, serving, write_cluster
-from tests.cli.test_datanode import free_port
 from tests.cli.test_erasure import figure, until
 
 HALF: Final = b"GET /healthCheck HTTP/1.1\r\nHost: test\r\n"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.servers import free_port
+from ambry.cli.ports import free_port
 from tests.cli.processes import ambry, ask, write_cluster
 from tests.cli.test_names import BASE, put
 from tests.postgres_server import fresh_database

@@ -15,6 +15,7 @@ from ambry.blob.properties import Properties, encode_properties
 from ambry.blob.requests import Change
 from ambry.blob.state import BlobState
 from ambry.cli.main import main
+from ambry.cli.ports import free_port
 from ambry.clock import SystemClock
 from ambry.cluster.embedded import EmbeddedRegistry, decode_map, encode_map
 from ambry.cluster.map import ClusterMap, Partition
@@ -25,10 +26,11 @@ from ambry.storage.real_disk import RealDisk
 from ambry.storage.recovery import open_store
 from ambry.storage.rocks_index import RocksIndexSource
 from tests.cli.processes import SECRET, ambry, ask, get, put, serving
-from tests.cli.test_datanode import free_port
 from tests.storage.engine import body_of, update
 from tests.storage.engine import put as put_request
 from tests.zookeeper_server import own_zookeeper
+
+pytestmark = pytest.mark.timeout(300)
 
 DAY_MS: Final = 86_400_000
 SPENT: Final = 1
@@ -36,7 +38,7 @@ FULL: Final = 2
 CAPACITY: Final = 64 * KIB
 
 
-def until(holds: Callable[[], bool], what: str, seconds: float = 40.0) -> None:
+def until(holds: Callable[[], bool], what: str, seconds: float = 60.0) -> None:
     give_up_at = time.monotonic() + seconds
     while not holds():
         assert time.monotonic() < give_up_at, what

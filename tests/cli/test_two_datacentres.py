@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner
 
 from ambry.cli.main import main
-from bench.servers import free_port
+from ambry.cli.ports import free_port
 from tests.cli.processes import SECRET, ambry, ask
 from tests.postgres_server import fresh_database
 

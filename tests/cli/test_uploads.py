@@ -13,7 +13,7 @@ from urllib.error import URLError
 
 import pytest
 
-from bench.servers import free_port
+from ambry.cli.ports import free_port
 from tests.cli.processes import Ambry, ambry, ask, write_cluster
 from tests.cli.test_named_cluster import DATANODE, FRONTEND
 from tests.postgres_server import fresh_database

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from ambry.cli.ports import free_port
 from ambry.client import Client
 from ambry.client.contents import Contents
 from ambry.errors import AmbryError, ModelDamaged, NameDeleted, NameExists, NameNotFound
@@ -131,8 +132,8 @@ def test_a_store_that_is_killed_in_the_middle_gets_and_gives_the_whole_model(tmp
     seed = random.randrange(1 << 30)
     print(f"seed {seed}")
     chance = random.Random(seed)
-    process, url = started(tmp_path / "data")
-    port = int(url.rpartition(":")[2])
+    port = free_port()
+    process, url = started(tmp_path / "data", port)
     files = {f"part-{number:02}": chance.randbytes(chance.randrange(2 * MIB)) for number in range(20)}
     folder = written(tmp_path / "model", files | {"large": chance.randbytes(40 * MIB)})
     total = sum(path.stat().st_size for path in folder.iterdir())

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from aiohttp import web
 
+from ambry.cli.ports import free_port
 from ambry.client import Client
 from ambry.client.retry import ATTEMPTS_MAX, Frontends, RetryBudget, wait_s
 from ambry.errors import AmbryError, ConnectionLost, DeadlineExceeded, Overloaded, Unauthenticated, Unavailable
@@ -155,7 +156,7 @@ def test_bytes_that_changed_on_their_way_are_noticed() -> None:
 
 def test_a_store_that_is_killed_in_the_middle_costs_time_and_nothing_else(tmp_path: Path) -> None:
     data = random.Random(5).randbytes(24 * MIB)
-    process, url = started(tmp_path / "data")
+    process, url = started(tmp_path / "data", free_port())
     port = int(url.rpartition(":")[2])
     target = tmp_path / "target"
     with Client(url) as client:

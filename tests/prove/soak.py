@@ -24,9 +24,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+from ambry.cli.ports import free_port
 from ambry.limits import MIB
 from tests.cli.processes import Ambry, ask, write_cluster
-from tests.cli.test_datanode import free_port
 from tests.prove.recorded import RecordedLoad, Refusal
 
 CLIENTS: Final = 8

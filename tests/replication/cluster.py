@@ -8,7 +8,6 @@ async with cluster(folder, {"a1": 1, "a2": 1, "b1": 2}) as nodes:
 import asyncio
 import contextlib
 import random
-import socket
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +18,7 @@ from ambry.blob.blob_id import BlobId, Kind
 from ambry.blob.checksums import checksum_vector, root_of
 from ambry.blob.requests import Change, GetRequest, PutRequest, StateAnswer, UpdateRequest
 from ambry.blob.state import NEVER, BlobState
+from ambry.cli.ports import free_port
 from ambry.clock import SystemClock
 from ambry.cluster.map import ClusterMap, Datacentre, Disk, Node, Partition, Replica, ReplicaState
 from ambry.config import ReplicationSettings, StorageSettings
@@ -148,10 +148,10 @@ class TestNode:
 
 
 def deadline() -> float:
-    return asyncio.get_running_loop().time() + 20
+    return asyncio.get_running_loop().time() + 60
 
 
-async def until(is_true: Callable[[], bool], what: str = "", wait_s: float = 20.0) -> None:
+async def until(is_true: Callable[[], bool], what: str = "", wait_s: float = 60.0) -> None:
     """Wait until something is true, looking often; fail when it takes too long."""
     async with asyncio.timeout(wait_s):
         while not is_true():
@@ -175,20 +175,11 @@ def make_map(
     )
 
 
-def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on."""
-    with contextlib.ExitStack() as stack:
-        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        return [probe.getsockname()[1] for probe in probes]
-
-
 def write_settings(folder: Path, datanodes: Mapping[str, str], storage: str = "") -> dict[str, int]:
     """A map of datanodes, each in the datacentre that is given, with partitions 1 to 4 on all of them; the settings of
     each, and of a frontend in the first datacentre. For real processes; the ports of the datanodes.
     """
-    ports = dict(zip(datanodes, free_ports(len(datanodes)), strict=True))
+    ports = {name: free_port() for name in datanodes}
     text = 'fingerprint = "test"\nversion = 1\nallow_shared_hosts = true\n'
     for number, datacentre in enumerate(dict.fromkeys(datanodes.values()), 1):
         text += f'[[datacentre]]\nnumber = {number}\nname = "{datacentre}"\n'
@@ -220,7 +211,7 @@ class Nodes(dict[str, TestNode]):
         """Wait until every datanode has the bytes of a blob."""
         await self.all(lambda node: node.has(blob_id))
 
-    async def all(self, is_true: Callable[[TestNode], bool], wait_s: float = 20.0) -> None:
+    async def all(self, is_true: Callable[[TestNode], bool], wait_s: float = 60.0) -> None:
         """Wait until something is true of every datanode."""
         await until(lambda: all(is_true(node) for node in self.values()), wait_s=wait_s)
 
@@ -233,7 +224,7 @@ async def cluster(
     settings: ReplicationSettings = REPLICATION,
 ) -> AsyncIterator[Nodes]:
     """Datanodes by name, with the number of their datacentre; all of them replicas of all partitions."""
-    ports = dict(zip(nodes, free_ports(len(nodes)), strict=True))
+    ports = {name: free_port() for name in nodes}
     found = Nodes({name: TestNode(name, folder / name, settings) for name in nodes})
     found.cluster_map = make_map(nodes, ports, partitions, folder)
     try:
