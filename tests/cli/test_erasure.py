@@ -16,16 +16,16 @@ from ambry.blob.blob_id import binary_from_text
 from ambry.blob.requests import Change
 from ambry.cli.check import offline_disk
 from ambry.cli.main import main
+from ambry.cli.ports import free_port
 from ambry.clock import SystemClock
 from ambry.config import StorageSettings
 from ambry.storage.recovery import open_store
 from tests.cli.processes import ambry, ask, get, serving, write_cluster
-from tests.cli.test_datanode import free_port
 from tests.storage.engine import update
 
 SEED: Final = 20_261_130
 DAY_MS: Final = 86_400_000
-WAIT_S: Final = 30.0
+WAIT_S: Final = 60.0
 
 
 def body_of(number: int) -> bytes:
@@ -79,6 +79,21 @@ def delete_long_ago(data: Path, blob_ids: Sequence[str], time_ms: int) -> None:
         store.close()
 
 
+def write_forgetful(folder: Path) -> tuple[Path, Path]:
+    """Settings of a datanode with two disks that keeps what is deleted for a moment only, and of a frontend."""
+    write_cluster(folder, free_port(), "disk-a", "disk-b")
+    datanode, frontend = folder / "datanode.toml", folder / "frontend.toml"
+    datanode.write_text(
+        'cluster_map = "cluster.toml"\nnode = "node"\nadmin_port = 0\n'
+        '[storage]\ndeleted_retention_ms = "1 ms"\ncompaction_garbage_percent = 90\n'
+    )
+    frontend.write_text(
+        'cluster_map = "cluster.toml"\ndatacentre = "here"\nport = 0\n'
+        f'name_store = "sqlite:{folder / "names.sqlite"}"\n'
+    )
+    return datanode, frontend
+
+
 def test_serve_erases_what_was_deleted_once_the_policy_of_its_container_says_so(tmp_path: Path) -> None:
     data = tmp_path / "data"
     with serving(data) as (process, url):
@@ -101,16 +116,7 @@ def test_serve_erases_what_was_deleted_once_the_policy_of_its_container_says_so(
 
 
 def test_datanodes_learn_the_policy_from_frontends_and_keep_it(tmp_path: Path) -> None:
-    write_cluster(tmp_path, free_port(), "disk-a", "disk-b")
-    datanode, frontend = tmp_path / "datanode.toml", tmp_path / "frontend.toml"
-    datanode.write_text(
-        'cluster_map = "cluster.toml"\nnode = "node"\nadmin_port = 0\n'
-        '[storage]\ndeleted_retention_ms = "1 ms"\ncompaction_garbage_percent = 90\n'
-    )
-    frontend.write_text(
-        'cluster_map = "cluster.toml"\ndatacentre = "here"\nport = 0\n'
-        f'name_store = "sqlite:{tmp_path / "names.sqlite"}"\n'
-    )
+    datanode, frontend = write_forgetful(tmp_path)
     with ambry("datanode", "--config", str(datanode), cwd=tmp_path) as node:
         admin = f"http://127.0.0.1:{node.wait_for('ready')['admin_port']}"
         with ambry("frontend", "--config", str(frontend), cwd=tmp_path) as front:

@@ -18,9 +18,8 @@ import pytest
 
 from ambry.clock import SystemClock
 from ambry.limits import CLOSING_WAIT_MS
-from tests.cli.processes import ambry, ask, put, serving, write_cluster
-from tests.cli.test_datanode import free_port
-from tests.cli.test_erasure import DAY_MS, body_of, delete_long_ago, logs_have, until
+from tests.cli.processes import ambry, ask, put, serving
+from tests.cli.test_erasure import DAY_MS, body_of, delete_long_ago, logs_have, until, write_forgetful
 
 BLOBS: Final = 12
 GONE_S: Final = 150.0
@@ -141,17 +140,8 @@ def serve_forgets(data: Path) -> None:
 
 @contextmanager
 def cluster(folder: Path) -> Iterator[Path]:
-    """A datanode process with two disks that keeps what is deleted for a moment only; the settings of a frontend."""
-    write_cluster(folder, free_port(), "disk-a", "disk-b")
-    datanode, frontend = folder / "datanode.toml", folder / "frontend.toml"
-    datanode.write_text(
-        'cluster_map = "cluster.toml"\nnode = "node"\nadmin_port = 0\n'
-        '[storage]\ndeleted_retention_ms = "1 ms"\ncompaction_garbage_percent = 90\n'
-    )
-    frontend.write_text(
-        'cluster_map = "cluster.toml"\ndatacentre = "here"\nport = 0\n'
-        f'name_store = "sqlite:{folder / "names.sqlite"}"\n'
-    )
+    """A datanode process that keeps what is deleted for a moment only; the settings of a frontend."""
+    datanode, frontend = write_forgetful(folder)
     with ambry("datanode", "--config", str(datanode), cwd=folder) as node:
         node.wait_for("ready")
         yield frontend
