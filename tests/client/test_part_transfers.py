@@ -3,7 +3,6 @@
 import json
 import os
 import random
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from ambry.cli.ports import free_port
 from ambry.client import Client
 from ambry.client.part_upload import size_of_parts
 from ambry.errors import ConnectionLost, FileChanged, NameExists, NameNotFound
@@ -20,13 +20,16 @@ from tests.client.conftest import bytes_of, ended, started
 BASE = "default/default/parts"
 SIZE = 40 * MIB + 17
 
+# The signal comes from within, while the transfer stands still: from outside it may come when all is done.
 PROGRAM = """
-import sys
-from pathlib import Path
+import os, signal, sys, time
 from ambry.client import Client
-what, url, path, name = sys.argv[1:]
+what, url, path, name, *at = sys.argv[1:]
 def told(done, total):
-    print(done, flush=True)
+    if at and done >= int(at[0]):
+        at.clear()
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.2)
 with Client(url) as client:
     if what == "up":
         client.upload_file(path, name, part_bytes=1 << 20, progress=told)
@@ -55,17 +58,11 @@ def names_in(folder: Path) -> list[str]:
 
 
 def run_until(what: str, url: str, path: Path, name: str, at: int) -> int:
-    """Run a transfer in a process and interrupt it, as Ctrl-C does, once so many bytes are done; its status."""
-    command = [sys.executable, "-c", PROGRAM, what, url, str(path), name]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        for line in process.stdout:
-            if int(line) >= at:
-                process.send_signal(signal.SIGINT)
-                break
-        _, errors = process.communicate(timeout=30)
-    assert process.returncode == 0 or "KeyboardInterrupt" in errors, errors
-    return process.returncode
+    """Run a transfer in a process that is interrupted, as by Ctrl-C, once so many bytes are done; its status."""
+    command = [sys.executable, "-c", PROGRAM, what, url, str(path), name, str(at)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0 or "KeyboardInterrupt" in done.stderr, done.stderr
+    return done.returncode
 
 
 def test_parts_are_whole_chunks_and_never_too_many() -> None:
@@ -269,7 +266,7 @@ def test_a_disk_that_is_full_leaves_no_file_and_the_download_goes_on_elsewhere(
 def mortal(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[list[subprocess.Popen[str]], str, Path]]:
     """A store of its own: its process, its URL, its folder."""
     folder = tmp_path_factory.mktemp("mortal") / "data"
-    process, url = started(folder)
+    process, url = started(folder, free_port())
     processes = [process]
     yield processes, url, folder
     ended(processes[-1])
