@@ -76,7 +76,7 @@ def some_bytes(size: int) -> bytes:
     return random.Random(size).randbytes(size)
 
 
-def within(is_so: Callable[[], bool], seconds: float = 30.0) -> None:
+def within(is_so: Callable[[], bool], seconds: float = 60.0) -> None:
     """Wait for what another process will do."""
     deadline = time.monotonic() + seconds
     while not is_so():
@@ -552,8 +552,10 @@ def test_n15_preflights_by_container_and_health(store: Store) -> None:
 
 def test_n16_beyond_its_rate_a_container_is_told_when_to_come_again(store: Store) -> None:
     store.account("n16", quotaRequestsPerSecond=1)
-    answers = [store.ask("POST", "/", named("n16"), BODY) for _ in range(5)]
-    assert answers[0][0] == 201
+    # At once: one after the other may take longer than a second each where others want the processor as well.
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda _: store.ask("POST", "/", named("n16"), BODY), range(16)))
+    assert 201 in {status for status, _, _ in answers}
     refused = [headers for status, headers, _ in answers if status == 429]
     assert refused and all(int(headers["retry-after"]) >= 1 for headers in refused)
 

@@ -17,6 +17,7 @@ from bench.load import HOST
 from bench.servers import Server, started_replicas
 
 P99_S = {signal.SIGKILL: 0.3, signal.SIGSTOP: 0.5}
+"""Beside what this machine takes for a read while nothing dies, times three: five processes may share one processor."""
 UPLOAD_BYTES = 64 * MIB
 PIECE_BYTES = 256 * 1024
 
@@ -45,10 +46,10 @@ def test_reads_go_on_while_one_of_three_datanodes_dies(server: Server, number: s
     bodies = [body(4096, kind) for kind in range(64)]
     digests = {put(server, one): hashlib.sha256(one).digest() for one in bodies}
     harm = partial(server.processes[0].send_signal, number)
-    outcome = asyncio.run(read_while(server.port, digests, harm, connections=8, before_s=0.5, after_s=1.5))
+    outcome = asyncio.run(read_while(server.port, digests, harm, connections=8, before_s=1.0, after_s=1.5))
     assert outcome.errors == []
     assert len(outcome.before) > 100 and len(outcome.after) > 100
-    assert outcome.p99(outcome.after) < P99_S[number]
+    assert outcome.p99(outcome.after) < P99_S[number] + 3 * outcome.p99(outcome.before)
     assert put(server, b"two of three are a quorum")
 
 

@@ -38,8 +38,8 @@ async def registry_of(hosts: str) -> AsyncIterator[Registry]:
 
 
 @asynccontextmanager
-async def member(hosts: str, folder: Path) -> AsyncIterator[Membership]:
-    membership = Membership(hosts, folder, session_s=2, start_s=3)
+async def member(hosts: str, folder: Path, start_s: float = WAIT_S) -> AsyncIterator[Membership]:
+    membership = Membership(hosts, folder, session_s=2, start_s=start_s)
     try:
         await membership.open()
         membership.run()
@@ -162,7 +162,7 @@ def test_zookeeper_is_away_lost_empty_and_restored(tmp_path: Path) -> None:
                 await asyncio.to_thread(server.stop)
                 await until(lambda: not one.is_current)
                 assert one.cluster_map.version == version
-                async with member(server.hosts, folder / "copy") as never:
+                async with member(server.hosts, folder / "copy", start_s=1) as never:
                     assert never.cluster_map.version == version
                 await asyncio.to_thread(server.start)
                 await until(lambda: one.is_current)

@@ -290,7 +290,8 @@ def test_a_server_that_is_gone_is_refused_and_found_again(postgres: str) -> None
         with psycopg.connect(postgres, autocommit=True) as admin:
             admin.execute(f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS false'.encode())
             lost = admin.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", (name,))
-            assert lost.rowcount == NAME_CONNECTIONS_MAX
+            # The server may still count the one that made the tables, or be at its own upkeep.
+            assert lost.rowcount >= NAME_CONNECTIONS_MAX
             with pytest.raises(NameStoreUnavailable) as refused:
                 await database.write(add("refused"))
             assert refused.value.facts["is_certain"] is True

@@ -32,7 +32,7 @@ def run(coroutine: Coroutine[Any, Any, None]) -> None:
 
 
 def far() -> float:
-    return asyncio.get_running_loop().time() + 10
+    return asyncio.get_running_loop().time() + 60
 
 
 def update(change: Change, life: int = 0, expires_at_ms: int = 0, number: int = 1) -> UpdateRequest:

@@ -275,7 +275,7 @@ def test_a_deadline_ends_the_wait_and_the_connection_goes_on() -> None:
             started = asyncio.get_running_loop().time()
             with pytest.raises(DeadlineExceeded):
                 await far_away.get(GetRequest(blob_id(), 0, 9), soon())
-            assert 0.04 < asyncio.get_running_loop().time() - started < 1
+            assert 0.04 < asyncio.get_running_loop().time() - started < 10
             assert (await far_away.get(GetRequest(blob_id(), 0, 9), far())).body == b"body"
 
     run(scenario())
@@ -311,8 +311,8 @@ def test_the_datanode_learns_the_deadline() -> None:
 
     async def scenario() -> None:
         async with both(Listening(NODE)) as (_, far_away, _):
-            await far_away.put(put_request(blob_id(), b"body"), soon(5))
-            assert 4 < deadlines[0] <= 5
+            await far_away.put(put_request(blob_id(), b"body"), soon(50))
+            assert 40 < deadlines[0] <= 50
 
     run(scenario())
 

@@ -1,8 +1,8 @@
 """Everything that goes wrong between two processes: each ends in one clear error, and the next request may work."""
 
 import asyncio
+import contextlib
 import shutil
-import socket
 from pathlib import Path
 from typing import Any, cast
 
@@ -10,6 +10,7 @@ import pytest
 
 from ambry import limits
 from ambry.blob.state import NEVER, BlobState
+from ambry.cli.ports import free_port
 from ambry.errors import AmbryError, CannotStart, ConnectionLost, DeadlineExceeded, ShuttingDown
 from ambry.protocol.connection import ClientConnection, Closed, Ready
 from ambry.protocol.datanode import GetRequest, StateAnswer
@@ -136,18 +137,10 @@ def test_a_deadline_counts_while_connecting_too() -> None:
 # --- connecting again ------------------------------------------------------------------------------------------
 
 
-def free_port() -> int:
-    """A port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
 def test_after_a_failed_attempt_requests_fail_at_once_until_the_pause_is_over() -> None:
     async def scenario() -> None:
         port = free_port()
-        patience = Patience(reconnect_ms_min=100, reconnect_ms_max=100)
+        patience = Patience(reconnect_ms_min=500, reconnect_ms_max=500)
         async with remote(port, patience=patience) as far_away:
             first = [far_away.get(GET, far()) for _ in range(3)]
             results = await asyncio.gather(*first, return_exceptions=True)
@@ -156,8 +149,13 @@ def test_after_a_failed_attempt_requests_fail_at_once_until_the_pause_is_over() 
                 await far_away.get(GET, far())
             server = DatanodeServer(MemoryDatanode(NODE), NODE, CLUSTER, SECRET)
             await server.start(HOST, port)
-            await asyncio.sleep(0.16)
-            assert await far_away.put(put_request(blob_id(), b"body"), far()) == LIVE
+            answer: StateAnswer | None = None
+            async with asyncio.timeout(30):
+                while answer is None:
+                    with contextlib.suppress(ConnectionLost):
+                        answer = await far_away.put(put_request(blob_id(), b"body"), far())
+                    await asyncio.sleep(0.02)
+            assert answer == LIVE
             await server.stop(0)
 
     run(scenario())
@@ -198,10 +196,10 @@ def test_a_peer_that_does_not_answer_a_ping_is_lost() -> None:
 
 def test_a_quiet_connection_stays_up_by_pings() -> None:
     async def scenario() -> None:
-        patience = Patience(ping_after_ms=10, ping_answer_ms=1000, peer_silent_ms=100)
+        patience = Patience(ping_after_ms=20, ping_answer_ms=5000, peer_silent_ms=500)
         async with both(patience=patience) as (_, far_away, server):
             await far_away.status(far())
-            await asyncio.sleep(0.3)
+            await asyncio.sleep(1.1)
             assert far_away.is_connected
             assert server.connections == 1
 
@@ -344,7 +342,7 @@ def test_deadlines_need_no_help_from_the_datanode() -> None:
             futures = [far_away.get(GET, started + wait_s) for wait_s in (0.12, 0.04, 0.08)]
             results = await asyncio.gather(*futures, return_exceptions=True)
             assert all(isinstance(result, DeadlineExceeded) for result in results)
-            assert 0.11 < loop.time() - started < 1
+            assert 0.11 < loop.time() - started < 10
         await impostor.stop()
 
     run(scenario())
@@ -381,7 +379,7 @@ def test_a_request_that_crosses_the_goodbye_is_refused_as_shutting_down() -> Non
             near.hold("put")
             held = far_away.put(put_request(blob_id(), b"body"), far())
             await until(lambda: near.waiting)
-            stopping = asyncio.create_task(server.stop(0.2), name="stop")
+            stopping = asyncio.create_task(server.stop(0.6), name="stop")
             crossing = far_away.get(GET, far())
             with pytest.raises(ShuttingDown):
                 await crossing
