@@ -44,6 +44,7 @@ def examples_of(page: Path) -> list[Example]:
 
 
 PAGES: Final = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+pytestmark = pytest.mark.timeout(300)
 EXAMPLES: Final = {page.name: examples_of(page) for page in PAGES if page.name != "cluster.md"}
 """The walk of an operator, on cluster.md, is typed in tests/cli/test_walk.py: it needs a cluster."""
 
@@ -69,7 +70,7 @@ def url(module_folder: Path) -> Iterator[str]:
         yield found
 
 
-def typed(examples: list[Example], url: str, folder: Path, seconds_max: float = 60) -> list[tuple[str, int]]:
+def typed(examples: list[Example], url: str, folder: Path, seconds_max: float = 240) -> list[tuple[str, int]]:
     """What each command prints, and its status. `set -e` is not used: all of them run."""
     lines = [f"{example.command}\nprintf '\\036%d\\036' $?" for example in examples]
     script = "\n".join(lines).replace(ADDRESS, url).replace(".venv/bin/ambry", str(AMBRY))

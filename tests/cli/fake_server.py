@@ -37,7 +37,7 @@ def fake_server(handler: Handler) -> Iterator[str]:
 
     thread = threading.Thread(target=serve, name="fake server")
     thread.start()
-    assert started.wait(10)
+    assert started.wait(60)
     try:
         yield url[0]
     finally:

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 SECRET = "a secret of the tests, for this machine only"
-READY_SECONDS_MAX = 30.0
+READY_SECONDS_MAX = 60.0
 
 
 def write_cluster(folder: Path, node_port: int, *disks: str) -> None:

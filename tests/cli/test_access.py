@@ -14,7 +14,7 @@ from ambry.access.signatures import SignedUrl
 from ambry.cli.main import main
 from tests.cli.processes import ambry, ask, serving, write_cluster
 
-SLOW_SECONDS: Final = 20.0
+SLOW_SECONDS: Final = 60.0
 
 
 def run(*arguments: str, url: str = "", token: str | None = None) -> Result:

@@ -34,7 +34,7 @@ def datanode_server() -> Iterator[int]:
 
     thread = threading.Thread(target=serve, name="datanode")
     thread.start()
-    assert started.wait(10)
+    assert started.wait(60)
     try:
         yield ports[0]
     finally:

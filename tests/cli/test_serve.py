@@ -34,7 +34,7 @@ def half_sent(url: str, body: bytes) -> socket.socket:
 
 
 def wait_in_flight(url: str, count: int) -> None:
-    give_up_at = time.monotonic() + 30
+    give_up_at = time.monotonic() + 60
     # The request for the metrics is in flight itself.
     while f"ambry_requests_in_flight {count + 1}.0".encode() not in ask("GET", f"{url}/metrics")[2]:
         assert time.monotonic() < give_up_at
@@ -77,7 +77,7 @@ def test_what_was_acknowledged_survives_sigkill_in_the_middle_of_puts(tmp_path: 
                     threads.submit(put_until_killed, url, random.Random(f"{seed} {round_number} {number}"))
                     for number in range(4)
                 ]
-                give_up_at = time.monotonic() + 30
+                give_up_at = time.monotonic() + 60
                 while len(stored) < before + 40:
                     assert time.monotonic() < give_up_at
                     time.sleep(0.01)

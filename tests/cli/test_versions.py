@@ -68,7 +68,7 @@ def cluster(module_folder: Path) -> Iterator[Running]:
         yield made
 
 
-def within(condition: Callable[[], bool], seconds: float = 40.0) -> None:
+def within(condition: Callable[[], bool], seconds: float = 60.0) -> None:
     give_up_at = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < give_up_at, "not in time"

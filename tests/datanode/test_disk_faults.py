@@ -104,7 +104,7 @@ async def running(folder: Path) -> AsyncIterator[LocalDatanode]:
 
 
 def deadline() -> float:
-    return asyncio.get_running_loop().time() + 20
+    return asyncio.get_running_loop().time() + 60
 
 
 def service_of(datanode: LocalDatanode) -> DiskService:

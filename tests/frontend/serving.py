@@ -256,18 +256,18 @@ class RawClient:
 
     async def answer(self, method: str = "GET") -> RawAnswer:
         """Read one answer with its body; an interim one is returned as well."""
-        head = await asyncio.wait_for(self.reader.readuntil(b"\r\n\r\n"), 10)
+        head = await asyncio.wait_for(self.reader.readuntil(b"\r\n\r\n"), 60)
         first, *rest = head.decode().split("\r\n")[:-2]
         lines = [(line.partition(": ")[0], line.partition(": ")[2]) for line in rest]
         headers = {name.lower(): value for name, value in lines}
         status = int(first.split(" ")[1])
         size = 0 if method == "HEAD" or status in {100, 304} else int(headers["content-length"])
-        body = await asyncio.wait_for(self.reader.readexactly(size), 20)
+        body = await asyncio.wait_for(self.reader.readexactly(size), 60)
         return RawAnswer(status, headers, body, lines)
 
     async def ended(self) -> bytes:
         """Everything up to the end of the connection."""
-        return await asyncio.wait_for(self.reader.read(), 10)
+        return await asyncio.wait_for(self.reader.read(), 60)
 
     def close(self) -> None:
         """Hang up."""

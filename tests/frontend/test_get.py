@@ -129,12 +129,12 @@ def test_many_slow_readers_get_small_pieces_and_all_go_on() -> None:
     async def test(operations: Operations, node: MemoryDatanode) -> None:
         blob = await open_blob(operations, await put(operations, 3 * MIB))
         readers = [operations.reader(blob, 0, blob.size) for _ in range(40)]
-        first = await asyncio.wait_for(asyncio.gather(*(reader.next() for reader in readers[:20])), 10)
+        first = await asyncio.wait_for(asyncio.gather(*(reader.next() for reader in readers[:20])), 60)
         assert min(map(len, first)) == 64 * KIB
         # The first twenty stand still with their piece in hand; the others must not notice.
         for reader in readers[20:]:
             got = 0
-            while piece := await asyncio.wait_for(reader.next(), 10):
+            while piece := await asyncio.wait_for(reader.next(), 60):
                 got += len(piece)
             assert got == blob.size
             await reader.close()

@@ -387,7 +387,7 @@ def live_bodies(run: Serving) -> list[bytes]:
 
 
 async def wait_for(is_so: Callable[[], bool]) -> None:
-    for _ in range(500):
+    for _ in range(3000):
         if is_so():
             return
         await asyncio.sleep(0.01)

@@ -104,7 +104,7 @@ def store(request: pytest.FixtureRequest, module_folder: Path) -> Iterator[Store
 
     thread = threading.Thread(target=asyncio.run, args=(main(),))
     thread.start()
-    assert ready.wait(10)
+    assert ready.wait(60)
     yield found[0]
     loop, done = stop[0]
     loop.call_soon_threadsafe(done.set)

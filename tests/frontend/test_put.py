@@ -421,7 +421,7 @@ def test_a_disk_with_too_much_to_do_slows_the_client_down_and_fails_nothing() ->
     async def test(operations: Operations, node: MemoryDatanode) -> None:
         node.fail("put", Overloaded("x"), times=3)
         body = body_of(350)
-        text = await asyncio.wait_for(operations.put(in_pieces(body, 50), plan(350)), 10)
+        text = await asyncio.wait_for(operations.put(in_pieces(body, 50), plan(350)), 30)
         assert await read_all(operations, text) == body
         assert operations.reclaimer.tombstoned == 0
         assert not any(stored.state.is_deleted for stored in node.blobs.values())
