@@ -152,10 +152,10 @@ async def _is_added(membership: Membership, node: Node, stop: Stop) -> bool:
     membership.on_map(look)
     await look(membership.cluster_map)
     if not added.is_set():
-        _log.info("registered, and waiting to be added", node=node.name, how=f"ambry node add {node.name}")
+        saying = asyncio.ensure_future(_say_how_to_add(membership, node))
         waits = {asyncio.ensure_future(added.wait()), asyncio.ensure_future(stop.wait())}
         _, pending = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-        for one in pending:
+        for one in (*pending, saying):
             one.cancel()
         if not added.is_set():
             return False
@@ -169,6 +169,12 @@ async def _is_added(membership: Membership, node: Node, stop: Stop) -> bool:
         except AmbryError as error:
             raise CannotStart(f"the map does not take these settings: {error}") from error
     return True
+
+
+async def _say_how_to_add(membership: Membership, node: Node) -> None:
+    """Once the command finds it: whoever reads this may type it at once."""
+    await membership.registered()
+    _log.info("registered, and waiting to be added", node=node.name, how=f"ambry node add {node.name}")
 
 
 class _Process:

@@ -56,6 +56,7 @@ class Membership:
         self._listeners: list[OnMap] = []
         self._announced: tuple[str, dict[str, object]] | None = None
         self._told: tuple[int, dict[str, object]] | None = None
+        self._has_registered = asyncio.Event()
         self._boot = secrets.token_hex(8)
         self._task: asyncio.Task[None] | None = None
         self._trouble = ""
@@ -162,6 +163,10 @@ class Membership:
         self._announced = (name, dict(record))
         self._wake.set()
 
+    async def registered(self) -> None:
+        """Wait until ZooKeeper has what this process announces."""
+        await self._has_registered.wait()
+
     # --- following ---------------------------------------------------------------------------------------------
 
     def _event(self) -> None:
@@ -217,6 +222,7 @@ class Membership:
             return
         await asyncio.to_thread(self._registry.register, name, record)
         self._told = (session, telling)
+        self._has_registered.set()
 
     def _problem_of(self, found: Head | ClusterMap) -> str:
         """Why a layout is not ours to adopt, nor to change; empty when it is."""

@@ -133,7 +133,9 @@ def test_who_lives_is_known_and_a_second_process_of_one_name_is_not_let_in(zooke
             await asyncio.to_thread(registry.create, lay_out(two_by_three()))
             async with member(zookeeper, tmp_path / "a") as one:
                 one.announce("node-0", {"host": "h"})
-                await until(lambda: registry.live().get("node-0", {}).get("host") == "h")
+                await one.registered()
+                assert await asyncio.to_thread(registry.nodes) == {"node-0": {"host": "h"}}
+                assert (await asyncio.to_thread(registry.live))["node-0"]["host"] == "h"
                 async with member(zookeeper, tmp_path / "b") as second:
                     second.announce("node-0", {"host": "impostor"})
                     await asyncio.sleep(0.5)
