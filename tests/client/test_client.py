@@ -315,19 +315,19 @@ def test_settings_come_from_arguments_then_the_environment_then_a_profile(
 
 
 def test_the_import_is_fast_and_brings_no_server() -> None:
-    # Time of the processor: what the machine does beside this is not the import's fault.
+    # Time of the processor, beside that of a part of Python's own: aiohttp alone takes four times as long as asyncio.
     program = (
-        "import sys, time; began = time.process_time(); import ambry.client; took = time.process_time() - began;"
-        "heavy = {'aiohttp', 'uvloop', 'rocksdict', 'kazoo', 'click', 'rich', 'msgpack', 'http.client'};"
+        "import sys, time; began = time.process_time(); import {}; took = time.process_time() - began;"
+        "heavy = {{'aiohttp', 'uvloop', 'rocksdict', 'kazoo', 'click', 'rich', 'msgpack', 'http.client'}};"
         "print(took); print(sorted(heavy & set(sys.modules)))"
     )
-    runs = []
-    for _ in range(5):
-        result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-        took, heavy = result.stdout.splitlines()
+    runs: dict[str, list[float]] = {"ambry.client": [], "asyncio": []}
+    for name, took in list(runs.items()) * 5:
+        command = [sys.executable, "-c", program.format(name)]
+        seconds, heavy = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
         assert heavy == "[]"
-        runs.append(float(took))
-    assert min(runs) < 0.1, runs
+        took.append(float(seconds))
+    assert min(runs["ambry.client"]) < 3 * min(runs["asyncio"]), runs
 
 
 def test_the_examples_of_the_page_run(url: str) -> None:
