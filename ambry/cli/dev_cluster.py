@@ -38,7 +38,7 @@ from ambry.cluster.layout import lay_out
 from ambry.cluster.map import ClusterMap
 from ambry.cluster.zookeeper import Registry
 from ambry.config import SECRET_VARIABLE
-from ambry.errors import CannotStart
+from ambry.errors import CannotStart, RegistryUnavailable
 from ambry.limits import GIB
 
 _READY_S: Final = 120.0
@@ -338,7 +338,11 @@ def _add_nodes(registry: Registry, cluster: Running, plan: Plan, names: list[str
 def _wait_for(cluster: Running, condition: "object", problem: str) -> None:
     assert callable(condition)
     give_up_at = time.monotonic() + _READY_S
-    while not condition():
+    while True:
+        # While all processes of a cluster start at once ZooKeeper may lose connections; its client makes new ones.
+        with suppress(RegistryUnavailable):
+            if condition():
+                return
         dead = [name for name, one in cluster.processes.items() if one.poll() is not None]
         if dead or time.monotonic() > give_up_at:
             name = dead[0] if dead else next(iter(cluster.processes))
