@@ -26,7 +26,7 @@ ROOT: Final = Path(__file__).resolve().parents[2]
 PARTS: Final = ("ambry", "tests", "bench", "docs", ".ci")
 """What the tests need of the tree."""
 
-PASSED_ON: Final = ("PATH", HOME_VARIABLE, VARIABLE)
+PASSED_ON: Final = ("PATH", HOME_VARIABLE, VARIABLE, "PYTEST_DISABLE_PLUGIN_AUTOLOAD")
 """Of the environment: the rest of it has no say in what a test finds."""
 
 UNDECIDED: Final = "did not end, or not in time"

@@ -92,8 +92,9 @@ def test_every_mutant_still_has_its_place(mutant: Mutant) -> None:
     assert mutant.old != mutant.new
 
 
-def test_a_test_that_fails_without_a_bug_catches_none(tmp_path: Path) -> None:
-    # What is run is not the tree, but a folder like one.
+def test_a_test_that_fails_without_a_bug_catches_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # What is run is not the tree, but a folder like one, and needs none of the plugins, which are slow to load.
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
     (tmp_path / "one.py").write_text("ONE = 1\n")
     (tmp_path / "test_one.py").write_text(
         "import logging\nfrom one import ONE\n\ndef test_one():\n    logging.error('x')\n    assert ONE == 1\n"
