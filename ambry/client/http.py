@@ -6,8 +6,11 @@ from one socket. This module sends and receives; retries, errors and blobs are s
 
 import contextlib
 import http.client
+import io
 import os
+import socket
 import ssl
+import struct
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from typing import Final
@@ -30,7 +33,7 @@ _BROKEN: Final = (OSError, http.client.HTTPException)
 class Exchange:
     """One answer that is being read. `close` it, or read it to its end."""
 
-    __slots__ = ("_connection", "_pool", "_response", "_url", "headers", "left", "status")
+    __slots__ = ("_connection", "_is_buffered", "_pool", "_response", "_socket", "_url", "headers", "left", "status")
 
     def __init__(
         self, pool: "Pool", url: str, connection: http.client.HTTPConnection, response: http.client.HTTPResponse
@@ -43,11 +46,14 @@ class Exchange:
         self.headers: dict[str, str] = {name.lower(): _text(value) for name, value in response.getheaders()}
         self.left = response.length
         """Bytes of the body that have not come yet, None if that is not known."""
+        self._socket: socket.socket | None = None
+        """What the rest is read from, if not by http.client."""
+        self._is_buffered = True
 
     def readinto(self, view: memoryview) -> int:
         """The next bytes, none at the end. Raises ConnectionLost when the body breaks off."""
         try:
-            count = self._response.readinto(view)
+            count = self._response.readinto(view) if self._socket is None else self._received(self._socket, view)
         except _BROKEN as error:
             self.abort()
             raise ConnectionLost(f"the answer broke off: {error}") from error
@@ -58,6 +64,40 @@ class Exchange:
                 raise ConnectionLost(f"the answer is {self.left} bytes short")
         if not count and len(view):
             self.close()
+        return count
+
+    def stream(self) -> None:
+        """Read the rest past http.client, for a long body: one call of the kernel fills a whole view.
+
+        http.client asks the kernel twice for whatever has just come, whether there is something and then for that,
+        and takes the interpreter's lock each time. Only plain sockets, and bodies of a known length.
+        """
+        connection = self._connection
+        if connection is None or not self.left or type(connection.sock) is not socket.socket:
+            return
+        wait_s = connection.sock.gettimeout()
+        if wait_s is None:
+            return
+        # The kernel waits, so that a silent server still ends the call. The next request sets both anew.
+        connection.sock.settimeout(None)
+        seconds = int(wait_s)
+        patience = struct.pack("ll", seconds, max(int((wait_s - seconds) * 1e6), 1))
+        connection.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, patience)
+        self._socket = connection.sock
+
+    def _received(self, source: socket.socket, view: memoryview) -> int:
+        response = self._response
+        wanted = view[: response.length or 0]
+        if not wanted:
+            return 0
+        assert response.length is not None
+        if self._is_buffered:
+            # What http.client has read behind the head. A view larger than its buffer leaves nothing there.
+            count = response.fp.readinto1(wanted)
+            self._is_buffered = len(wanted) <= io.DEFAULT_BUFFER_SIZE
+        else:
+            count = source.recv_into(wanted, 0, socket.MSG_WAITALL)
+        response.length -= count
         return count
 
     def read(self) -> bytes:

@@ -444,6 +444,7 @@ def fetch_range(session: Session, path: str, start: int, stop: int, take: "Calla
     while start < stop:
         headers = {"Range": f"bytes={start}-{stop - 1}"}
         exchange = session.ask("GET", path, headers=headers, expected=(206,), deadline=session.deadline(NO_DEADLINE_S))
+        exchange.stream()
         try:
             while start < stop and (count := take(exchange, stop - start)):
                 start += count
