@@ -193,6 +193,8 @@ def test_a_datanode_whose_journal_fails_refuses_what_was_under_way_and_goes_on_w
         async with running(tmp_path) as datanode:
             store_here = service_of(datanode).store
             await store(datanode, *BLOBS[:4])
+            # A journal that still grows is synced for that, too.
+            await until(lambda: store_here._journal.next_fill() is None)
             system.failing = failing
             # One blob is one group; of several, some may come behind the failure, and are taken by the other journal.
             refused = await store(datanode, BLOBS[4])
