@@ -7,8 +7,9 @@
 A child process puts N blobs of 200 B to 4 KiB (sizes evenly spread on a logarithmic scale, mean 1.3 KB) through a
 LocalDatanode with its threads, upkeep and checkpoints, many at a time; HTTP is not in it. On the way it says how fast
 it is for every twentieth of N; at 10^5 blobs and at N it reads blobs drawn at random one after the other, the disk at
-rest, and again while puts go on, which flush the index as they go. At N it is killed in the middle of more puts.
-Another child opens the directory, and reads 2000 acknowledged blobs back and compares them.
+rest, again while puts go on, which flush the index as they go, and at rest with nothing in the page cache. At N it is
+killed in the middle of more puts. Another child opens the directory, and reads 2000 acknowledged blobs back and
+compares them.
 
 One JSON line for each, and at the end one with what the bars ask for. Ends with status 1 if a blob is missing or wrong.
 `--seed` gives other blobs.
@@ -16,6 +17,7 @@ One JSON line for each, and at the end one with what the bars ask for. Ends with
 
 import argparse
 import asyncio
+import contextlib
 import json
 import os
 import random
@@ -51,6 +53,9 @@ CHECKED_READS: Final = 2000
 PUTS_AT_ONCE: Final = 1024
 STEPS: Final = 20
 DEADLINE_S: Final = 60.0
+REST_S: Final = 180.0
+"""Longest wait for rest; the dirty pages of other programs may never end."""
+REST_DIRTY_BYTES: Final = 16 * MIB
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,12 +173,43 @@ def _index_figures(datanode: LocalDatanode) -> dict[str, object]:
     return {f"index_{name}": round(value) for name, value in index.figures().items()}
 
 
-async def _read_twice(datanode: LocalDatanode, filler: Filler, blobs: Blobs, seed: int) -> None:
-    """At rest, and while puts go on."""
+async def _rest(datanode: LocalDatanode) -> float:
+    """Wait until neither the index's compaction nor the kernel writes any more; how long that took, in seconds."""
+    index = next(iter(datanode.stores)).index
+    assert isinstance(index, RocksIndex)
+    began_s = time.monotonic()
+    await asyncio.sleep(3)  # two checkpoints are through
+    while time.monotonic() - began_s < REST_S and (index.is_compacting() or _dirty_bytes() > REST_DIRTY_BYTES):
+        await asyncio.sleep(0.1)
+    return time.monotonic() - began_s
+
+
+def _dirty_bytes() -> int:
+    """What the kernel has not written yet; proc_meminfo(5)."""
+    lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    return sum(1024 * int(line.split()[1]) for line in lines if line.startswith(("Dirty:", "Writeback:")))
+
+
+def _forget_files(folder: Path) -> None:
+    """Have the kernel give up what it keeps of files that are on the disk; posix_fadvise(2)."""
+    for path in folder.rglob("*"):
+        # Files of the index may be deleted meanwhile.
+        with contextlib.suppress(FileNotFoundError):
+            if path.is_file():
+                descriptor = os.open(path, os.O_RDONLY)
+                os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+                os.close(descriptor)
+
+
+async def _read_thrice(datanode: LocalDatanode, filler: Filler, blobs: Blobs, options: Options, seed: int) -> None:
+    """At rest, while puts go on, and at rest with nothing in the page cache.
+
+    How much of a large store the page cache still has is up to the kernel and to other programs; with nothing in it,
+    10^5 blobs and N are read alike.
+    """
     chance = random.Random(seed)
     below = filler.next
-    await asyncio.sleep(3)  # checkpoint and compaction of the index come to rest: what is measured is the disk at rest
-    _say("get at rest", **await _read(datanode, blobs, below, chance))
+    _say("get at rest", rest_s=round(await _rest(datanode), 1), **await _read(datanode, blobs, below, chance))
     is_over = asyncio.Event()
 
     async def put_on() -> None:
@@ -184,6 +220,9 @@ async def _read_twice(datanode: LocalDatanode, filler: Filler, blobs: Blobs, see
     _say("get during puts", **await _read(datanode, blobs, below, chance))
     is_over.set()
     await putting
+    await _rest(datanode)
+    _forget_files(options.folder)
+    _say("get from the disk", **await _read(datanode, blobs, below, chance))
 
 
 async def _fill(options: Options) -> None:
@@ -195,7 +234,7 @@ async def _fill(options: Options) -> None:
         until = max(options.blobs * step // STEPS, filler.next)
         if not has_read_early and until >= EARLY_BLOBS:
             await filler.fill(min(EARLY_BLOBS, options.blobs))
-            await _read_twice(datanode, filler, blobs, options.seed)
+            await _read_thrice(datanode, filler, blobs, options, options.seed)
             has_read_early = True
         first, began_s = filler.next, time.monotonic()
         if until <= first:
@@ -203,7 +242,7 @@ async def _fill(options: Options) -> None:
         await filler.fill(until)
         rate = (until - first) / (time.monotonic() - began_s)
         _say("put", blobs=until, puts_per_s=round(rate), rss_bytes=_rss_bytes(), **_index_figures(datanode))
-    await _read_twice(datanode, filler, blobs, options.seed + 1)
+    await _read_thrice(datanode, filler, blobs, options, options.seed + 1)
     _say("full", blobs=filler.next, rss_bytes=_rss_bytes(), **_index_figures(datanode))
     # The parent kills this process somewhere in here.
     await filler.fill(filler.next + 10_000_000)
@@ -245,6 +284,7 @@ def _follow(child: subprocess.Popen[str], rows: list[dict[str, Any]], until: str
 def _summary(rows: list[dict[str, Any]], options: Options) -> dict[str, object]:
     puts = [row for row in rows if row["what"] == "put"]
     reads = [row for row in rows if row["what"] == "get at rest"]
+    cold = [row for row in rows if row["what"] == "get from the disk"]
     busy = [row for row in rows if row["what"] == "get during puts"]
     full, reopened = rows[-2], rows[-1]
     edge = max(len(puts) // 10, 1)
@@ -257,6 +297,8 @@ def _summary(rows: list[dict[str, Any]], options: Options) -> dict[str, object]:
         "put_rate_end_to_begin": round(last / first, 2),
         "get_p99_us": [row["p99_us"] for row in reads],
         "get_p99_end_to_begin": round(reads[-1]["p99_us"] / reads[0]["p99_us"], 2),
+        "get_p99_from_the_disk_us": [row["p99_us"] for row in cold],
+        "get_p99_from_the_disk_end_to_begin": round(cold[-1]["p99_us"] / cold[0]["p99_us"], 2),
         "get_p99_during_puts_us": [row["p99_us"] for row in busy],
         "rss_mib_max": round(max(row["rss_bytes"] for row in [*puts, full]) / MIB),
         "reopen_s": reopened["seconds"],
