@@ -16,7 +16,7 @@ records of a blob are seen: replay, rebuild and the first writing all come to th
 import struct
 from typing import Final
 
-from ambry.blob.state import BlobState
+from ambry.blob.state import NEVER, BlobState
 from ambry.blob.value import value
 from ambry.errors import CorruptRecord
 from ambry.storage.record import Header, RecordKind
@@ -44,6 +44,8 @@ LAYOUT: Final = (
 _FIELDS: Final = struct.Struct("<BBHIIIIIIQQQQ12s")
 ENTRY_SIZE: Final = 72
 assert _FIELDS.size == ENTRY_SIZE
+_LIFE: Final = struct.Struct("<BB2xII12xIQ")
+"""Version, flags, segment, offset, life, expires_at_ms."""
 
 INDEX_VERSION: Final = b"\x03"
 """Of the index as a whole: which key spaces it has. The index is a cache, so another version is simply rebuilt."""
@@ -192,6 +194,24 @@ def decode_entry(data: bytes) -> Entry:
     if fields[0] != VERSION:
         raise CorruptRecord(f"index entry of version {fields[0]}, known is {VERSION}")
     return Entry(fields[1], *fields[3:])
+
+
+def lives_for_ever_at(value: bytes | None, segment: int, offset: int) -> bool:
+    """Whether an encoded entry is that of a blob with its bytes at this place, never deleted and without an expiry.
+
+    For those who look at many: decode_entry and the properties of Entry come to the same.
+    """
+    if value is None or len(value) != ENTRY_SIZE:
+        return False
+    version, flags, at_segment, at_offset, life, expires_at_ms = _LIFE.unpack_from(value)
+    return bool(
+        version == VERSION
+        and flags & HAS_BODY
+        and at_segment == segment
+        and at_offset == offset
+        and not life
+        and expires_at_ms == NEVER
+    )
 
 
 def merge(entry: Entry | None, header: Header, key: bytes, place: Place) -> Entry:

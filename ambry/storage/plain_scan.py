@@ -8,9 +8,10 @@ Knows nothing of the index.
 from collections.abc import Iterator
 from typing import Final, TypeAlias
 
+from ambry.errors import DiskUnavailable
 from ambry.limits import MIB
 from ambry.storage.record import HEADER_SIZE, check_plain
-from ambry.storage.segment import DATA_OFFSET, Damage, ScannedRecord, Segment, scan
+from ambry.storage.segment import DATA_OFFSET, Damage, ScannedRecord, Segment, scan, scan_readable
 
 PAGE_RECORDS: Final = 1024
 """Records of one page: enough that looking them up together pays."""
@@ -21,8 +22,13 @@ PlainRecord: TypeAlias = tuple[int, tuple[int, int, int, int, int, int, int, int
 """Offset, and what `record.check_plain` says of the record there."""
 
 
-def plain_pages(segment: Segment) -> Iterator[list[PlainRecord] | ScannedRecord | Damage]:
-    """Pages of plain records; what is not plain comes alone, in its place. Raises DiskUnavailable, as `scan`."""
+def plain_pages(
+    segment: Segment, page_records: int = PAGE_RECORDS, window_bytes: int = _WINDOW_BYTES
+) -> Iterator[list[PlainRecord] | ScannedRecord | Damage]:
+    """Pages of plain records; what is not plain comes alone, in its place. Raises DiskUnavailable, as `scan`.
+
+    `window_bytes` is read at once, and a page ends with as many; more where a record is larger.
+    """
     offset, window_at, window = DATA_OFFSET, DATA_OFFSET, memoryview(b"")
     end, seed_at = segment.end, segment.seed_at
     page: list[PlainRecord] = []
@@ -32,12 +38,15 @@ def plain_pages(segment: Segment) -> Iterator[list[PlainRecord] | ScannedRecord 
         if fields is None and (window_at != offset or len(window) < HEADER_SIZE):
             # Perhaps only the window ended here.
             window_at = offset
-            window = memoryview(segment.pread(min(_WINDOW_BYTES, end - offset), offset))
+            window = memoryview(segment.pread(min(window_bytes, end - offset), offset))
             fields = check_plain(window, 0, seed_at(offset))
+            if fields is None and len(window) < min(_WINDOW_BYTES, end - offset):
+                window = memoryview(segment.pread(min(_WINDOW_BYTES, end - offset), offset))
+                fields = check_plain(window, 0, seed_at(offset))
         if fields is not None:
             page.append((offset, fields))
             offset += fields[7]
-            if len(page) >= PAGE_RECORDS:
+            if len(page) >= page_records or offset - page[0][0] >= window_bytes:
                 yield page
                 page = []
             continue
@@ -49,3 +58,20 @@ def plain_pages(segment: Segment) -> Iterator[list[PlainRecord] | ScannedRecord 
         offset = found.offset + (found.size if isinstance(found, Damage) else found.header.record_size)
     if page:
         yield page
+
+
+def readable_pages(
+    segment: Segment, page_records: int, window_bytes: int
+) -> Iterator[list[PlainRecord] | ScannedRecord | Damage]:
+    """As `plain_pages`; where the disk cannot read on, damage to the end, as `scan_readable` has it."""
+    offset = DATA_OFFSET
+    try:
+        for found in plain_pages(segment, page_records, window_bytes):
+            yield found
+            if isinstance(found, list):
+                offset = found[-1][0] + found[-1][1][7]
+            else:
+                offset = found.offset + (found.size if isinstance(found, Damage) else found.header.record_size)
+    except DiskUnavailable:
+        # Records of the page that was under way may be well: one by one it shows which.
+        yield from scan_readable(segment, offset)

@@ -7,18 +7,20 @@ Knows the index and bytes; neither threads nor when to look.
 """
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from ambry.blob.blob_id import BINARY_SIZE
 from ambry.blob.state import NEVER
 from ambry.errors import CorruptRecord
+from ambry.limits import MIB
 from ambry.storage.compaction_plan import Erasure, Fate, Retention, fate_of
 from ambry.storage.index import Index, pages
-from ambry.storage.index_entry import Entry, Place, blob_key, decode_entry, partition_range
-from ambry.storage.record import RecordKind, record_size
-from ambry.storage.segment import Damage, ScannedRecord, Segment, scan_readable
+from ambry.storage.index_entry import Entry, Place, blob_key, decode_entry, lives_for_ever_at, partition_range
+from ambry.storage.plain_scan import readable_pages
+from ambry.storage.record import Header, RecordKind, header_of, record_size
+from ambry.storage.segment import Damage, ScannedRecord, Segment
 
 _FIELDS: Final = struct.Struct("<QQQQQQQQ")
 _FIELDS_BEFORE_ERASURE: Final = struct.Struct("<QQQQ")
@@ -33,6 +35,9 @@ LAYOUT: Final = (
     ("tombstone_bytes", 56, 8),
 )
 _LOOK_RECORDS: Final = 64
+_LOOK_BYTES: Final = MIB // 4
+"""Read at once: whoever reads a blob from the disk may have to wait for that long."""
+
 _ROWS_PER_PAGE: Final = 256
 NO_ERASURE: Final = Erasure()
 
@@ -100,39 +105,47 @@ def look_at(
     """Read a segment up to its end. `pace` is told the bytes of each record; what it raises is raised."""
     kept = damages = tombstones = 0
     next_ms = erase_at_ms = erase_by_ms = NEVER
-    page: list[ScannedRecord] = []
 
-    def judge() -> None:
+    def judge(page: Sequence[tuple[int, Header, bytes]], values: Sequence[bytes | None]) -> None:
         nonlocal kept, tombstones, next_ms, erase_at_ms, erase_by_ms
-        for record, value in zip(page, index.get_many([blob_key(record.key) for record in page]), strict=True):
+        for (offset, header, key), value in zip(page, values, strict=True):
             entry = decode_entry(value) if value is not None else None
-            fate = fate_of(record.header, Place(segment.number, record.offset), entry, now_ms, retention)
+            fate = fate_of(header, Place(segment.number, offset), entry, now_ms, retention)
             if fate is Fate.KEEP:
                 assert entry is not None
-                kept += record.header.record_size
-                tombstones += record.header.record_size if record.header.kind is RecordKind.TOMBSTONE else 0
-                next_ms = min(next_ms, _ends_ms(record, entry, retention))
+                kept += header.record_size
+                tombstones += header.record_size if header.kind is RecordKind.TOMBSTONE else 0
+                next_ms = min(next_ms, _ends_ms(header, entry, retention))
             elif fate is Fate.BURY:
                 kept += record_size(BINARY_SIZE, 0, 0)
                 tombstones += record_size(BINARY_SIZE, 0, 0)
             if erasure:
-                at_ms, by_ms = erasure.times_ms(record.header, record.key, entry, now_ms, retention)
+                at_ms, by_ms = erasure.times_ms(header, key, entry, now_ms, retention)
                 erase_at_ms, erase_by_ms = min(erase_at_ms, at_ms), min(erase_by_ms, by_ms)
-        page.clear()
 
-    for found in scan_readable(segment):
+    for found in readable_pages(segment, _LOOK_RECORDS, _LOOK_BYTES):
         if isinstance(found, Damage):
             pace(found.size)
             if is_needed(index, segment, found):
                 kept += found.size
             damages += 1
             on_damage(found)
-            continue
-        pace(found.header.record_size)
-        page.append(found)
-        if len(page) >= _LOOK_RECORDS:
-            judge()
-    judge()
+        elif isinstance(found, ScannedRecord):
+            pace(found.header.record_size)
+            judge([(found.offset, found.header, found.key)], index.get_many([blob_key(found.key)]))
+        else:
+            pace(sum(fields[7] for _, fields in found))
+            values = index.get_many([blob_key(fields[9]) for _, fields in found])
+            others: list[tuple[int, Header, bytes]] = []
+            others_values: list[bytes | None] = []
+            for (offset, fields), value in zip(found, values, strict=True):
+                if fields[0] == RecordKind.PUT and lives_for_ever_at(value, segment.number, offset):
+                    # The usual case, without the objects that `judge` looks at: it stays, and no time changes that.
+                    kept += fields[7]
+                else:
+                    others.append((offset, header_of(fields), fields[9]))
+                    others_values.append(value)
+            judge(others, others_values)
     return Survey(now_ms, kept, next_ms, damages, erase_at_ms, erase_by_ms, erasure.digest, tombstones)
 
 
@@ -144,12 +157,12 @@ def is_needed(index: Index, segment: Segment, damage: Damage) -> bool:
     return value is not None and decode_entry(value).place == Place(segment.number, damage.offset)
 
 
-def _ends_ms(record: ScannedRecord, entry: Entry, retention: Retention) -> int:
+def _ends_ms(header: Header, entry: Entry, retention: Retention) -> int:
     """When the clock alone makes garbage of a record that has to stay now."""
     ends_ms = NEVER
     if entry.expires_at_ms != NEVER and (entry.has_body or entry.expires_at_ms):
         ends_ms = entry.expires_at_ms + retention.expired_ms
-    if record.header.kind is RecordKind.PUT and entry.life & 1:
+    if header.kind is RecordKind.PUT and entry.life & 1:
         ends_ms = min(ends_ms, entry.time_ms + retention.deleted_ms)
     return min(ends_ms, NEVER)
 

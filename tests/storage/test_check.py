@@ -1,13 +1,17 @@
 """A check names exactly what is damaged, offline and beside a store in use; quick and thorough scans see the same."""
 
 import random
+from collections.abc import Iterable
+
+import pytest
 
 from ambry.blob.requests import Change
+from ambry.errors import DiskUnavailable
 from ambry.storage.index_entry import Place, blob_key, encode_entry
-from ambry.storage.plain_scan import plain_pages
+from ambry.storage.plain_scan import PlainRecord, plain_pages, readable_pages
 from ambry.storage.rebuild import CheckReport, check_store
 from ambry.storage.record import decode_header, header_of
-from ambry.storage.segment import Damage, ScannedRecord, Segment, scan
+from ambry.storage.segment import DATA_OFFSET, Damage, ScannedRecord, Segment, scan
 from tests.storage.engine import World, blob_id, body_of, put, update
 
 
@@ -43,9 +47,9 @@ def _seen(segment: Segment, found: Damage | ScannedRecord) -> tuple[int, bytes, 
     return found.offset, found.key, header.lsn, header.root, header.record_size
 
 
-def _plainly(segment: Segment) -> Seen:
+def _plainly(segment: Segment, pages: Iterable[list[PlainRecord] | ScannedRecord | Damage]) -> Seen:
     seen: Seen = []
-    for found in plain_pages(segment):
+    for found in pages:
         if isinstance(found, list):
             for offset, fields in found:
                 header = header_of(fields)
@@ -58,14 +62,42 @@ def _plainly(segment: Segment) -> Seen:
 def test_the_quick_scan_sees_what_the_thorough_one_sees_whatever_is_flipped() -> None:
     world, chance = _filled(), random.Random(5)
     segment = world.store.replicas[0].segments[1]
-    assert [_seen(segment, found) for found in scan(segment)] == _plainly(segment)
+    assert [_seen(segment, found) for found in scan(segment)] == _plainly(segment, plain_pages(segment))
     for _ in range(300):
         at, bit = chance.randrange(64, segment.end), chance.randrange(8)
         _flip(segment, at, bit)
-        seen = _plainly(segment)
+        seen = _plainly(segment, plain_pages(segment))
         assert seen == [_seen(segment, found) for found in scan(segment)], (at, bit)
+        assert seen == _plainly(segment, plain_pages(segment, 3, 1024)), "as it is with small windows"
         assert any(len(one) == 2 for one in seen), f"bit {bit} of byte {at} was not noticed"
         _flip(segment, at, bit)
+
+
+def test_where_the_disk_cannot_read_on_every_record_before_it_is_seen_and_the_rest_is_damage(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    segment = _filled().store.replicas[0].segments[1]
+    whole = _plainly(segment, readable_pages(segment, 64, 4096))
+    pread = Segment.pread
+    for bad in range(DATA_OFFSET, segment.end, 512):
+
+        def fail(self: Segment, size: int, offset: int, bad: int = bad) -> bytes:
+            # As a disk with one bad sector: what comes before it can be read, and nothing that touches it.
+            if offset <= bad < offset + size:
+                raise DiskUnavailable("read")
+            return pread(self, size, offset)
+
+        monkeypatch.setattr(Segment, "pread", fail)
+        # Windows of one record: whatever lies before the bad place can be read.
+        monkeypatch.setattr("ambry.storage.segment._SCAN_BYTES", 512)
+        found = list(readable_pages(segment, 64, 4096))
+        monkeypatch.undo()
+        assert isinstance(found[-1], Damage)
+        assert found[-1].offset + found[-1].size == segment.end
+        seen = _plainly(segment, found[:-1])
+        assert seen == whole[: len(seen)]
+        assert found[-1].offset <= bad
+    assert all(isinstance(one, list) for one in readable_pages(segment, 64, 4096)), "and read again, it is whole"
 
 
 def test_a_store_without_damage_has_no_findings_also_after_compaction_and_expiry() -> None:
