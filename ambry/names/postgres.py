@@ -88,6 +88,10 @@ def connect(url: str) -> "psycopg.Connection[Row]":
         raise NameStoreUnavailable(f"the name store is out of reach: {error}", is_certain=True) from error
 
 
+def _unusable(error: psycopg.Error, *, is_certain: bool) -> NameStoreUnavailable:
+    return NameStoreUnavailable(f"the name store cannot be used: {error}", is_certain=is_certain)
+
+
 def version(connection: "psycopg.Connection[Row]") -> str | None:
     """The version of the tables, None where there are none."""
     found = connection.execute("SELECT to_regclass('alembic_version') IS NOT NULL").fetchone()
@@ -153,7 +157,7 @@ class PostgresDatabase:
             self._roll_back(connection)
             # A connection lost in the middle of a commit leaves it open whether that happened.
             is_certain = not (is_committing and connection.closed)
-            raise NameStoreUnavailable(f"the name store cannot be used: {error}", is_certain=is_certain) from error
+            raise _unusable(error, is_certain=is_certain) from error
         except BaseException:
             self._roll_back(connection)
             raise
@@ -172,7 +176,7 @@ class PostgresDatabase:
             except psycopg.Error as error:
                 self._roll_back(kept)
                 if not kept.closed:
-                    raise NameStoreUnavailable(f"the name store cannot be used: {error}", is_certain=True) from error
+                    raise _unusable(error, is_certain=True) from error
         made = connect(self._url)
         with self._lock:
             self._connections = [one for one in self._connections if not one.closed] + [made]
@@ -180,7 +184,7 @@ class PostgresDatabase:
         try:
             made.execute(begin)
         except psycopg.Error as error:
-            raise NameStoreUnavailable(f"the name store cannot be used: {error}", is_certain=True) from error
+            raise _unusable(error, is_certain=True) from error
         return made
 
     @staticmethod

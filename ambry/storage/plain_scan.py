@@ -55,7 +55,7 @@ def plain_pages(
             page = []
         found = next(scan(segment, offset))
         yield found
-        offset = found.offset + (found.size if isinstance(found, Damage) else found.header.record_size)
+        offset = _end_of(found)
     if page:
         yield page
 
@@ -68,10 +68,11 @@ def readable_pages(
     try:
         for found in plain_pages(segment, page_records, window_bytes):
             yield found
-            if isinstance(found, list):
-                offset = found[-1][0] + found[-1][1][7]
-            else:
-                offset = found.offset + (found.size if isinstance(found, Damage) else found.header.record_size)
+            offset = found[-1][0] + found[-1][1][7] if isinstance(found, list) else _end_of(found)
     except DiskUnavailable:
         # Records of the page that was under way may be well: one by one it shows which.
         yield from scan_readable(segment, offset)
+
+
+def _end_of(found: ScannedRecord | Damage) -> int:
+    return found.offset + (found.size if isinstance(found, Damage) else found.header.record_size)

@@ -102,7 +102,7 @@ def look_at(
     pace: Callable[[int], None],
     on_damage: Callable[[Damage], None],
 ) -> Survey:
-    """Read a segment up to its end. `pace` is told the bytes of each record; what it raises is raised."""
+    """Read a segment up to its end. `pace` is told the bytes of each page of records; what it raises is raised."""
     kept = damages = tombstones = 0
     next_ms = erase_at_ms = erase_by_ms = NEVER
 
