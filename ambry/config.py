@@ -96,10 +96,12 @@ class StorageSettings:
     """A segment is compacted when this share of it is garbage."""
 
     scrub_bytes_per_s: Annotated[int, Range(Unit.BYTES, 0, 16 * GIB)] = 8 * MIB
-    """Scrub reads at most this much of a disk in a second, and less while commits are slow; 0 turns it off."""
+    """Scrub reads at most this much of a disk in a second; less while commits are slow, and down to a sixteenth while
+    blobs are read from the disk; 0 turns it off."""
 
     scrub_interval_ms: Annotated[int, Range(Unit.MS, 1000, 3650 * 86_400_000)] = 7 * 86_400_000
-    """A segment that was verified is not verified again before this time has passed."""
+    """A segment that was verified is not verified again before this time has passed. When twice the time has passed,
+    scrub gives way to reads no longer."""
 
     index_cache_bytes: Annotated[int, Range(Unit.BYTES, MIB, 256 * GIB)] = limits.INDEX_CACHE_BYTES
     """Block cache of a disk's index."""

@@ -4,10 +4,9 @@ One thread for each disk does one thing at a time: it compacts while there is ga
 segment whose last verification is the oldest. A survey is remembered with the moment before which it cannot be out of
 date, so a segment full of blobs that were deleted yesterday is read once, not over and over.
 
-It yields: it works in steps of less than a millisecond, and after each it rests as long as its rate says, but at least
-several times as long as the step took, and in addition as commits take at the moment. A step that had to share
-processor, interpreter or disk with those who read took longer, so it rests longer. `stop` ends it between two records.
-Knows when and how fast; what is garbage and what is damage is the store's.
+It yields (`pace`), and `stop` ends it between two records. Scrub gives way most: while blobs are read from the disk it
+goes at a sixteenth of its rate, until it is OVERDUE.
+Knows when; how fast is the pace's, and what is garbage and what is damage is the store's.
 """
 
 import contextlib
@@ -22,8 +21,9 @@ from ambry.blob.requests import PutRequest, StateAnswer
 from ambry.blob.state import NEVER
 from ambry.clock import Clock
 from ambry.config import StorageSettings
+from ambry.datanode.pace import Pace
 from ambry.errors import AmbryError, DiskFull, ShuttingDown
-from ambry.limits import KIB, MIB
+from ambry.limits import MIB
 from ambry.metrics import Metrics
 from ambry.storage.compaction_plan import SegmentFacts
 from ambry.storage.exchange import holes, lives
@@ -36,18 +36,6 @@ from ambry.storage.store import DiskStore
 from ambry.storage.survey import Survey
 
 _log = logs.get_logger(__name__)
-
-STEP_BYTES: Final = 256 * KIB
-"""Read between two waits at most."""
-
-STEP_S: Final = 0.000_5
-"""Worked between two waits, give or take a record: for so long a reader may have to wait for the interpreter."""
-
-REST_RATIO: Final = 4.0
-"""A step is followed by a rest of at least this many times its duration, so upkeep has a fifth of a core at most."""
-
-REST_S_MAX: Final = 0.1
-"""The longest rest that is due to the duration of a step: a disk that hangs must not hold upkeep up twice."""
 
 IDLE_S: Final = 5.0
 """Between two looks for something to do, at least."""
@@ -62,17 +50,14 @@ IDLE_S_MAX: Final = 60.0
 FAILURE_S_MAX: Final = 600.0
 """Longest pause after a failure."""
 
-PAUSE_S_MIN: Final = 0.0001
-"""A shorter pause is none: to wake up from it takes longer, and on a busy machine a hundred times as long."""
-
-YIELD_RATIO: Final = 4.0
-"""Added to every wait: this many times what a commit takes at the moment."""
-
 SUSPECTS_MAX: Final = 1024
 """Blobs that reads found damaged and that wait for the next step; what does not fit is found by scrub."""
 
 REPAIRS_PER_STEP: Final = 64
 """Blobs that are fetched from a peer in one step."""
+
+OVERDUE: Final = 2
+"""So many intervals after it was verified, or made, a segment is scrubbed at the full rate, whoever reads meanwhile."""
 
 CHECK_BYTES_PER_S: Final = 64 * MIB
 """A check that somebody waits for: faster than scrub, and it gives way to commits all the same."""
@@ -86,47 +71,6 @@ RETRY_MS: Final = 86_400_000
 FIRST_RETRY_MS: Final = 60_000
 """The first time, only for this long: what most often kept it, a damaged record that is in quarantine since, or a blob
 that changed meanwhile, does so once. On a full disk a day of it would be the space that is missing."""
-
-
-def wait_s(size: int, bytes_per_s: int, took_s: float, commit_s: float) -> float:
-    """How long to wait after a step that read `size` bytes and took `took_s`."""
-    rest_s = min(REST_RATIO * took_s, REST_S_MAX)
-    return max(size / bytes_per_s - took_s, rest_s) + YIELD_RATIO * commit_s * min(size / STEP_BYTES, 1.0)
-
-
-class Pace:
-    """Waits so that reading stays below a rate and gives way to commits and reads.
-
-    Called with the bytes of each record, and with 0 between two pieces of other work.
-    """
-
-    def __init__(
-        self,
-        bytes_per_s: int,
-        stopping: threading.Event,
-        commit_s: Callable[[], float],
-        monotonic: Callable[[], float],
-    ) -> None:
-        self._bytes_per_s = bytes_per_s
-        self._stopping = stopping
-        self._commit_s = commit_s
-        self._monotonic = monotonic
-        self._debt = 0
-        self._began_s = monotonic()
-        self.bytes = 0
-
-    def __call__(self, size: int) -> None:
-        """Raises ShuttingDown when the disk is to be closed."""
-        self.bytes += size
-        self._debt += size
-        took_s = self._monotonic() - self._began_s
-        if took_s < STEP_S and self._debt < STEP_BYTES:
-            return
-        debt, self._debt = self._debt, 0
-        pause_s = wait_s(debt, self._bytes_per_s, took_s, self._commit_s())
-        if self._stopping.wait(pause_s) if pause_s >= PAUSE_S_MIN else self._stopping.is_set():
-            raise ShuttingDown("upkeep stops: the disk is being closed")
-        self._began_s = self._monotonic()
 
 
 @dataclass(slots=True)
@@ -173,6 +117,7 @@ class Upkeep:
         clock: Clock,
         *,
         commit_s: Callable[[], float] = lambda: 0.0,
+        has_readers: Callable[[], bool] = lambda: False,
         repair_source: RepairSource | None = None,
     ) -> None:
         self._store = store
@@ -184,6 +129,7 @@ class Upkeep:
         self._commit_s = commit_s
         self._compaction_pace = self._pace(settings.compaction_bytes_per_s)
         self._scrub_pace = self._pace(settings.scrub_bytes_per_s)
+        self._patient_pace = self._pace(settings.scrub_bytes_per_s, has_readers)
         self._repair_source = repair_source
         self._suspects: deque[bytes] = deque(maxlen=SUSPECTS_MAX)
         self._not_before: dict[tuple[int, int], int] = {}
@@ -205,8 +151,8 @@ class Upkeep:
         self.sealed_at_start = frozenset(self.sealed_for_good)
         """Those of `sealed_for_good` that were so before anything was taken."""
 
-    def _pace(self, bytes_per_s: int) -> Pace:
-        return Pace(max(bytes_per_s, 1), self._stopping, self._commit_s, self._clock.monotonic)
+    def _pace(self, bytes_per_s: int, has_readers: Callable[[], bool] = lambda: False) -> Pace:
+        return Pace(max(bytes_per_s, 1), self._stopping, self._commit_s, self._clock.monotonic, has_readers)
 
     def stop(self) -> None:
         """Let `run` end soon. From any thread."""
@@ -496,8 +442,14 @@ class Upkeep:
         for path in self._store.restore_files(partition, number):
             self.figures.damages += 1
             _log.error("a damaged file was written anew", disk=self._name, path=path)
-        self._survey(partition, number, self._scrub_pace)
+        is_overdue = self._overdue_ms(partition, number, oldest_ms) <= now_ms
+        self._survey(partition, number, self._scrub_pace if is_overdue else self._patient_pace)
         return True
+
+    def _overdue_ms(self, partition: int, number: int, verified_at_ms: int) -> int:
+        """From when on the scrub of a segment must not be put off any longer."""
+        created_ms = self._store.replica(partition).segments[number].created_ms
+        return max(verified_at_ms, created_ms) + OVERDUE * self._settings.scrub_interval_ms
 
     def _survey(self, partition: int, number: int, pace: Pace) -> Survey:
         before = pace.bytes

@@ -166,3 +166,24 @@ async def _hang(tmp_path: Path) -> float:
 
 def test_a_disk_that_hangs_holds_up_its_own_requests_only_and_comes_back(tmp_path: Path) -> None:
     assert asyncio.run(_hang(tmp_path)) < SLOW_S, "its own callers were told only when the disk answered"
+
+
+async def _read_while_it_hangs(tmp_path: Path) -> list[bool]:
+    """Whether there are readers: before any, while one waits, after a while, and after the answer."""
+    disk, service = _service(tmp_path / "1", 1)
+    loop = asyncio.get_running_loop()
+    request = put(blob_id(1), body_of(1, 2000))
+    await service.write(request, loop.time() + 30)
+    seen = [service.has_readers()]
+    disk.is_slow = True
+    reading = service.read(GetRequest(request.blob_id, 0, WHOLE), loop.time() + 30)
+    seen.append(service.has_readers())
+    disk.recover()
+    assert bytes((await reading).body) == request.body
+    seen.append(service.has_readers())
+    await service.close()
+    return seen
+
+
+def test_who_reads_from_the_disk_is_known_to_whoever_gives_way(tmp_path: Path) -> None:
+    assert asyncio.run(_read_while_it_hangs(tmp_path)) == [False, True, True]

@@ -7,7 +7,8 @@ import pytest
 
 from ambry.blob.requests import Change, GetRequest
 from ambry.blob.state import NEVER, BlobState
-from ambry.datanode.upkeep import FIRST_RETRY_MS, REST_S_MAX, Pace, Upkeep
+from ambry.datanode.pace import READERS_SLOWDOWN, REST_S_MAX, Pace
+from ambry.datanode.upkeep import FIRST_RETRY_MS, OVERDUE, Upkeep
 from ambry.errors import DiskUnavailable, NotHere, ShuttingDown
 from ambry.limits import GIB, KIB, MIB, RETIRED_SEGMENT_S
 from ambry.storage.index_entry import blob_key, decode_entry
@@ -190,8 +191,8 @@ class _Rests(threading.Event):
         return self.is_set()
 
 
-def _pace(rests: _Rests, rate: int, commit_s: float = 0.0) -> Pace:
-    return Pace(rate, rests, lambda: commit_s, lambda: rests.now_s)
+def _pace(rests: _Rests, rate: int, commit_s: float = 0.0, *, has_readers: bool = False) -> Pace:
+    return Pace(rate, rests, lambda: commit_s, lambda: rests.now_s, lambda: has_readers)
 
 
 def test_the_pace_makes_no_pause_that_is_shorter_than_waking_up_from_it_and_ends_all_the_same() -> None:
@@ -234,6 +235,49 @@ def test_the_pace_rests_several_times_as_long_as_a_step_took() -> None:
         rests.now_s += took_s
         pace(0)
         assert rests.rests[-1] == pytest.approx(rest_s, rel=0.2)
+
+
+def test_the_pace_leaves_the_disk_to_those_who_read_from_it_and_goes_on_at_a_sixteenth_of_its_rate_at_least() -> None:
+    rests = _Rests()
+    pace = _pace(rests, 8 * MIB, has_readers=True)
+    for _ in range(8):
+        rests.now_s += 0.000_6
+        pace(256 * KIB)
+    # 200 times as long as the step took, not the 0.03 s of the rate.
+    assert rests.rests == pytest.approx([0.12] * 8)
+    rests = _Rests()
+    pace = _pace(rests, 8 * MIB, has_readers=True)
+    for _ in range(8):
+        rests.now_s += 0.1
+        pace(256 * KIB)
+    assert rests.now_s == pytest.approx(8 * READERS_SLOWDOWN / 32)
+
+
+def test_scrub_gives_way_to_readers_until_it_is_overdue_and_compaction_does_not() -> None:
+    world = _filled()
+    asked: list[str] = []
+
+    def has_readers() -> bool:
+        asked.append(what)
+        return True
+
+    upkeep = Upkeep(world.store, "disk", SETTINGS, world.clock, has_readers=has_readers)
+    what = "the first time"
+    world.clock.advance(1)
+    assert _work(upkeep)
+    what = "in time"
+    world.clock.advance(SETTINGS.scrub_interval_ms + 1)
+    assert _work(upkeep)
+    what = "overdue"
+    world.clock.advance(OVERDUE * SETTINGS.scrub_interval_ms)
+    assert _work(upkeep)
+    what = "compaction"
+    _delete(world, 16)
+    world.clock.advance(world.store.retention.deleted_ms + 1)
+    while not upkeep.figures.compactions:
+        assert upkeep.step()
+    assert set(asked) == {"the first time", "in time"}
+    world.check()
 
 
 def test_what_a_step_took_counts_towards_its_rate() -> None:
