@@ -6,13 +6,14 @@ Absent keys mean the default. Never give a key another meaning: these bytes are 
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from functools import lru_cache
 from types import MappingProxyType
 from typing import Any, Final
 
 import msgpack
 
+from ambry.blob.value import value
 from ambry.errors import CorruptRecord
 from ambry.limits import PROPERTIES_BYTES_MAX
 
@@ -50,7 +51,7 @@ def _no_entries() -> Mapping[str, Any]:
     return MappingProxyType({})
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Properties:
     """What is known of a blob beside its bytes. `unknown` holds the keys of newer versions, as they came."""
 
@@ -135,14 +136,14 @@ def _decode(data: bytes) -> Properties:
         raise CorruptRecord("properties are not a map")
     values: dict[str, Any] = {}
     unknown: dict[str, Any] = {}
-    for key, value in document.items():
+    for key, content in document.items():
         if not isinstance(key, str):
             raise CorruptRecord("properties with a key that is not text")
         name = _FIELD_OF_KEY.get(key)
         if name is None:
-            unknown[key] = value
+            unknown[key] = content
         else:
-            values[name] = _checked(name, value)
+            values[name] = _checked(name, content)
     if "size" not in values:
         raise CorruptRecord("properties without a size")
     return Properties(**values, unknown=MappingProxyType(unknown))

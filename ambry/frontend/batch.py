@@ -28,18 +28,24 @@ from ambry.frontend.answers import PUBLIC_MESSAGE, status_of
 from ambry.frontend.call import Call, RequestBody, get_option, let_continue
 from ambry.frontend.connection import BodyResponse, Services
 from ambry.frontend.digests import render_base64
-from ambry.frontend.get import OpenBlob, check_state
+from ambry.frontend.get import OpenBlob, check_state, opened_simple
 from ambry.frontend.headers import GetOption
 from ambry.frontend.placement import OWNER_AT
-from ambry.limits import BATCH_IDS_MAX, BATCH_WINDOW, LANE_BODY_BYTES_MAX
+from ambry.limits import BATCH_IDS_MAX, BATCH_WINDOW, KIB, MIB
 from ambry.names.rows import NameRow
 
 _ANSWER: Final = int(ItemKind.ANSWER)
 _FLUSH_BYTES: Final = 256 * 1024
 """Answers are gathered up to this before they are written: one write for sixty blobs of 4 KiB."""
 
-_SHARE_BYTES: Final = BATCH_WINDOW * LANE_BODY_BYTES_MAX
-"""What the bodies of one window take at most."""
+_WHOLE_BYTES_MAX: Final = 128 * KIB
+"""Bodies that are read at once; of larger ones first this much, and the rest in pieces, each written by itself."""
+
+_SHARE_BYTES: Final = 4 * MIB
+"""What the bodies of one window take at most. It ends before BATCH_WINDOW if the next one may not fit."""
+
+# Enough that the disks, or the datanodes, always have something to read.
+assert _SHARE_BYTES // _WHOLE_BYTES_MAX >= BATCH_WINDOW // 2
 
 _Found: TypeAlias = GetAnswer | OpenBlob | AmbryError
 
@@ -63,9 +69,10 @@ class BatchReads:
         checks: dict[int, int] = {}
         try:
             await response.prepare(call.request)
-            for first in range(0, len(ids), BATCH_WINDOW):
-                window = await self._window(call, ids[first : first + BATCH_WINDOW], option)
-                for number, found in enumerate(window, first):
+            at = 0
+            while at < len(ids):
+                window = await self._window(call, ids[at : at + BATCH_WINDOW], option)
+                for number, found in enumerate(window, at):
                     if isinstance(found, OpenBlob) and len(found.head) < found.size:
                         await writer.flush()
                         budget.give(_SHARE_BYTES)
@@ -75,6 +82,7 @@ class BatchReads:
                         writer.add(*_answer_of(found, with_body=True))
                     if writer.size >= _FLUSH_BYTES:
                         await writer.flush()
+                at += len(window)
         finally:
             budget.give(_SHARE_BYTES)
         writer.add(encode_end(len(ids), head=encode_checks(checks)))
@@ -138,8 +146,19 @@ class BatchReads:
         return ids
 
     async def _window(self, call: Call, ids: Sequence[bytes], option: GetOption) -> list[_Found]:
-        """What some ids lead to; what is not at hand is asked for together."""
-        found: list[Any] = [self._now(call, text, option) for text in ids]
+        """What the first of some ids lead to, at least one; what is not at hand is asked for together."""
+        found: list[Any] = []
+        room = _SHARE_BYTES
+        for text in ids:
+            if room < _WHOLE_BYTES_MAX:
+                break
+            one = self._now(call, text, option)
+            found.append(one)
+            if isinstance(one, GetAnswer):
+                room -= len(one.body)
+            elif not isinstance(one, AmbryError):
+                # Its first bytes, or it is asked for them.
+                room -= _WHOLE_BYTES_MAX
         if option is GetOption.NONE:
             await self._soon(call, found)
         missing = [place for place, one in enumerate(found) if isinstance(one, bytes)]
@@ -158,7 +177,7 @@ class BatchReads:
         asked: dict[int, asyncio.Future[GetAnswer]] = {}
         for place, one in enumerate(found):
             if isinstance(one, bytes):
-                future = self._services.operations.get_small(one, LANE_BODY_BYTES_MAX)
+                future = self._services.operations.get_small(one, _WHOLE_BYTES_MAX)
                 if future is not None:
                     asked[place] = future
         # Cancelled, it cancels them too.
@@ -177,22 +196,24 @@ class BatchReads:
                 _admit(call, blob_id, Right.READ)
             if option is not GetOption.NONE:
                 return blob_id
-            answer = self._services.operations.get_small_now(blob_id, LANE_BODY_BYTES_MAX)
+            answer = self._services.operations.get_small_now(blob_id, _WHOLE_BYTES_MAX)
             return blob_id if answer is None else _small(blob_id, answer, call.now_ms)
         except AmbryError as error:
             return error
 
     async def _later(self, blob_id: bytes, option: GetOption) -> _Found:
         try:
-            return await self._services.operations.open(blob_id, option, head_size=LANE_BODY_BYTES_MAX)
+            return await self._services.operations.open(blob_id, option, head_size=_WHOLE_BYTES_MAX)
         except AmbryError as error:
             return error
 
     async def _large(self, writer: "_Writer", blob: OpenBlob) -> int:
         """A blob in pieces. Its check, which is known after the bytes only, comes at the end of the batch."""
         writer.add(_blob_item(blob, _head_of(blob.properties), blob.size, 0))
-        check = xxh3_64()
-        reader = self._services.operations.reader(blob, 0, blob.size)
+        writer.add(blob.head)
+        check = xxh3_64(blob.head)
+        await writer.flush()
+        reader = self._services.operations.reader(blob, len(blob.head), blob.size)
         try:
             while piece := await reader.next():
                 check.update(piece)
@@ -204,11 +225,11 @@ class BatchReads:
 
 
 def _small(blob_id: bytes, answer: GetAnswer, now_ms: int) -> _Found | bytes:
-    """What an answer with the first bytes of a blob comes to; the id if these are not all that has to be said."""
-    if len(answer.body) != answer.body_size:
-        return blob_id
+    """What an answer with the first bytes of a blob comes to; the id if it has to be looked at more closely."""
     try:
         check_state(answer.state, now_ms, GetOption.NONE)
+        if len(answer.body) != answer.body_size:
+            return opened_simple(blob_id, answer, answer.state)
         return answer if _described(answer.properties) is not None else blob_id
     except AmbryError as error:
         return error

@@ -7,7 +7,7 @@ that breaks off does not undo what was stored: its answers are given, and the en
 import asyncio
 import json
 from collections import deque
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any, Final
 
@@ -16,15 +16,16 @@ from xxhash import xxh3_64_intdigest
 
 from ambry.access.accounts import Container, NamedBlobs
 from ambry.blob.batch_format import ITEM_SIZE, Item, ItemKind, decode_item, encode_end
-from ambry.blob.properties import document_of, encode_properties
+from ambry.blob.properties import KEYS, document_of, encode_document
 from ambry.blob.requests import Buffer
+from ambry.blob.value import value
 from ambry.errors import AmbryError, BadDigest, BadName, BadRequest, Forbidden, NameStoreUnavailable, TooLarge
 from ambry.frontend.access import admit_upload
 from ambry.frontend.answers import status_of
 from ambry.frontend.batch import created_item, created_named_item, error_head, error_item, whole_answer
 from ambry.frontend.call import Call, RequestBody, let_continue, owner_sent
 from ambry.frontend.connection import Services
-from ambry.frontend.headers import PutHeaders, parse_put_headers
+from ambry.frontend.headers import PutHeaders, parse_property, parse_put_headers
 from ambry.frontend.json_in import parse_json
 from ambry.frontend.named import is_gone
 from ambry.frontend.named_operations import Name, NamedOperations
@@ -51,19 +52,21 @@ _HEADER_OF_FIELD: Final = {
 """Fields of an item's head, and the header of a single upload that each stands for."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class ItemHead:
     """What an item's head says: as the headers of a single upload, and the name that the blob is to have, if any."""
 
     sent: PutHeaders
-    name: bytes | None
-    upsert: bool
+    document: Mapping[str, Any]
+    """The properties in `sent`, and the item's own filename, as the record is to have them; no size yet."""
+    name: bytes | None = None
+    upsert: bool = False
 
 
 def parse_head(head: bytes) -> ItemHead:
     """What an item's head says, judged as a single upload. Raises BadRequest, BadName."""
     if b'"name"' not in head and b'"upsert"' not in head:
-        return ItemHead(_parse(head), None, False)
+        return _parse(head)
     document = _document(head)
     name, upsert = document.pop("name", None), document.pop("upsert", False)
     if not isinstance(name, str) or not isinstance(upsert, bool):
@@ -73,19 +76,22 @@ def parse_head(head: bytes) -> ItemHead:
     except UnicodeEncodeError as error:
         raise BadName("a name is UTF-8", field="name") from error
     filename = document.get("filename")
-    if isinstance(filename, str):
-        # It differs from item to item; what is left is parsed once for all of them.
-        del document["filename"]
-        sent = _parse(json.dumps(document).encode())
-        checked_filename = parse_put_headers([("x-ambry-filename", filename)]).properties.filename
-        sent = replace(sent, properties=replace(sent.properties, filename=checked_filename))
-        return ItemHead(sent, checked, upsert)
-    return ItemHead(_parse(json.dumps(document).encode()), checked, upsert)
+    if not isinstance(filename, str):
+        common = _parse(json.dumps(document).encode())
+        return ItemHead(common.sent, common.document, checked, upsert)
+    # It differs from item to item; what is left is parsed once for all of them.
+    del document["filename"]
+    common = _parse(json.dumps(document).encode() if document else b"")
+    filename = parse_property(filename, _HEADER_OF_FIELD["filename"])
+    own = common.document if filename is None else {**common.document, KEYS["filename"]: filename}
+    return ItemHead(common.sent, own, checked, upsert)
 
 
 @lru_cache(maxsize=256)
-def _parse(head: bytes) -> PutHeaders:
-    return parse_put_headers(_lines_of(_document(head)))
+def _parse(head: bytes) -> ItemHead:
+    """A head without a name."""
+    sent = parse_put_headers(_lines_of(_document(head)))
+    return ItemHead(sent, document_of(sent.properties))
 
 
 def _document(head: bytes) -> dict[str, Any]:
@@ -100,13 +106,13 @@ def _document(head: bytes) -> dict[str, Any]:
 
 def _lines_of(document: dict[str, Any]) -> list[tuple[str, str]]:
     lines: list[tuple[str, str]] = []
-    for name, value in document.items():
-        if name in _HEADER_OF_FIELD and isinstance(value, str):
-            lines.append((_HEADER_OF_FIELD[name], value))
-        elif name == "ttl_s" and type(value) is int:
-            lines.append(("x-ambry-ttl", str(value)))
-        elif name == "user_metadata" and isinstance(value, dict):
-            for key, text in value.items():
+    for name, content in document.items():
+        if name in _HEADER_OF_FIELD and isinstance(content, str):
+            lines.append((_HEADER_OF_FIELD[name], content))
+        elif name == "ttl_s" and type(content) is int:
+            lines.append(("x-ambry-ttl", str(content)))
+        elif name == "user_metadata" and isinstance(content, dict):
+            for key, text in content.items():
                 if not isinstance(text, str):
                     raise BadRequest("user metadata are texts", field="user_metadata")
                 lines.append((f"x-ambry-um-{key}", text))
@@ -115,7 +121,7 @@ def _lines_of(document: dict[str, Any]) -> list[tuple[str, str]]:
     return lines
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class _Waiting:
     """A put under way."""
 
@@ -236,22 +242,24 @@ class BatchPut:
         expires_at_ms = parsed.sent.expires_at_ms(now_ms)
         check_ttl(self._container.policy, expires_at_ms, now_ms)
         self._call.visit.is_over |= self._services.quotas.reserve(self._container, len(body))
-        properties = replace(parsed.sent.properties, size=len(body))
+        document = {**parsed.document, KEYS["size"]: len(body)}
         durability = self._container.policy.durability
         outcome: asyncio.Future[str] | asyncio.Future[NameRow]
         if parsed.name is None:
             outcome = self._services.operations.put_small(
-                body, encode_properties(properties), now_ms, expires_at_ms, self._container.owner, durability=durability
+                body, encode_document(document), now_ms, expires_at_ms, self._container.owner, durability=durability
             )
         else:
             if check:
                 # It was compared with the bytes, so whoever reads them can do so, too.
-                properties = replace(properties, digests={"xxh3": check.to_bytes(8, "big")})
+                document[KEYS["digests"]] = {"xxh3": check.to_bytes(8, "big")}
+            owner = self._container.owner
+            plan = PutPlan(parsed.sent.properties, now_ms, expires_at_ms, len(body), None, durability, owner)
             outcome = self._named.put_small(
                 Name(self._container, parsed.name),
                 body,
-                document_of(properties),
-                PutPlan(properties, now_ms, expires_at_ms, len(body), None, durability, self._container.owner),
+                document,
+                plan,
                 self._condition(upsert=parsed.upsert),
                 lambda: is_gone(self._call),
             )

@@ -91,18 +91,29 @@ async def _open(
     answer = await read_record(placement, GetRequest(blob_id, 0, stop, include_deleted=includes_deleted))
     state = join(known, answer.state) if is_quorum else answer.state
     check_state(state, now_ms, option)
+    if kind is Kind.SIMPLE:
+        return opened_simple(blob_id, answer, state)
+    properties = _readable(answer)
+    manifest = await _decode_manifest(answer, properties.size) if stop else None
+    return OpenBlob(blob_id, properties, state, answer.created_ms, b"", manifest, answer.root)
+
+
+def opened_simple(blob_id: bytes, answer: GetAnswer, state: BlobState) -> OpenBlob:
+    """A simple blob with the first bytes that were read of it; the caller has judged its state.
+
+    Raises CorruptRecord.
+    """
+    properties = _readable(answer)
+    if properties.size != answer.body_size:
+        raise CorruptRecord("the size of a blob is not the size of its body")
+    return OpenBlob(blob_id, properties, state, answer.created_ms, answer.body, None, answer.root)
+
+
+def _readable(answer: GetAnswer) -> Properties:
     properties = decode_properties(answer.properties)
     if properties.frames is not None:
         raise CorruptRecord("a body in frames that this version does not read")
-    manifest = None
-    head: Buffer = b""
-    if kind is Kind.SIMPLE:
-        head = answer.body
-        if properties.size != answer.body_size:
-            raise CorruptRecord("the size of a blob is not the size of its body")
-    elif stop:
-        manifest = await _decode_manifest(answer, properties.size)
-    return OpenBlob(blob_id, properties, state, answer.created_ms, head, manifest, answer.root)
+    return properties
 
 
 async def _quorum_state(placement: Placement, blob_id: bytes) -> BlobState:

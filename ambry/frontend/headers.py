@@ -169,6 +169,14 @@ def parse_put_headers(lines: Iterable[tuple[str, str]]) -> PutHeaders:
     return PutHeaders(properties, ttl_s, _digests(ours), durability, wanted)
 
 
+def parse_property(value: str, name: str) -> str | None:
+    """A text that one header holds, judged as in `parse_put_headers`; None if it is empty.
+
+    Raises BadRequest, HeadersTooLarge.
+    """
+    return _short(_text(value, name), name) if value else None
+
+
 def parse_durability(value: str | None) -> Durability:
     """The value of `x-ambry-durability`. Raises BadRequest."""
     if value is None:

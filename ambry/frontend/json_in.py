@@ -1,7 +1,7 @@
 """JSON that clients send. Knows no documents; what is in them is their readers' business."""
 
 import json
-from typing import Any
+from typing import Any, Final
 
 
 def parse_json(data: bytes | str) -> Any:  # noqa: ANN401 -- whatever JSON says
@@ -10,7 +10,8 @@ def parse_json(data: bytes | str) -> Any:  # noqa: ANN401 -- whatever JSON says
     Of two values a proxy or a log may have believed the other one, as with headers.
     """
     try:
-        return json.loads(data, object_pairs_hook=_object)
+        text = data if isinstance(data, str) else data.decode(json.detect_encoding(data), "surrogatepass")
+        return _DECODER.decode(text)
     except RecursionError as error:
         raise ValueError("too deep") from error
 
@@ -20,3 +21,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) != len(pairs):
         raise ValueError("a key is there twice")
     return found
+
+
+_DECODER: Final = json.JSONDecoder(object_pairs_hook=_object)
+"""Made once: `json.loads` makes one for each text, as soon as there is a hook."""

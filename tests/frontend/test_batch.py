@@ -179,6 +179,31 @@ def test_blobs_of_any_size_come_whole_and_in_order(is_warm: bool) -> None:
     run(test, cut=SMALL)
 
 
+@pytest.mark.parametrize("is_warm", [True, False])
+def test_more_bytes_than_a_window_holds_come_whole_and_in_order(is_warm: bool) -> None:
+    sizes = [128 * KIB] * 40 + [1, 128 * KIB + 1, 300 * KIB, 0, 90_000] * 3
+
+    async def test(running: Serving, session: aiohttp.ClientSession) -> None:
+        running.node.is_warm = is_warm
+        bodies = [bytes([n]) * size for n, size in enumerate(sizes)]
+        ids = [(await running.put(body))[1:] for body in bodies]
+        ids[3:3] = [UNKNOWN]
+        bodies[3:3] = [b""]
+        async with session.post("/batch/get", data="\n".join(ids)) as answer:
+            items, end = taken_apart(await answer.read())
+        assert [one.status for one in items] == [404 if one == UNKNOWN else 200 for one in ids]
+        assert [one.body for one in items if one.status == 200] == bodies[:3] + bodies[4:]
+        late = decode_checks(json.dumps(end.head).encode())
+        assert set(late) == {number for number, body in enumerate(bodies) if len(body) > 128 * KIB}
+        assert all(
+            late.get(number, one.item.check) == xxh3_64_intdigest(one.body)
+            for number, one in enumerate(items)
+            if one.status == 200
+        )
+
+    run(test)
+
+
 @given(head=st.one_of(st.binary(max_size=60), st.text(max_size=60).map(lambda text: text.encode("utf-8"))))
 @example(head=b'{"checks": {"1": "zz"}}')
 @example(head=b'{"checks": [1]}')
