@@ -23,6 +23,7 @@ import xxhash
 
 from ambry.blob.crc_join import join_all
 from ambry.client.beside import PART, PARTS, beside
+from ambry.client.landing import Landing, reserve
 from ambry.client.parallel import Parallel
 from ambry.client.part_upload import PartUpload
 from ambry.client.progress import Meter, Progress
@@ -40,9 +41,6 @@ _PIECE_BYTES: Final = MIB
 _RECEIVE_BYTES: Final = 128 * KIB
 """Received, summed and written at once. By the megabyte 3 GiB took half as long again, most of it in the kernel's copy
 to the page cache."""
-
-_SYNC_BYTES: Final = 256 * MIB
-"""Written between two syncs of a file that is being loaded."""
 
 _ATTEMPTS_MAX: Final = 5
 UPSERT: Final = "x-ambry-named-upsert"
@@ -215,6 +213,7 @@ class _Parts:
         try:
             if os.fstat(descriptor).st_size != self._source.size:
                 os.ftruncate(descriptor, self._source.size)
+                self._reserve(descriptor)
             self.checks = {part: check for part, check in found.items() if self._check_of(descriptor, part) == check}
             # Anew, so that lines are never added to what a crash or something else has torn.
             lines = [self._head(), *([part, check] for part, check in self.checks.items())]
@@ -223,6 +222,14 @@ class _Parts:
             os.close(descriptor)
             raise
         return descriptor, [part for part in range(self.count) if part not in self.checks]
+
+    def _reserve(self, descriptor: int) -> None:
+        try:
+            reserve(descriptor, self._source.size)
+        except OSError:
+            # A disk without room for the whole keeps nothing of it: no part is in a file that had another size.
+            self.path.unlink()
+            raise
 
     def span(self, part: int) -> tuple[int, int]:
         """Bytes start:stop of a part."""
@@ -376,7 +383,7 @@ def _fetch_all(
 ) -> None:
     """Fetch the missing parts by several threads. Raises the first error."""
     parallel = Parallel(threads)
-    written = _Written(descriptor)
+    landing = Landing(descriptor)
 
     def begin() -> Callable[[int], None]:
         buffer = memoryview(bytearray(_RECEIVE_BYTES))
@@ -390,7 +397,7 @@ def _fetch_all(
                 count = exchange.readinto(buffer[:left])
                 piece = buffer[:count]
                 checksum.update(piece)
-                written.write(piece, at)
+                landing.write(piece, at)
                 at += count
                 meter.add(count)
                 parallel.moved(count)
@@ -399,43 +406,11 @@ def _fetch_all(
             for path, first, last in source.ranges(at, stop):
                 fetch_range(session, path, first, last, take)
             parts.note(part, checksum.value)
-            written.sync_some()
+            landing.push(*parts.span(part))
 
         return work
 
     parallel.run(missing, begin)
-
-
-class _Written:
-    """A file that several threads write to, one at a time.
-
-    Linux lets one thread write to a file, and the others turn in a circle until it has: a fifth of all processor time
-    for 3 GiB. What is written goes to the disk meanwhile, so that less is left for the sync at the end.
-    """
-
-    def __init__(self, descriptor: int) -> None:
-        self._descriptor = descriptor
-        self._lock = threading.Lock()
-        self._syncing = threading.Lock()
-        self._unsynced = 0
-
-    def write(self, piece: memoryview, at: int) -> None:
-        """All of a piece: a disk that becomes full takes some bytes, and refuses the next."""
-        with self._lock:
-            self._unsynced += len(piece)
-            while len(piece):
-                count = os.pwrite(self._descriptor, piece, at)
-                piece = piece[count:]
-                at += count
-
-    def sync_some(self) -> None:
-        """Bring what there is to the disk, if it is much and no other thread does."""
-        if self._unsynced >= _SYNC_BYTES and self._syncing.acquire(blocking=False):
-            try:
-                self._unsynced = 0
-                os.fdatasync(self._descriptor)
-            finally:
-                self._syncing.release()
 
 
 def fetch_range(session: Session, path: str, start: int, stop: int, take: "Callable[[Exchange, int], int]") -> None:
