@@ -13,7 +13,6 @@ import os
 import threading
 import time
 import warnings
-import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,6 +20,7 @@ from typing import IO, TYPE_CHECKING, Any, Final
 
 import xxhash
 
+from ambry.blob.crc32 import crc32
 from ambry.blob.crc_join import join_all
 from ambry.client.beside import PART, PARTS, beside
 from ambry.client.landing import Landing, reserve
@@ -81,7 +81,7 @@ def _digest(algorithm: str, pieces: "list[bytes] | Iterator[bytes]") -> str:
     if algorithm == "crc32":
         value = 0
         for piece in pieces:
-            value = zlib.crc32(piece, value)
+            value = crc32(piece, value)
         return base64.b64encode(value.to_bytes(4, "big")).decode()
     made: Any = (
         xxhash.xxh3_64() if algorithm == "xxh3" else hashlib.new(algorithm.replace("-", ""), usedforsecurity=False)
@@ -299,7 +299,7 @@ class _Crc32:
 
     def update(self, data: "bytes | memoryview") -> None:
         """Take the next bytes."""
-        self.value = zlib.crc32(data, self.value)
+        self.value = crc32(data, self.value)
 
 
 class _Xxh3:

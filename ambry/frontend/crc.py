@@ -1,14 +1,15 @@
 """CRC-32, CRC-32C and CRC-64/NVME with the interface of hashlib: the one door to awscrt.
 
-zlib has CRC-32. The other two come from awscrt, which uses the processor's instructions (11 to 18 GB/s measured, where
-a table would do 1); it is imported when the first of them is asked for, since it is large and most uploads want none.
+CRC-32 is that of blob/crc32.py. The other two come from awscrt, which uses the processor's instructions (11 to 18 GB/s
+measured, where a table would do 1); it is imported when the first of them is asked for, since it is large and most
+uploads want none.
 """
 
-import zlib
 from collections.abc import Callable
 from functools import cache
 from typing import Any, ClassVar
 
+from ambry.blob.crc32 import crc32
 from ambry.blob.requests import Buffer
 
 
@@ -41,7 +42,7 @@ class Crc32(_Crc):
 
     def update(self, data: Buffer, /) -> None:
         """Take the next bytes."""
-        self._value = zlib.crc32(data, self._value)
+        self._value = crc32(data, self._value)
 
 
 class Crc32c(_Crc):
