@@ -19,10 +19,10 @@ Integers are little-endian. Imports nothing but the standard library, since clie
 import json
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
 from enum import IntEnum
 from typing import Final
 
+from ambry.blob.value import value
 from ambry.errors import BadRequest
 
 CONTENT_TYPE: Final = "application/vnd.ambry.batch"
@@ -61,7 +61,7 @@ class ItemKind(IntEnum):
 _KINDS: Final = {kind.value: kind for kind in ItemKind}
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Item:
     """The fixed part of an item. `count` is the life of an answer's blob, or the number of items before the end."""
 

@@ -1,10 +1,11 @@
 """Many small blobs in one request, by ids: docs/formats/batch.md."""
 
+import base64
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import islice
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import xxhash
 
@@ -21,10 +22,19 @@ from ambry.blob.batch_format import (
 from ambry.client.session import Session, error_of
 from ambry.client.values import BatchEntry, BlobInfo, Stored
 from ambry.errors import AmbryError, BadDigest, ConnectionLost
+from ambry.limits import KIB
+
+Buffer: TypeAlias = bytes | bytearray | memoryview
 
 _IDS_PER_REQUEST: Final = 500
 _BYTES_PER_REQUEST: Final = 8 * 1024 * 1024
 _NEVER: Final = 2**64 - 1
+
+_EXPECTED_BYTES: Final = 256 * KIB
+"""Memory for an answer of unknown size, at first."""
+
+_OVERHEAD_BYTES: Final = 512
+"""Of an item around its body, mostly: names in its head may be longer."""
 
 
 def read_many(session: Session, what: str, ids: Iterable[str]) -> Iterator[BatchEntry]:
@@ -35,15 +45,59 @@ def read_many(session: Session, what: str, ids: Iterable[str]) -> Iterator[Batch
 
 
 def _page(session: Session, what: str, page: list[str]) -> Iterator[BatchEntry]:
-    items, request_id = _ask(session, f"/batch/{what}", "\n".join(page).encode(), "text/plain")
-    for blob_id, (item, head, body) in zip(page, items, strict=True):
-        document = json.loads(head) if head else {}
-        if item.status >= 400:
-            yield BatchEntry(blob_id, b"", None, error_of(document, item.status, request_id))
-        elif item.check and xxhash.xxh3_64_intdigest(body) != item.check:
+    for blob_id, answer in zip(page, _read(session, what, page), strict=True):
+        if answer.error is not None:
+            yield BatchEntry(blob_id, b"", None, answer.error)
+        elif answer.item.check and xxhash.xxh3_64_intdigest(answer.body) != answer.item.check:
             yield BatchEntry(blob_id, b"", None, BadDigest("the bytes that came do not have their checksum"))
         else:
-            yield BatchEntry(blob_id, body, _info(blob_id, item, document) if document else None)
+            document = answer.document
+            yield BatchEntry(blob_id, bytes(answer.body), _info(blob_id, answer.item, document) if document else None)
+
+
+def read_small(session: Session, ids: Sequence[str], sizes: Sequence[int]) -> Iterator[tuple[BlobInfo, Buffer] | None]:
+    """Blobs in order; None for one that is not there, has another size, or not its checksums.
+
+    `sizes` are theirs in bytes. The bytes are part of a whole answer: let go of them before the next ones. Raises
+    ConnectionLost for an answer without its end.
+    """
+    for first in range(0, len(ids), _IDS_PER_REQUEST):
+        page = slice(first, first + _IDS_PER_REQUEST)
+        yield from _small_page(session, ids[page], sizes[page])
+
+
+def _small_page(session: Session, ids: Sequence[str], sizes: Sequence[int]) -> Iterator[tuple[BlobInfo, Buffer] | None]:
+    expected = sum(sizes) + _OVERHEAD_BYTES * len(ids)
+    for blob_id, size, answer in zip(ids, sizes, _read(session, "get", ids, expected), strict=True):
+        if answer.error is not None or not answer.document or len(answer.body) != size:
+            yield None
+            continue
+        check = xxhash.xxh3_64_intdigest(answer.body)
+        info = _info(blob_id, answer.item, answer.document)
+        stored = info.digests.get("xxh3")
+        is_right = answer.item.check in {0, check} and (
+            stored is None or stored == base64.b64encode(check.to_bytes(8, "big")).decode()
+        )
+        yield (info, answer.body) if is_right else None
+
+
+@dataclass(slots=True)
+class _Answer:
+    """What came for one id; the check of the body is still to be compared."""
+
+    item: Item
+    document: Mapping[str, Any]
+    body: memoryview
+    error: AmbryError | None
+
+
+def _read(session: Session, what: str, ids: Sequence[str], expected: int = _EXPECTED_BYTES) -> Iterator[_Answer]:
+    items, request_id = _ask(session, f"/batch/{what}", "\n".join(ids).encode(), "text/plain", expected)
+    if len(items) != len(ids):
+        raise ConnectionLost("a batch with another number of answers")
+    for item, head, body in items:
+        document = json.loads(head) if head else {}
+        yield _Answer(item, document, body, error_of(document, item.status, request_id) if item.status >= 400 else None)
 
 
 def put_many(session: Session, bodies: Iterable[bytes], content_type: str | None) -> list[Stored]:
@@ -75,36 +129,43 @@ def put_many(session: Session, bodies: Iterable[bytes], content_type: str | None
 
 
 def _ask(
-    session: Session, path: str, data: bytes, content_type: str
-) -> tuple[list[tuple[Item, bytes, bytes]], str | None]:
+    session: Session, path: str, data: bytes, content_type: str, expected: int = _EXPECTED_BYTES
+) -> tuple[list[tuple[Item, bytes, memoryview]], str | None]:
     headers = {"Content-Length": str(len(data)), "Content-Type": content_type, "x-ambry-service-id": "ambry-client"}
-    return ask_batch(session, path, headers, lambda: (data,))
+    return ask_batch(session, path, headers, lambda: (data,), expected)
 
 
 def ask_batch(
-    session: Session, path: str, headers: Mapping[str, str], body: Callable[[], Iterable[bytes]]
-) -> tuple[list[tuple[Item, bytes, bytes]], str | None]:
-    """Item, head and body of each answer, and the request id.
+    session: Session,
+    path: str,
+    headers: Mapping[str, str],
+    body: Callable[[], Iterable[Buffer]],
+    expected: int = _EXPECTED_BYTES,
+) -> tuple[list[tuple[Item, bytes, memoryview]], str | None]:
+    """Item, head and body of each answer, which has about `expected` bytes in all, and the request id.
 
     Raises ConnectionLost for an answer without its end, and the error of a broken batch.
     """
     exchange = session.ask("POST", path, headers=headers, body=body, deadline=session.deadline(None))
-    answer = exchange.read()
+    answer = exchange.gather(expected)
     request_id = exchange.headers.get("x-ambry-request-id")
-    found: list[tuple[Item, bytes, bytes]] = []
+    found: list[tuple[Item, bytes, memoryview]] = []
     at = 0
     while at < len(answer):
         item = _decoded(answer, at)
-        head = answer[at + ITEM_SIZE : at + ITEM_SIZE + item.head_size]
+        body_at = at + ITEM_SIZE + item.head_size
+        head = bytes(answer[at + ITEM_SIZE : body_at])
         if item.kind is ItemKind.END:
             if item.status:
                 raise error_of(json.loads(head), item.status, request_id)
-            checks = _checks(head)
-            return [
-                (_checked(one, checks.get(number)), head, body) for number, (one, head, body) in enumerate(found)
-            ], request_id
-        found.append((item, head, answer[at + ITEM_SIZE + item.head_size : at + item.size]))
-        at += item.size
+            for number, check in _checks(head).items():
+                if number < len(found):
+                    late = found[number]
+                    found[number] = (replace(late[0], check=check), late[1], late[2])
+            return found, request_id
+        stop = body_at + item.body_size
+        found.append((item, head, answer[body_at:stop]))
+        at = stop
     raise ConnectionLost("a batch without its end")
 
 
@@ -115,18 +176,14 @@ def _checks(head: bytes) -> dict[int, int]:
         raise ConnectionLost("the answer is no batch") from error
 
 
-def _checked(item: Item, check: int | None) -> Item:
-    return item if check is None else replace(item, check=check)
-
-
-def _decoded(answer: bytes, at: int) -> Item:
+def _decoded(answer: memoryview, at: int) -> Item:
     try:
         return decode_item(answer, at)
     except AmbryError as error:
         raise ConnectionLost("the answer is no batch") from error
 
 
-def _info(blob_id: str, item: Item, document: dict[str, Any]) -> BlobInfo:
+def _info(blob_id: str, item: Item, document: Mapping[str, Any]) -> BlobInfo:
     ttl_s = None if item.expires_at_ms == _NEVER else max(item.expires_at_ms - item.created_ms, 0) // 1000
     return BlobInfo(
         id=blob_id,

@@ -102,12 +102,25 @@ class Exchange:
 
     def read(self) -> bytes:
         """All of the rest. Raises ConnectionLost."""
-        pieces = bytearray()
-        piece = memoryview(bytearray(min(self.left, MIB) if self.left is not None else MIB // 4))
-        while piece and (count := self.readinto(piece)):
-            pieces += piece[:count]
+        return bytes(self.gather(MIB // 4))
+
+    def gather(self, expected: int) -> memoryview:
+        """All of the rest in one piece of memory, without a copy if it has at most `expected` bytes, or says how many.
+
+        Raises ConnectionLost.
+        """
+        # One more, so that the end shows.
+        data = bytearray((expected if self.left is None else min(self.left, MIB)) + 1)
+        size = 0
+        while True:
+            with memoryview(data) as room:
+                while size < len(data) and (count := self.readinto(room[size:])):
+                    size += count
+            if size < len(data):
+                break
+            data += bytes(min(len(data), 16 * MIB) if self.left is None else min(self.left, 16 * MIB) + 1)
         self.close()
-        return bytes(pieces)
+        return memoryview(data)[:size]
 
     def close(self) -> None:
         """Give the connection back if its answer is read, else break it."""

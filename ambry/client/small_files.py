@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
 import xxhash
 
-from ambry.blob.batch_format import CONTENT_TYPE, encode_end, encode_put
-from ambry.client.batches import ask_batch, read_many
+from ambry.blob.batch_format import CONTENT_TYPE, ITEM_SIZE, encode_end, encode_put
+from ambry.client.batches import Buffer, ask_batch, read_small
 from ambry.client.beside import PART
 from ambry.client.session import Session, error_of
 from ambry.client.values import BlobInfo, Stored
@@ -33,6 +33,9 @@ SMALL_BYTES: Final = 512 * KIB
 
 _BATCH_BYTES: Final = 4 * MIB
 _BATCH_FILES: Final = 400
+
+_OVERHEAD_BYTES: Final = 512
+"""Of an item around its body, and more where names are long."""
 
 THREADS_MAX: Final = 4
 """Batches at a time: while one waits for the store or the disk, another one is packed. More only disturb each other."""
@@ -114,69 +117,112 @@ def upload_each(
     client: "Client", session: Session, container: str, files: Sequence[LocalFile], *, upsert: bool
 ) -> list[Stored | AmbryError | OSError]:
     """See Client.upload_small."""
-    outcomes: dict[LocalFile, Stored | AmbryError | OSError] = {}
-    items: list[_Item] = []
-    for file in files:
+    batch = _Batch(sum(file.size for file in files) + _OVERHEAD_BYTES * len(files))
+    outcomes: dict[int, Stored | AmbryError | OSError] = {}
+    for number, file in enumerate(files):
         try:
-            items.append(_Item(file, _read(file.path), upsert=upsert))
+            batch.add(number, file, upsert=upsert)
         except (FileChanged, OSError) as error:
-            outcomes[file] = error
-    if items:
-        outcomes.update(_upload(client, session, container, items, upsert=upsert))
-    return [outcomes[file] for file in files]
+            outcomes[number] = error
+    if batch.sent:
+        outcomes.update(_upload(client, session, container, files, batch, upsert=upsert))
+    return [outcomes[number] for number in range(len(files))]
 
 
-class _Item:
-    """A file as an item of a batch."""
+class _Batch:
+    """Files as items of one request. Each is read into its place in it: nothing is copied afterwards."""
 
-    def __init__(self, file: LocalFile, body: bytes, *, upsert: bool) -> None:
-        check = xxhash.xxh3_64(body)
-        head: dict[str, Any] = {"name": file.name, "filename": file.path.name, "service_id": "ambry-client"}
+    def __init__(self, expected: int) -> None:
+        """`expected` bytes, about."""
+        self._data = bytearray(expected)
+        self._size = 0
+        self.sent: list[tuple[int, int, int]] = []
+        """Number, bytes and xxh3 of each file."""
+
+    def add(self, number: int, file: LocalFile, *, upsert: bool) -> None:
+        """Read a file. Raises FileChanged for one that changes meanwhile, and OSError."""
+        path = str(file.path)
+        head: dict[str, Any] = {
+            "name": file.name, "filename": path[path.rfind("/") + 1 :], "service_id": "ambry-client",
+        }  # fmt: skip
         if file.content_type is not None:
             head["content_type"] = file.content_type
         if upsert:
             head["upsert"] = True
-        self.file = file
-        self.size = len(body)
-        self.check = base64.b64encode(check.digest()).decode()
-        self.pieces = (encode_put(json.dumps(head).encode(), len(body), check.intdigest()), body)
+        encoded = json.dumps(head).encode()
+        body_at = self._size + ITEM_SIZE + len(encoded)
+        size, check = self._read(path, body_at)
+        self._data[self._size : body_at] = encode_put(encoded, size, check)
+        self._size = body_at + size
+        self.sent.append((number, size, check))
+
+    def _read(self, path: str, at: int) -> tuple[int, int]:
+        """Have the bytes of a file at this place; how many, and their xxh3."""
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            before = os.fstat(descriptor)
+            size = before.st_size
+            # One more than there should be, so that a file that grew shows.
+            self._make_room(at + size + 1)
+            with memoryview(self._data)[at : at + size + 1] as room:
+                count = os.readv(descriptor, (room,))
+                while 0 < count < size and (more := os.readv(descriptor, (room[count:],))):
+                    count += more
+                after = os.fstat(descriptor)
+                check = xxhash.xxh3_64_intdigest(room[:size])
+        finally:
+            os.close(descriptor)
+        if count != size or (after.st_size, after.st_mtime_ns) != (size, before.st_mtime_ns):
+            raise FileChanged(f"{path} changed while it was read")
+        return size, check
+
+    def _make_room(self, size: int) -> None:
+        if size > len(self._data):
+            self._data += bytes(max(size - len(self._data), len(self._data) // 4))
+
+    def end(self) -> memoryview:
+        """The whole request."""
+        end = encode_end(len(self.sent))
+        self._make_room(self._size + len(end))
+        self._data[self._size : self._size + len(end)] = end
+        return memoryview(self._data)[: self._size + len(end)]
 
 
 def _upload(
-    client: "Client", session: Session, container: str, sent: Sequence[_Item], *, upsert: bool
-) -> Iterator[tuple[LocalFile, Stored | AmbryError | OSError]]:
+    client: "Client", session: Session, container: str, files: Sequence[LocalFile], batch: _Batch, *, upsert: bool
+) -> Iterator[tuple[int, Stored | AmbryError | OSError]]:
     account, _, name_of_container = container.partition("/")
-    pieces = [piece for item in sent for piece in item.pieces]
-    pieces.append(encode_end(len(sent)))
-    size = sum(map(len, pieces))
+    body = batch.end()
     times = 0
 
-    def body_again() -> Iterable[bytes]:
+    def body_again() -> Iterable[memoryview]:
         nonlocal times
         times += 1
-        return (b"".join(pieces),)
+        return (body,)
 
     headers = {
-        "Content-Length": str(size), "Content-Type": CONTENT_TYPE,
+        "Content-Length": str(len(body)), "Content-Type": CONTENT_TYPE,
         "x-ambry-target-account-name": account, "x-ambry-target-container-name": name_of_container,
     }  # fmt: skip
     items, request_id = ask_batch(session, "/batch/put", headers, body_again)
-    for one, (item, answered, _) in zip(sent, items, strict=True):
-        file = one.file
+    for (number, size, check), (item, answered, _) in zip(batch.sent, items, strict=True):
+        file = files[number]
         document = json.loads(answered)
         name = f"{container}/{file.name}"
         if item.status < 400:
-            yield file, Stored(document["id"], one.size, name, document.get("version"))
+            yield number, Stored(document["id"], size, name, document.get("version"))
             continue
         error = error_of(document, item.status, request_id)
-        found = stored_before(client, name, one.size, one.check) if times > 1 and _exists(error) else None
+        found = None
+        if times > 1 and _exists(error):
+            found = stored_before(client, name, size, base64.b64encode(check.to_bytes(8, "big")).decode())
         if found is not None or not error.retryable:
-            yield file, found or error
+            yield number, found or error
             continue
         try:
-            yield file, client.upload_file(file.path, name, content_type=file.content_type, upsert=upsert)
+            yield number, client.upload_file(file.path, name, content_type=file.content_type, upsert=upsert)
         except (AmbryError, OSError) as last:
-            yield file, last
+            yield number, last
 
 
 def _exists(error: AmbryError) -> bool:
@@ -189,24 +235,6 @@ def stored_before(client: "Client", name: str, size: int, check: str) -> Stored 
     if info.size != size or info.digests.get("xxh3") != check:
         return None
     return Stored(info.id, size, name, info.version)
-
-
-def _read(path: Path) -> bytes:
-    """The bytes of a file. Raises FileChanged for one that changes meanwhile."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        before = os.fstat(descriptor)
-        pieces = []
-        # One more than there should be, so that a file that grew shows.
-        while piece := os.read(descriptor, before.st_size + 1):
-            pieces.append(piece)
-        after = os.fstat(descriptor)
-    finally:
-        os.close(descriptor)
-    data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
-    if len(data) != before.st_size or (after.st_size, after.st_mtime_ns) != (before.st_size, before.st_mtime_ns):
-        raise FileChanged(f"{path} changed while it was read")
-    return data
 
 
 # --- down ------------------------------------------------------------------------------------------------------
@@ -225,10 +253,11 @@ def download_each(
     """See Client.download_small. What cannot be read by the id that was listed is loaded by its name."""
     parts: dict[int, _Part] = {}
     outcomes: dict[int, BlobInfo | AmbryError | OSError] = {}
+    devices: dict[str, int] = {}
     try:
         for number, info, body in _read_each(session, files):
             try:
-                parts[number] = _Part(files[number], info, body)
+                parts[number] = _Part(files[number], info, body, devices)
             except OSError as error:
                 outcomes[number] = error
         outcomes |= _finish(parts)
@@ -241,15 +270,14 @@ def download_each(
     return [outcomes[number] for number in range(len(files))]
 
 
-def _read_each(session: Session, files: Sequence[StoredFile]) -> Iterator[tuple[int, BlobInfo, bytes]]:
+def _read_each(session: Session, files: Sequence[StoredFile]) -> Iterator[tuple[int, BlobInfo, Buffer]]:
     """The blobs that are as they were listed, and their checksums right."""
-    ids = [file.id for file in files]
     # An answer that broke off is not asked for again as a whole.
     with contextlib.suppress(ConnectionLost):
-        for number, read in enumerate(read_many(session, "get", ids)):
-            known = None if read.info is None else read.info.digests.get("xxh3")
-            if read.info is not None and len(read.body) == files[number].size and _has(read.body, known):
-                yield number, read.info, read.body
+        found = read_small(session, [file.id for file in files], [file.size for file in files])
+        for number, one in enumerate(found):
+            if one is not None:
+                yield number, *one
 
 
 def _alone(client: "Client", file: StoredFile) -> BlobInfo | AmbryError | OSError:
@@ -267,11 +295,12 @@ class _Part:
 
     _numbers = itertools.count()
 
-    def __init__(self, file: StoredFile, info: BlobInfo, body: bytes) -> None:
+    def __init__(self, file: StoredFile, info: BlobInfo, body: Buffer, devices: dict[str, int]) -> None:
+        """`devices` are the file systems of folders, as far as they are known."""
         # Text, not paths: half of what a small file costs here would be taking paths apart.
         self.target = str(file.path)
         self.info = info
-        folder = os.path.dirname(self.target) or "."  # noqa: PTH120 -- text, as above
+        folder = self.target[: self.target.rfind("/")] if "/" in self.target else "."
         while True:
             self.path = f"{folder}/.{os.getpid()}-{next(self._numbers)}{PART}"
             # Left behind by a process that was killed and had the number of this one.
@@ -285,7 +314,10 @@ class _Part:
                     view = view[os.write(descriptor, view) :]
                 if file.modified_ms is not None:
                     os.utime(descriptor, ns=(file.modified_ms * 1_000_000, file.modified_ms * 1_000_000))
-                self.device = os.fstat(descriptor).st_dev
+                device = devices.get(folder)
+                if device is None:
+                    device = devices[folder] = os.fstat(descriptor).st_dev
+                self.device = device
             finally:
                 os.close(descriptor)
         except BaseException:
@@ -320,10 +352,6 @@ def _finish(parts: dict[int, _Part]) -> dict[int, BlobInfo | OSError]:
         except OSError as error:
             outcomes[number] = error
     return outcomes
-
-
-def _has(body: bytes, digest: str | None) -> bool:
-    return digest is None or base64.b64encode(xxhash.xxh3_64_digest(body)).decode() == digest
 
 
 def _sync(paths: Sequence[str]) -> None:

@@ -1,19 +1,22 @@
 """Folders of small files in batches: whole, verified, each judged by itself; answers that get lost, names replaced."""
 
+import os
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+import xxhash
 
-from ambry.client import BlobInfo, Client
+from ambry.client import BlobInfo, Client, Stored, batches
 from ambry.client.beside import PART, PARTS, UPLOAD, beside, is_beside
 from ambry.client.small_files import SMALL_BYTES, LocalFile, StoredFile, batched
-from ambry.errors import NameDeleted, NameExists
+from ambry.errors import FileChanged, NameDeleted, NameExists, NameNotFound
 from tests.client.conftest import bytes_of, written
 
 BASE = "default/default/small"
@@ -50,6 +53,21 @@ def test_a_folder_goes_up_and_comes_back_with_names_sizes_and_checksums(client: 
     paths = client.download_dir(f"{BASE}/all", tmp_path / "copy")
     assert len(paths) == 903
     assert folder_of(tmp_path / "copy") == folder_of(source)
+
+
+def test_a_folder_goes_up_with_links_to_files_and_without_other_links(client: Client, tmp_path: Path) -> None:
+    source = written(tmp_path / "source", {"file": b"1", "b/file": b"22", "b/c/file": b"333", "a": b""})
+    links = {"link": "b/file", "b/circle": "circle", "b/gone": "nowhere", "folder": "b", "through": "file/x"}
+    for link, target in links.items():
+        (source / link).symlink_to(target)
+    (source / ".x.ambry-part").write_bytes(b"rest of a transfer")
+    stored = client.upload_dir(f"{source}/", f"{BASE}/links")
+    names = ["a", "file", "link", "b/file", "b/c/file"]
+    assert [(one.name, one.size) for one in stored] == [
+        (f"{BASE}/links/{name}", (source / name).stat().st_size) for name in names
+    ]
+    with pytest.raises(NotADirectoryError):
+        client.upload_dir(source / "file", f"{BASE}/links")
 
 
 def test_one_name_that_is_taken_is_told_and_upsert_replaces_it(client: Client, tmp_path: Path) -> None:
@@ -161,6 +179,49 @@ def test_names_beside_a_file_differ_as_the_files_do_and_are_known_again() -> Non
     assert not is_beside("short.ambry-part")
 
 
+@pytest.mark.parametrize("change", ["grows", "shrinks", "is written over", "shrinks before"])
+def test_a_file_that_changes_while_it_is_read_is_refused_and_no_other(
+    client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    source = written(tmp_path / "source", {name: name.encode() * 1000 for name in "abc"})
+    # Listed when it had another size: no change while it is read.
+    files = [LocalFile(path, f"small/{change}/{path.name}", 7) for path in sorted(source.iterdir())]
+    read, changed = os.readv, source / "b"
+
+    def read_and_change(descriptor: int, buffers: Sequence[memoryview]) -> int:
+        is_it = os.fstat(descriptor).st_ino == changed.stat().st_ino
+        if is_it and change == "shrinks before":
+            os.truncate(changed, 999)
+        count = read(descriptor, buffers)
+        if is_it and change == "grows":
+            os.truncate(changed, 1001)
+        elif is_it and change == "shrinks":
+            os.truncate(changed, 999)
+        elif is_it and change == "is written over":
+            changed.write_bytes(b"B" * 1000)
+            os.utime(changed, ns=(1, 1))
+        return count
+
+    monkeypatch.setattr(os, "readv", read_and_change)
+    kinds = [type(outcome) for outcome in client.upload_small(files, "default/default")]
+    assert kinds == [Stored, FileChanged, Stored]
+    assert [client.get(f"{BASE}/{change}/{name}") for name in "ac"] == [b"a" * 1000, b"c" * 1000]
+    with pytest.raises(NameNotFound):
+        client.stat(f"{BASE}/{change}/b")
+
+
+def test_a_file_that_comes_in_pieces_and_is_larger_than_listed_is_stored_whole(
+    client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = written(tmp_path / "source", {name: bytes_of(100_000, ord(name)) for name in "abc"})
+    read = os.readv
+    monkeypatch.setattr(os, "readv", lambda descriptor, buffers: read(descriptor, [buffers[0][:30_000]]))
+    files = [LocalFile(path, f"small/pieces/{path.name}", 1) for path in sorted(source.iterdir())]
+    outcomes = client.upload_small(files, "default/default", upsert=True)
+    assert [outcome.size for outcome in outcomes if isinstance(outcome, Stored)] == [100_000] * 3
+    assert all(client.get(f"{BASE}/pieces/{name}") == (source / name).read_bytes() for name in "abc")
+
+
 def listed(client: Client, prefix: str, folder: Path) -> list[StoredFile]:
     return [
         StoredFile(f"default/default/{entry.name}", entry.id or "", entry.size, folder / entry.name.rpartition("/")[2])
@@ -189,6 +250,42 @@ def test_each_file_that_comes_down_has_an_outcome_of_its_own(client: Client, tmp
     assert (target / "e").read_bytes() == b"new" and (target / "e").stat().st_mtime_ns == 2_000_000_000_000_000_000
     assert sorted(path.name for path in target.iterdir()) == ["a", "b", "e", "f"], "nothing is left beside them"
     assert client.download_small([]) == []
+
+
+@pytest.mark.parametrize("harm", ["a byte", "the check", "the length"])
+def test_bytes_that_are_harmed_on_their_way_never_reach_a_file(
+    client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, harm: str
+) -> None:
+    source = written(tmp_path / "source", {name: bytes_of(5_000, ord(name)) for name in "abc"})
+    client.upload_dir(source, f"{BASE}/harmed", upsert=True)
+    target = tmp_path / "target"
+    target.mkdir()
+    ask, load, alone = batches.ask_batch, Client.download_file, []
+
+    def ask_and_harm(*args: Any) -> Any:
+        items, request_id = ask(*args)
+        item, head, body = items[1]
+        if harm == "a byte":
+            body[3_000] ^= 1
+        elif harm == "the check":
+            # Bytes and check agree, so only the digest that the store keeps tells.
+            body[3_000] ^= 1
+            item = replace(item, check=xxhash.xxh3_64_intdigest(body))
+        else:
+            body = body[:-1]
+            item = replace(item, check=xxhash.xxh3_64_intdigest(body))
+        items[1] = item, head, body
+        return items, request_id
+
+    def load_and_note(client: Client, ref: str, path: Path) -> BlobInfo:
+        alone.append(path.name)
+        return load(client, ref, path)
+
+    monkeypatch.setattr(batches, "ask_batch", ask_and_harm)
+    monkeypatch.setattr(Client, "download_file", load_and_note)
+    client.download_small(listed(client, f"{BASE}/harmed/", target))
+    assert alone == ["b"]
+    assert folder_of(target) == folder_of(source)
 
 
 def test_two_that_load_the_same_files_never_show_half_of_one(client: Client, tmp_path: Path) -> None:
