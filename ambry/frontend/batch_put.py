@@ -75,13 +75,13 @@ def parse_head(head: bytes) -> ItemHead:
         checked = check_name(name.encode("utf-8"))
     except UnicodeEncodeError as error:
         raise BadName("a name is UTF-8", field="name") from error
-    filename = document.get("filename")
+    # The filename differs from item to item; what is left is parsed once for all of them.
+    filename = document.pop("filename", "")
     if not isinstance(filename, str):
-        common = _parse(json.dumps(document).encode())
-        return ItemHead(common.sent, common.document, checked, upsert)
-    # It differs from item to item; what is left is parsed once for all of them.
-    del document["filename"]
-    common = _parse(json.dumps(document).encode() if document else b"")
+        raise BadRequest("a field of the head is unknown or of another type", field="filename")
+    texts = tuple(document.items())
+    is_plain = all(type(text) is str for _, text in texts)
+    common = _parse_texts(texts) if is_plain else _parse(json.dumps(document).encode())
     filename = parse_property(filename, _HEADER_OF_FIELD["filename"])
     own = common.document if filename is None else {**common.document, KEYS["filename"]: filename}
     return ItemHead(common.sent, own, checked, upsert)
@@ -90,7 +90,17 @@ def parse_head(head: bytes) -> ItemHead:
 @lru_cache(maxsize=256)
 def _parse(head: bytes) -> ItemHead:
     """A head without a name."""
-    sent = parse_put_headers(_lines_of(_document(head)))
+    return _judged(_document(head))
+
+
+@lru_cache(maxsize=64)
+def _parse_texts(fields: tuple[tuple[str, str], ...]) -> ItemHead:
+    """The same of a document of texts. No numbers: to a cache 1 and true are the same."""
+    return _judged(dict(fields))
+
+
+def _judged(document: Mapping[str, Any]) -> ItemHead:
+    sent = parse_put_headers(_lines_of(document))
     return ItemHead(sent, document_of(sent.properties))
 
 
@@ -104,7 +114,7 @@ def _document(head: bytes) -> dict[str, Any]:
     return document
 
 
-def _lines_of(document: dict[str, Any]) -> list[tuple[str, str]]:
+def _lines_of(document: Mapping[str, Any]) -> list[tuple[str, str]]:
     lines: list[tuple[str, str]] = []
     for name, content in document.items():
         if name in _HEADER_OF_FIELD and isinstance(content, str):
@@ -133,7 +143,19 @@ class _Waiting:
 class BatchPut:
     """The puts of one request."""
 
-    __slots__ = ("_body", "_buffer", "_call", "_container", "_in_flight", "_names", "_pieces", "_services", "_waiting")
+    __slots__ = (
+        "_arrived",
+        "_at",
+        "_body",
+        "_call",
+        "_container",
+        "_in_flight",
+        "_names",
+        "_pieces",
+        "_services",
+        "_size",
+        "_waiting",
+    )
 
     def __init__(self, services: Services, call: Call) -> None:
         self._services = services
@@ -143,7 +165,11 @@ class BatchPut:
         self._container: Container = call.enter(admit_upload(call.caller, owner_sent(call.request)))
         let_continue(call.request)
         self._body = RequestBody(call.request, services, BLOB_BYTES_MAX)
-        self._buffer = bytearray()
+        self._arrived: deque[bytes] = deque()
+        """Pieces of the body that are not taken, of the first one what begins at `_at`."""
+        self._at = 0
+        self._size = 0
+        """Bytes of them that are left."""
         self._waiting: deque[_Waiting | AmbryError] = deque()
         self._in_flight = 0
         self._names: set[bytes] = set()
@@ -192,28 +218,40 @@ class BatchPut:
 
     async def _next_item(self) -> Item | None:
         if not await self._fill(ITEM_SIZE):
-            if self._buffer:
+            if self._size:
                 raise BadRequest("the batch ends in the middle of an item", field="body")
             return None
-        item = decode_item(self._buffer)
-        del self._buffer[:ITEM_SIZE]
-        return item
+        return decode_item(self._cut(ITEM_SIZE))
 
     async def _fill(self, size: int) -> bool:
-        """Have `size` bytes in the buffer; False if the body ends before."""
-        while len(self._buffer) < size:
+        """Have `size` bytes at hand; False if the body ends before."""
+        while self._size < size:
             piece = await self._body.read()
             if not piece:
                 return False
-            self._buffer += piece
+            self._arrived.append(piece)
+            self._size += len(piece)
         return True
 
     async def _take(self, size: int) -> bytes:
         if not await self._fill(size):
             raise BadRequest("the batch ends in the middle of an item", field="body")
-        data = bytes(memoryview(self._buffer)[:size])
-        del self._buffer[:size]
-        return data
+        return self._cut(size)
+
+    def _cut(self, size: int) -> bytes:
+        """The next bytes of what is at hand, copied once."""
+        self._size -= size
+        parts: list[bytes] = []
+        while size:
+            first = self._arrived[0]
+            part = first[self._at : self._at + size]
+            parts.append(part)
+            size -= len(part)
+            self._at += len(part)
+            if self._at == len(first):
+                self._arrived.popleft()
+                self._at = 0
+        return b"".join(parts)
 
     async def _put(self, item: Item) -> None:
         head = await self._take(item.head_size)
@@ -247,7 +285,13 @@ class BatchPut:
         outcome: asyncio.Future[str] | asyncio.Future[NameRow]
         if parsed.name is None:
             outcome = self._services.operations.put_small(
-                body, encode_document(document), now_ms, expires_at_ms, self._container.owner, durability=durability
+                body,
+                encode_document(document),
+                now_ms,
+                expires_at_ms,
+                self._container.owner,
+                durability=durability,
+                check=check,
             )
         else:
             if check:
@@ -262,6 +306,7 @@ class BatchPut:
                 plan,
                 self._condition(upsert=parsed.upsert),
                 lambda: is_gone(self._call),
+                check=check,
             )
             self._names.add(parsed.name)
         self._in_flight += len(body)

@@ -150,10 +150,13 @@ class NamedOperations:
         plan: PutPlan,
         condition: Condition,
         is_gone: Callable[[], bool],
+        *,
+        check: int = 0,
     ) -> "asyncio.Future[NameRow]":
         """The same for a body of at most CHUNK_BYTES_MAX that is here: futures and callbacks, no task of its own.
 
-        `document` is what the plan's properties are in the record, with the size of the body.
+        `document` is what the plan's properties are in the record, with the size of the body; `check` as in
+        Operations.put_small.
         """
         version = (self.versions.next(plan.created_ms), self._datacentre)
         container = name.container
@@ -164,6 +167,7 @@ class NamedOperations:
             plan.expires_at_ms,
             container.owner,
             durability=plan.durability,
+            check=check,
         )
         outcome: asyncio.Future[NameRow] = asyncio.get_running_loop().create_future()
 

@@ -124,14 +124,17 @@ class Operations:
         owner: bytes = DEFAULT_OWNER,
         *,
         durability: Durability = Durability.SYNCED,
+        check: int = 0,
     ) -> "asyncio.Future[str]":
         """Store a simple blob of at most CHUNK_BYTES_MAX, with its encoded properties. The future has its text id.
 
-        `properties` says the body's size. Errors in the future: DiskFull, Overloaded, Unavailable. Cancelling it
-        means that the client is gone.
+        `properties` says the body's size; `check` is its xxh3-64 where somebody has computed it, else 0. Errors
+        in the future: DiskFull, Overloaded, Unavailable. Cancelling it means that the client is gone.
         """
         assert len(body) <= CHUNK_BYTES_MAX
-        put = SmallPut(self._means, body, properties, created_ms, expires_at_ms, owner, durability=durability)
+        put = SmallPut(
+            self._means, body, properties, created_ms, expires_at_ms, owner, durability=durability, check=check
+        )
         return put.outcome
 
     def get_small_now(self, blob_id: bytes, size_max: int = BODY_BYTES_MAX) -> GetAnswer | None:

@@ -19,7 +19,7 @@ from typing import Final, Protocol
 
 from ambry.access.accounts import Durability
 from ambry.blob.blob_id import Kind, text_from_binary
-from ambry.blob.checksums import checksum_vector, root_of
+from ambry.blob.checksums import CHECKSUM_SIZE, checksum_vector, root_of
 from ambry.blob.manifest import Entry, encode_manifest
 from ambry.blob.properties import Properties, encode_properties
 from ambry.blob.requests import Buffer, PutRequest, StateAnswer
@@ -43,6 +43,7 @@ from ambry.frontend.placement import DEFAULT_OWNER, Placement, partition_of
 from ambry.frontend.reclaim import Reclaimer
 from ambry.limits import (
     BLOB_BYTES_MAX,
+    CHECKSUM_BLOCK_BYTES,
     CHUNK_BYTES_MAX,
     MANIFEST_CANDIDATES_MAX,
     MANIFEST_ENTRIES_MAX,
@@ -184,7 +185,9 @@ class SmallPut:
         owner: bytes = DEFAULT_OWNER,
         *,
         durability: Durability = Durability.SYNCED,
+        check: int = 0,
     ) -> None:
+        """`check` is the xxh3-64 of the body where somebody has computed it, else 0."""
         self._loop = loop = asyncio.get_running_loop()
         self.outcome: asyncio.Future[str] = loop.create_future()
         self._means = means
@@ -193,7 +196,9 @@ class SmallPut:
         self._created_ms = created_ms
         self._expires_at_ms = expires_at_ms
         self._owner = owner
-        self._vector = checksum_vector(body)
+        # The vector of one block is the checksum of the body.
+        is_known = check and 0 < len(body) <= CHECKSUM_BLOCK_BYTES
+        self._vector = check.to_bytes(CHECKSUM_SIZE, "little") if is_known else checksum_vector(body)
         self._root = root_of(self._vector, len(body))
         self._deadline = loop.time() + REQUEST_DEADLINE_MS / 1000
         self._avoid: tuple[int, ...] = ()

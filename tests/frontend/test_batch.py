@@ -7,7 +7,7 @@ import io
 import json
 import random
 import struct
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -243,6 +243,27 @@ def test_a_bad_item_of_a_put_harms_no_other() -> None:
         async with session.post("/batch/put", data=puts(({}, b"a"), ({}, b"b"))) as answer:
             found, _ = taken_apart(await answer.read())
         assert {one.status for one in found} <= {503, 507}
+
+    run(test)
+
+
+@pytest.mark.parametrize("size", [1, 47, 1000, 70_000])
+def test_items_are_the_same_in_whatever_pieces_they_arrive(size: int) -> None:
+    bodies = [bytes([n]) * (n * 37 % 301) for n in range(20)]
+    if size >= 1000:
+        bodies += [b"x" * 64 * KIB, b"y" * (64 * KIB + 1), b"z" * 300_000]
+    data = puts(*(({"filename": f"{n}"}, body) for n, body in enumerate(bodies)))
+
+    async def pieces() -> AsyncIterator[bytes]:
+        for at in range(0, len(data), size):
+            yield data[at : at + size]
+
+    async def test(_: Serving, session: aiohttp.ClientSession) -> None:
+        async with session.post("/batch/put", data=pieces()) as answer:
+            stored, end = taken_apart(await answer.read())
+        assert (end.status, len(stored)) == (0, len(bodies))
+        found = await batch(session, "get", [one.head["id"] for one in stored])
+        assert [one.body for one in found] == bodies
 
     run(test)
 
