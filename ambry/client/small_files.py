@@ -9,6 +9,8 @@ import contextlib
 import itertools
 import json
 import os
+import re
+import stat
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -19,7 +21,7 @@ import xxhash
 
 from ambry.blob.batch_format import CONTENT_TYPE, ITEM_SIZE, encode_end, encode_put
 from ambry.client.batches import Buffer, ask_batch, read_small
-from ambry.client.beside import PART
+from ambry.client.beside import PART, PARTS
 from ambry.client.session import Session, error_of
 from ambry.client.values import BlobInfo, Stored
 from ambry.errors import AmbryError, ConnectionLost, FileChanged, NameExists
@@ -39,6 +41,20 @@ _OVERHEAD_BYTES: Final = 512
 
 THREADS_MAX: Final = 4
 """Batches at a time: while one waits for the store or the disk, another one is packed. More only disturb each other."""
+
+
+_LEFT_AFTER_NS: Final = 86_400 * 10**9
+"""A part lives for seconds. One that nobody has changed for a day was left by a process that was killed; a process that
+was only stopped for so long finds it gone, and loads the file again."""
+
+_LOOK_MAX: Final = 100_000
+"""Entries of a folder that are looked at for such parts: some 50 ms."""
+
+_LOOKED_MAX: Final = 10_000
+"""Folders that are remembered as looked at: one is looked at once by a process."""
+
+_looked: Final[set[str]] = set()
+_NAME_OF_PART: Final = re.compile(r"\.[0-9]+-[0-9]+" + re.escape(PART))
 
 
 class Sized(Protocol):
@@ -264,6 +280,8 @@ def download_each(
     finally:
         for part in parts.values():
             part.drop()
+    for folder in devices:
+        _tidy(folder)
     for number in range(len(files)):
         if number not in outcomes:
             outcomes[number] = _alone(client, files[number])
@@ -349,21 +367,55 @@ def _finish(parts: dict[int, _Part]) -> dict[int, BlobInfo | OSError]:
         try:
             parts[number].place()
             outcomes[number] = parts.pop(number).info
+        except FileNotFoundError:
+            # Taken for one that was left: see _LEFT_AFTER_NS. It is loaded by itself.
+            continue
         except OSError as error:
             outcomes[number] = error
     return outcomes
 
 
+def _tidy(folder: str) -> None:
+    """Take away parts that were left in a folder, in which this process has just made one of its own."""
+    if folder in _looked:
+        return
+    if len(_looked) >= _LOOKED_MAX:
+        _looked.clear()
+    _looked.add(folder)
+    with contextlib.suppress(OSError):
+        # By the clock of whoever keeps the files, and by what cannot be set: a part may have the time of its blob.
+        now_ns = os.stat(f"{folder}/").st_ctime_ns  # noqa: PTH116 -- text, as above
+        with os.scandir(f"{folder}/") as entries:
+            for entry in itertools.islice(entries, _LOOK_MAX):
+                if _NAME_OF_PART.fullmatch(entry.name):
+                    _drop_left(entry, now_ns)
+
+
+def _drop_left(entry: os.DirEntry[str], now_ns: int) -> None:
+    with contextlib.suppress(OSError):
+        found = entry.stat(follow_symlinks=False)
+        is_left = stat.S_ISREG(found.st_mode) and now_ns - found.st_ctime_ns > _LEFT_AFTER_NS
+        # With a list beside it, it is of a large file whose name is like that, and will be gone on with.
+        if is_left and not os.path.lexists(entry.path.removesuffix(PART) + PARTS):
+            os.unlink(entry.path)  # noqa: PTH108 -- text, as above
+
+
 def _sync(paths: Sequence[str]) -> None:
     """Have the bytes of files of one file system on the disk: with one call for all of it, where there is one."""
     syncfs = _syncfs()
-    for path in paths[:1] if syncfs is not None else paths:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    for path in paths:
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            # Taken away: placing it will tell.
+            continue
         try:
             if syncfs is None:
                 os.fsync(descriptor)
             elif number := syncfs(descriptor):
                 raise OSError(number, os.strerror(number), path)
+            else:
+                return
         finally:
             os.close(descriptor)
 

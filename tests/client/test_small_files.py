@@ -1,7 +1,10 @@
 """Folders of small files in batches: whole, verified, each judged by itself; answers that get lost, names replaced."""
 
 import os
+import signal
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +16,7 @@ from typing import Any
 import pytest
 import xxhash
 
-from ambry.client import BlobInfo, Client, Stored, batches
+from ambry.client import BlobInfo, Client, Stored, batches, small_files
 from ambry.client.beside import PART, PARTS, UPLOAD, beside, is_beside
 from ambry.client.small_files import SMALL_BYTES, LocalFile, StoredFile, batched
 from ambry.errors import FileChanged, NameDeleted, NameExists, NameNotFound
@@ -314,6 +317,63 @@ def test_two_that_load_the_same_files_never_show_half_of_one(client: Client, tmp
     assert seen == []
     assert all(isinstance(outcome, BlobInfo) for outcome in outcomes)
     assert folder_of(target) == wanted
+
+
+_KILLED = """
+import os, signal, sys
+from pathlib import Path
+from ambry.client import Client, small_files
+small_files._finish = lambda parts: os.kill(os.getpid(), signal.SIGKILL)
+with Client(sys.argv[1]) as client:
+    client.download_dir(sys.argv[2], sys.argv[3])
+"""
+
+
+def test_what_a_killed_download_left_is_taken_away_by_one_a_day_later(
+    url: str, client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = written(tmp_path / "source", {f"{number % 3}/{number}": bytes_of(300, number) for number in range(20)})
+    client.upload_dir(source, f"{BASE}/killed")
+    target = tmp_path / "target"
+    ended = subprocess.run([sys.executable, "-c", _KILLED, url, f"{BASE}/killed", str(target)], check=False)
+    assert ended.returncode == -signal.SIGKILL
+    left = {path for path in target.rglob("*") if path.is_file()}
+    assert len(left) == 20 and all(is_beside(path.name) for path in left)
+    # What only looks like one of them.
+    large = written(target / "0", {".12-3.ambry-part": b"of a large file", ".12-3.ambry-parts": b"its list"})
+    others = written(target / "0", {".12-x.ambry-part": b"", "12-3.ambry-part": b"", ".x12-3.ambry-part": b""})
+    kept = {path for folder in (large, others) for path in folder.iterdir()} - left
+    link = target / "0/.5-6.ambry-part"
+    link.symlink_to("nowhere")
+    client.download_dir(f"{BASE}/killed", target)
+    assert left < {path for path in target.rglob("*") if path.is_file()}, "they may be of a process that lives"
+    monkeypatch.setattr(small_files, "_LEFT_AFTER_NS", 0)
+    monkeypatch.setattr(small_files, "_looked", set())
+    client.download_dir(f"{BASE}/killed", target)
+    found = {path for path in target.rglob("*") if path.is_file()}
+    assert found == kept | {target / name for name in folder_of(source)}
+    assert link.is_symlink()
+
+
+@pytest.mark.parametrize("taken", [[0], [2], [0, 1, 2]])
+def test_who_finds_its_parts_taken_away_loads_these_files_again(
+    client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, taken: list[int]
+) -> None:
+    source = written(tmp_path / "source", {name: bytes_of(300, ord(name)) for name in "abc"})
+    client.upload_dir(source, f"{BASE}/taken-away", upsert=True)
+    target = tmp_path / "target"
+    target.mkdir()
+    sync = small_files._sync
+
+    def take_and_sync(paths: Sequence[str]) -> None:
+        for number in taken:
+            Path(paths[number]).unlink()
+        sync(paths)
+
+    monkeypatch.setattr(small_files, "_sync", take_and_sync)
+    outcomes = client.download_small(listed(client, f"{BASE}/taken-away/", target))
+    assert [type(outcome) for outcome in outcomes] == [BlobInfo] * 3
+    assert folder_of(target) == folder_of(source)
 
 
 def test_an_answer_that_breaks_off_is_made_up_for_one_by_one(url: str, tmp_path: Path) -> None:
