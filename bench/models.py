@@ -308,13 +308,16 @@ def many_files(report: Report, client: Client, folder: Path, options: argparse.N
 
 
 def imports(report: Report) -> None:
-    """The import of the library, by itself."""
+    """The import of the library, by itself; its modules are compiled before, as an installer leaves them."""
     program = "import time; began = time.perf_counter(); import ambry.client; print(time.perf_counter() - began)"
-    runs = [
-        float(subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout)
-        for _ in range(5)
-    ]
-    report.bar("import ambry.client, the fastest of five", 1000 * min(runs), 100, "ms")
+    with tempfile.TemporaryDirectory() as compiled:
+        environment = {**os.environ, "PYTHONPYCACHEPREFIX": compiled, "PYTHONDONTWRITEBYTECODE": ""}
+        command = [sys.executable, "-c", program]
+        runs = [
+            float(subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout)
+            for _ in range(6)
+        ]
+    report.bar("import ambry.client, the fastest of five", 1000 * min(runs[1:]), 100, "ms")
 
 
 @contextlib.contextmanager

@@ -478,7 +478,7 @@ class Client:
         )  # fmt: skip
 
     def download_file(
-        self, ref: str, path: str | os.PathLike[str], *, progress: Progress = None, part_bytes: int = 8 * MIB
+        self, ref: str, path: str | os.PathLike[str], *, progress: Progress = None, part_bytes: int | None = None
     ) -> BlobInfo:
         """Write a blob to a file, by several connections at a time.
 
@@ -487,7 +487,7 @@ class Client:
 
         Args:
             path: The file; its folder is there.
-            part_bytes: Bytes of a part, which one connection loads.
+            part_bytes: Bytes of a part, which one connection loads; None: 8 MiB, 32 MiB for a file of 1 GiB or more.
 
         Raises:
             BlobNotFound: No such id; BlobDeleted, BlobExpired if there was one.

@@ -13,6 +13,7 @@ import pytest
 from ambry.cli.ports import free_port
 from ambry.client import Client
 from ambry.client.part_upload import size_of_parts
+from ambry.client.transfer import _part_bytes
 from ambry.errors import ConnectionLost, FileChanged, NameExists, NameNotFound
 from ambry.limits import CHUNK_BYTES_MAX, GIB, MIB, UPLOAD_PARTS_MAX
 from tests.client.conftest import bytes_of, ended, started
@@ -63,6 +64,12 @@ def run_until(what: str, url: str, path: Path, name: str, at: int) -> int:
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0 or "KeyboardInterrupt" in done.stderr, done.stderr
     return done.returncode
+
+
+def test_parts_of_a_download_are_larger_where_the_file_is_and_a_crash_costs_an_eighth_at_most() -> None:
+    assert _part_bytes(GIB - 1) == 8 * MIB
+    assert _part_bytes(GIB) == 32 * MIB
+    assert 4 * _part_bytes(GIB) <= GIB // 8
 
 
 def test_parts_are_whole_chunks_and_never_too_many() -> None:
