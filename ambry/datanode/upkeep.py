@@ -322,8 +322,8 @@ class Upkeep:
         return True
 
     def _is_outdated(self, one: SegmentFacts, survey: Survey, now_ms: int) -> bool:
-        """Whether more may be garbage than the survey saw: by the clock, or since something was deleted after it."""
-        if now_ms >= survey.next_ms:
+        """Whether more may be garbage than the survey saw: by the clock, in what came after it, or deleted since."""
+        if now_ms >= survey.next_ms or survey.seen_bytes < one.size:
             return True
         unaccounted = survey.kept_bytes - one.live_bytes - one.dead_bytes
         if survey.damages and now_ms < survey.verified_at_ms + RETRY_MS:
@@ -365,10 +365,11 @@ class Upkeep:
             number = segment.number
             survey = surveys.get(number)
             dead_bytes = self._store.accounts.of_segment(partition, number).dead_bytes
-            may_end = ends and dead_bytes > 0 and (survey is None or now_ms >= survey.next_ms)
+            is_unknown = survey is None or now_ms >= survey.next_ms or not survey.seen_bytes
+            may_end = ends and dead_bytes > 0 and is_unknown
             if segment.end > DATA_OFFSET and (may_end or self._may_be_to_erase(dead_bytes, survey, now_ms)):
                 survey = surveys[number] = self._survey(partition, number, self._compaction_pace)
-            has_garbage = survey is not None and survey.kept_bytes < segment.end - DATA_OFFSET
+            has_garbage = survey is not None and survey.kept_bytes < survey.seen_bytes
             if survey is not None and (survey.erase_at_ms <= now_ms or (ends and dead_bytes > 0 and has_garbage)):
                 self._store.seal_active(partition, number)
                 has_sealed = True

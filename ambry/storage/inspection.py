@@ -67,7 +67,7 @@ def compaction_plan(store: DiskStore, settings: StorageSettings, now_ms: int) ->
 
 def surveyed(facts: SegmentFacts, survey: Survey, now_ms: int) -> SegmentFacts:
     """What is known of a segment after a look at it."""
-    return replace(facts, kept_bytes=survey.kept_bytes, is_due=survey.erase_at_ms <= now_ms)
+    return replace(facts, kept_bytes=survey.kept_of(facts.size), is_due=survey.erase_at_ms <= now_ms)
 
 
 def choose_for(

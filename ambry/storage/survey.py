@@ -20,10 +20,11 @@ from ambry.storage.index import Index, pages
 from ambry.storage.index_entry import Entry, Place, blob_key, decode_entry, lives_for_ever_at, partition_range
 from ambry.storage.plain_scan import readable_pages
 from ambry.storage.record import Header, RecordKind, header_of, record_size
-from ambry.storage.segment import Damage, ScannedRecord, Segment
+from ambry.storage.segment import DATA_OFFSET, Damage, ScannedRecord, Segment
 
-_FIELDS: Final = struct.Struct("<QQQQQQQQ")
-_FIELDS_BEFORE_ERASURE: Final = struct.Struct("<QQQQ")
+_FIELDS: Final = struct.Struct("<QQQQQQQQQ")
+_FORMER_SIZES: Final = frozenset({32, 64})
+"""Without what erasure needs and all that follows; without the last field."""
 LAYOUT: Final = (
     ("verified_at_ms", 0, 8),
     ("kept_bytes", 8, 8),
@@ -33,6 +34,7 @@ LAYOUT: Final = (
     ("erase_by_ms", 40, 8),
     ("erasure_digest", 48, 8),
     ("tombstone_bytes", 56, 8),
+    ("seen_bytes", 64, 8),
 )
 _LOOK_RECORDS: Final = 64
 _LOOK_BYTES: Final = MIB // 4
@@ -58,6 +60,12 @@ class Survey:
     """Of the policy that these follow."""
     tombstone_bytes: int = 0
     """Of the bytes that have to stay, those of tombstones, which stay for the life of the partition."""
+    seen_bytes: int = 0
+    """Bytes of the records that were there; what was appended since is not in the other fields. 0 when nobody knows."""
+
+    def kept_of(self, size: int) -> int:
+        """Bytes that have to stay of a segment with `size` bytes of records by now: all of what was not seen."""
+        return min(self.kept_bytes + max(size - self.seen_bytes, 0), size)
 
 
 SURVEY_PREFIX: Final = b"v"
@@ -69,7 +77,7 @@ def survey_key(partition: int, segment: int) -> bytes:
 
 
 def encode_survey(survey: Survey) -> bytes:
-    """The 64 bytes of a survey."""
+    """The 72 bytes of a survey."""
     return _FIELDS.pack(
         survey.verified_at_ms,
         survey.kept_bytes,
@@ -79,14 +87,15 @@ def encode_survey(survey: Survey) -> bytes:
         survey.erase_by_ms,
         survey.erasure_digest,
         survey.tombstone_bytes,
+        survey.seen_bytes,
     )
 
 
 def decode_survey(data: bytes) -> Survey:
     """Read a survey. Raises CorruptRecord."""
-    if len(data) == _FIELDS_BEFORE_ERASURE.size:
-        # From before there was erasure: it says nothing of it, as one without a policy.
-        return Survey(*_FIELDS_BEFORE_ERASURE.unpack(data))
+    if len(data) in _FORMER_SIZES:
+        # Of a former version: what it does not say has the value that says so.
+        return Survey(*struct.unpack(f"<{len(data) // 8}Q", data))
     if len(data) != _FIELDS.size:
         raise CorruptRecord(f"survey of {len(data)} bytes")
     return Survey(*_FIELDS.unpack(data))
@@ -102,8 +111,12 @@ def look_at(
     pace: Callable[[int], None],
     on_damage: Callable[[Damage], None],
 ) -> Survey:
-    """Read a segment up to its end. `pace` is told the bytes of each page of records; what it raises is raised."""
+    """Read a segment up to its end, which must not move meanwhile.
+
+    `pace` is told the bytes of each page of records; what it raises is raised.
+    """
     kept = damages = tombstones = 0
+    seen = segment.end - DATA_OFFSET
     next_ms = erase_at_ms = erase_by_ms = NEVER
 
     def judge(page: Sequence[tuple[int, Header, bytes]], values: Sequence[bytes | None]) -> None:
@@ -146,7 +159,7 @@ def look_at(
                     others.append((offset, header_of(fields), fields[9]))
                     others_values.append(value)
             judge(others, others_values)
-    return Survey(now_ms, kept, next_ms, damages, erase_at_ms, erase_by_ms, erasure.digest, tombstones)
+    return Survey(now_ms, kept, next_ms, damages, erase_at_ms, erase_by_ms, erasure.digest, tombstones, seen)
 
 
 def is_needed(index: Index, segment: Segment, damage: Damage) -> bool:

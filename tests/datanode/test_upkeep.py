@@ -280,6 +280,33 @@ def test_scrub_gives_way_to_readers_until_it_is_overdue_and_compaction_does_not(
     world.check()
 
 
+def test_what_was_appended_after_a_look_is_not_taken_for_garbage() -> None:
+    """Scrub looks at segments that are still being written to; compaction would copy each of them as a whole."""
+    world = World(SETTINGS)
+    world.open()
+    world.commit([put(blob_id(0), body_of(0, 1500))])
+    world.store.checkpoint()
+    upkeep = _upkeep(world)
+    _work(upkeep)
+    first = world.store.replicas[0].segments[1]
+    seen_bytes = first.end
+    while len(world.store.replicas[0].segments) < 2:
+        number = len(world.models[0].blobs)
+        world.commit([put(blob_id(number), body_of(number, 1500))])
+    world.store.checkpoint()
+    assert first.end > 2 * seen_bytes
+    _work(upkeep)
+    assert upkeep.figures.compactions == 0
+    assert upkeep.figures.garbage_bytes == 0
+    # What is garbage in it later is found all the same.
+    _delete(world, len(world.models[0].blobs) - 1)
+    world.clock.advance(SETTINGS.deleted_retention_ms + 1)
+    _work(upkeep)
+    assert upkeep.figures.compactions > 0
+    assert 1 not in world.store.replicas[0].segments
+    world.check()
+
+
 def test_what_a_step_took_counts_towards_its_rate() -> None:
     rests = _Rests()
     pace = _pace(rests, MIB)

@@ -415,7 +415,7 @@ def _of_disks() -> _Targets:
             _sealed_document(REPLICA_MAGIC, lambda disk: read_replica_meta(disk, 7)),
         ),
         "index-entry": ((_ENTRY,), decode_entry),
-        "survey": ((bytes(64), bytes(32)), decode_survey),
+        "survey": ((bytes(72), bytes(64), bytes(32)), decode_survey),
         "blob-id": ((_ID,), parse_binary),
         "blob-id-text": ((_TEXT_ID.encode(),), _of_text(parse_text)),
         "blob-id-bytes": ((_TEXT_ID.encode(),), binary_from_text),

@@ -292,6 +292,13 @@ MUTANTS: Final = (
         _COMPACTION,
     ),
     Mutant(
+        "what was appended after a look at a segment is taken for garbage",
+        "ambry/storage/survey.py",
+        "max(size - self.seen_bytes, 0)",
+        "0",
+        _UPKEEP,
+    ),
+    Mutant(
         "scrub never comes back to a segment",
         "ambry/datanode/upkeep.py",
         "        segments.sort()\n",
