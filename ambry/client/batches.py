@@ -22,19 +22,22 @@ from ambry.blob.batch_format import (
 from ambry.client.session import Session, error_of
 from ambry.client.values import BatchEntry, BlobInfo, Stored
 from ambry.errors import AmbryError, BadDigest, ConnectionLost
-from ambry.limits import KIB
+from ambry.limits import KIB, MIB
 
 Buffer: TypeAlias = bytes | bytearray | memoryview
 
 _IDS_PER_REQUEST: Final = 500
-_BYTES_PER_REQUEST: Final = 8 * 1024 * 1024
+_BYTES_PER_REQUEST: Final = 8 * MIB
 _NEVER: Final = 2**64 - 1
 
 _EXPECTED_BYTES: Final = 256 * KIB
 """Memory for an answer of unknown size, at first."""
 
-_OVERHEAD_BYTES: Final = 512
+OVERHEAD_BYTES: Final = 512
 """Of an item around its body, mostly: names in its head may be longer."""
+
+EXPECTED_BYTES_MAX: Final = 16 * MIB
+"""Memory for a batch, at first, whatever sizes were told for its items."""
 
 
 def read_many(session: Session, what: str, ids: Iterable[str]) -> Iterator[BatchEntry]:
@@ -67,7 +70,7 @@ def read_small(session: Session, ids: Sequence[str], sizes: Sequence[int]) -> It
 
 
 def _small_page(session: Session, ids: Sequence[str], sizes: Sequence[int]) -> Iterator[tuple[BlobInfo, Buffer] | None]:
-    expected = sum(sizes) + _OVERHEAD_BYTES * len(ids)
+    expected = min(sum(sizes) + OVERHEAD_BYTES * len(ids), EXPECTED_BYTES_MAX)
     for blob_id, size, answer in zip(ids, sizes, _read(session, "get", ids, expected), strict=True):
         if answer.error is not None or not answer.document or len(answer.body) != size:
             yield None

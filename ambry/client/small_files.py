@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 import xxhash
 
 from ambry.blob.batch_format import CONTENT_TYPE, ITEM_SIZE, encode_end, encode_put
-from ambry.client.batches import Buffer, ask_batch, read_small
+from ambry.client.batches import EXPECTED_BYTES_MAX, OVERHEAD_BYTES, Buffer, ask_batch, read_small
 from ambry.client.beside import PART, PARTS
 from ambry.client.session import Session, error_of
 from ambry.client.values import BlobInfo, Stored
@@ -35,9 +35,6 @@ SMALL_BYTES: Final = 512 * KIB
 
 _BATCH_BYTES: Final = 4 * MIB
 _BATCH_FILES: Final = 400
-
-_OVERHEAD_BYTES: Final = 512
-"""Of an item around its body, and more where names are long."""
 
 THREADS_MAX: Final = 4
 """Batches at a time: while one waits for the store or the disk, another one is packed. More only disturb each other."""
@@ -133,7 +130,7 @@ def upload_each(
     client: "Client", session: Session, container: str, files: Sequence[LocalFile], *, upsert: bool
 ) -> list[Stored | AmbryError | OSError]:
     """See Client.upload_small."""
-    batch = _Batch(sum(file.size for file in files) + _OVERHEAD_BYTES * len(files))
+    batch = _Batch(min(sum(file.size for file in files) + OVERHEAD_BYTES * len(files), EXPECTED_BYTES_MAX))
     outcomes: dict[int, Stored | AmbryError | OSError] = {}
     for number, file in enumerate(files):
         try:
