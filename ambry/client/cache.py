@@ -2,7 +2,7 @@
 
     content/ab/ab12...     one content, read-only; its mtime is made from its SHA-256, so whoever writes to it shows
     partial/ab12...        what is being loaded, under a lock of that name
-    records/...            what the store last said of aliases, and manifests; for working offline
+    records/cd34...        what the store last said of an alias, or a manifest; for working offline
     snapshots/VERSION/     folders of links to content, for pulls that name no folder
     lock                   shared by pulls, exclusive to whoever makes room
 
@@ -12,6 +12,7 @@ What is read is trusted when size and mtime are as they were made, or when it ha
 import contextlib
 import errno
 import fcntl
+import itertools
 import os
 import shutil
 import threading
@@ -20,8 +21,8 @@ from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Final
-from urllib.parse import quote
 
+from ambry.client.chance import below
 from ambry.clock import SystemClock
 from ambry.errors import ModelDamaged
 from ambry.limits import GIB, MIB
@@ -29,6 +30,7 @@ from ambry.limits import GIB, MIB
 SIZE_MAX_DEFAULT: Final = 100 * GIB
 _STAMP_S: Final = 1_000_000_000
 _READ_BYTES: Final = 4 * MIB
+_NUMBERS: Final = itertools.count()
 _FICLONE: Final = 0x40049409
 _NO_LINK: Final = {errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP, errno.ENOSYS, errno.EACCES}
 
@@ -127,18 +129,27 @@ class Cache:
 
     def remember(self, name: str, data: bytes) -> None:
         """Keep what the store said."""
-        path = self.folder / "records" / quote(name, safe="")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f"{path.name[:100]}.{os.getpid()}.partial")
-        partial.write_bytes(data)
-        partial.replace(path)
+        path = self._record(name)
+        # Nobody makes room, which takes partial files away, before this one has its name.
+        with self.in_use():
+            # Nobody else's name: threads may have the same to say at once, and so may processes of one number, in
+            # containers that share the cache.
+            partial = self.folder / "partial" / f"{os.getpid()}-{next(_NUMBERS)}-{below(1 << 62):x}.record"
+            for folder in (path.parent, partial.parent):
+                folder.mkdir(parents=True, exist_ok=True)
+            partial.write_bytes(data)
+            partial.replace(path)
 
     def recall(self, name: str) -> bytes | None:
         """What the store said last."""
         try:
-            return (self.folder / "records" / quote(name, safe="")).read_bytes()
+            return self._record(name).read_bytes()
         except OSError:
             return None
+
+    def _record(self, name: str) -> Path:
+        """By digest: names of models may be longer than those of files."""
+        return self.folder / "records" / sha256(name.encode()).hexdigest()
 
     def snapshot(self, version: str) -> Path:
         """The folder of a version that is pulled to nowhere else."""

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
 from pathlib import Path
 
@@ -163,6 +164,48 @@ def test_records_are_what_was_remembered_last(cache: Cache) -> None:
     cache.remember("a/b@c", b"1")
     cache.remember("a/b@c", b"2")
     assert cache.recall("a/b@c") == b"2"
+
+
+@pytest.mark.parametrize("name", ["a/b/" + "n" * 512, "a/b/" + "模" * 512, "a/b/c%2Fd", "a/b/c/d"])
+def test_records_have_names_of_any_length_and_are_not_mixed_up(cache: Cache, name: str) -> None:
+    cache.remember(name, b"1")
+    cache.remember(f"{name}!", b"2")
+    assert (cache.recall(name), cache.recall(f"{name}!")) == (b"1", b"2")
+
+
+def test_threads_that_remember_at_once_all_arrive(cache: Cache) -> None:
+    model = "a/b/.versions/" + "n" * 85
+    barrier = threading.Barrier(8)
+
+    def remember(number: int) -> None:
+        barrier.wait(30)
+        for count in range(200):
+            cache.remember(f"{model}/{count}", b"same")
+            cache.remember(f"{model}/{number}-{count}", b"own")
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(remember, range(8)))
+    assert all(cache.recall(f"{model}/{number}-7") == b"own" for number in range(8))
+    assert list((cache.folder / "partial").iterdir()) == []
+
+
+def test_room_that_is_made_takes_nothing_away_from_who_remembers(cache: Cache) -> None:
+    cache.remember("alias", b"0")
+    is_done = threading.Event()
+
+    def make_room() -> None:
+        while not is_done.is_set():
+            cache.prune(0)
+
+    pruner = threading.Thread(target=make_room)
+    pruner.start()
+    try:
+        for number in range(300):
+            cache.remember("alias", b"%d" % number)
+    finally:
+        is_done.set()
+        pruner.join(30)
+    assert cache.recall("alias") == b"299"
 
 
 def test_where_the_cache_is_comes_from_arguments_and_the_environment(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ import random
 import socket
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -133,6 +134,34 @@ def test_the_second_pull_moves_no_bodies_and_offline_none_at_all(client: Client,
             nowhere.pull_model(f"{BASE}/cached@20200101T000000Z-0123456789abcdef", offline=True)
     for name in ("first", "second", "third"):
         assert tree(tmp_path / name) == files
+
+
+@pytest.mark.parametrize("name", ["n" * 230, "模" * 50, "m" * 512])
+def test_models_of_long_names_are_pulled(client: Client, url: str, tmp_path: Path, name: str) -> None:
+    pushed = client.push_model(written(tmp_path / "model", {"a": b"a"}), f"{BASE}/{name}")
+    assert client.pull_model(f"{BASE}/{name}").version == pushed.version
+    assert client.pull_model(pushed.ref, tmp_path / "copy", offline=True).files == ("a",)
+    with Client(url, cache=tmp_path / "cold") as other:
+        assert other.collect_content(BASE, is_dry=True).removed == 0
+
+
+def test_threads_pull_one_model_into_a_cold_cache(client: Client, url: str, tmp_path: Path) -> None:
+    files = {f"part-{number}": bytes_of(5000, number) for number in range(10)}
+    model = f"{BASE}/{'cold' * 22}"
+    for number in range(12):
+        client.push_model(written(tmp_path / "model", files | {"number": b"%d" % number}), model)
+    for number in range(3):
+        with Client(url, cache=tmp_path / f"cold-{number}") as cold:
+            barrier = threading.Barrier(8)
+
+            def pull(number: int, cold: Client = cold, barrier: threading.Barrier = barrier) -> int:
+                barrier.wait(30)
+                if number % 2:
+                    return cold.collect_content(BASE).removed
+                return tree(cold.pull_model(model).folder) != files | {"number": b"11"}
+
+            with ThreadPoolExecutor(8) as pool:
+                assert list(pool.map(pull, range(8))) == [0] * 8
 
 
 def test_content_that_is_there_is_not_sent_again(client: Client, tmp_path: Path) -> None:
