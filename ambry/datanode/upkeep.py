@@ -59,6 +59,9 @@ REPAIRS_PER_STEP: Final = 64
 OVERDUE: Final = 2
 """So many intervals after it was verified, or made, a segment is scrubbed at the full rate, whoever reads meanwhile."""
 
+PRESSING_SEGMENTS: Final = 8
+"""With less room than for so many segments compaction must not wait long for scrub, which has the same thread."""
+
 CHECK_BYTES_PER_S: Final = 64 * MIB
 """A check that somebody waits for: faster than scrub, and it gives way to commits all the same."""
 
@@ -129,7 +132,9 @@ class Upkeep:
         self._commit_s = commit_s
         self._compaction_pace = self._pace(settings.compaction_bytes_per_s)
         self._scrub_pace = self._pace(settings.scrub_bytes_per_s)
-        self._patient_pace = self._pace(settings.scrub_bytes_per_s, has_readers)
+        self._patient_pace = self._pace(
+            settings.scrub_bytes_per_s, lambda: has_readers() and not self._has_pressing_work()
+        )
         self._repair_source = repair_source
         self._suspects: deque[bytes] = deque(maxlen=SUSPECTS_MAX)
         self._not_before: dict[tuple[int, int], int] = {}
@@ -153,6 +158,10 @@ class Upkeep:
 
     def _pace(self, bytes_per_s: int, has_readers: Callable[[], bool] = lambda: False) -> Pace:
         return Pace(max(bytes_per_s, 1), self._stopping, self._commit_s, self._clock.monotonic, has_readers)
+
+    def _has_pressing_work(self) -> bool:
+        """Whether something waits for scrub to be through with a segment: a repair, a replica to drop, a full disk."""
+        return self._wanted.is_set() or self._store.free_bytes() < PRESSING_SEGMENTS * self._settings.segment_bytes
 
     def stop(self) -> None:
         """Let `run` end soon. From any thread."""
@@ -348,7 +357,8 @@ class Upkeep:
         return is_due or (dead_bytes > 0 and now_ms >= survey.verified_at_ms + soonest_ms)
 
     def _may_be_over(self, survey: Survey, now_ms: int) -> bool:
-        return now_ms >= survey.verified_at_ms + max(self._store.retention.deleted_ms, RETRY_MS)
+        """Whether what was dead at the last look, or died since, may be out of its retention."""
+        return now_ms >= survey.verified_at_ms + max(self._store.retention.deleted_ms, FIRST_RETRY_MS)
 
     def _ends(self, partition: int) -> bool:
         """Whether nothing comes to a partition any more, and nothing in it lives."""
@@ -493,6 +503,7 @@ class Upkeep:
         )
         for blob_id in self._store.quarantine(partition, segment, damage, self._scrub_pace):
             self.figures.quarantined += 1
+            self._wanted.set()
             _log.error("bytes of a blob are quarantined", disk=self._name, partition=partition, blob_id=blob_id.hex())
 
     def watch(self, metrics: Metrics) -> None:

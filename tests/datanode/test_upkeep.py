@@ -8,7 +8,7 @@ import pytest
 from ambry.blob.requests import Change, GetRequest
 from ambry.blob.state import NEVER, BlobState
 from ambry.datanode.pace import READERS_SLOWDOWN, REST_S_MAX, Pace
-from ambry.datanode.upkeep import FIRST_RETRY_MS, OVERDUE, Upkeep
+from ambry.datanode.upkeep import FIRST_RETRY_MS, OVERDUE, PRESSING_SEGMENTS, Upkeep
 from ambry.errors import DiskUnavailable, NotHere, ShuttingDown
 from ambry.limits import GIB, KIB, MIB, RETIRED_SEGMENT_S
 from ambry.storage.index_entry import blob_key, decode_entry
@@ -278,6 +278,55 @@ def test_scrub_gives_way_to_readers_until_it_is_overdue_and_compaction_does_not(
         assert upkeep.step()
     assert set(asked) == {"the first time", "in time"}
     world.check()
+
+
+def test_without_retention_what_is_deleted_goes_soon_and_not_with_the_next_scrub() -> None:
+    world = World(replace(SETTINGS, deleted_retention_ms=0))
+    world.open()
+    for first in range(0, 24, 4):
+        world.commit([put(blob_id(n), body_of(n, 1500)) for n in range(first, first + 4)])
+    world.store.checkpoint()
+    upkeep = Upkeep(world.store, "disk", world.settings, world.clock)
+    _work(upkeep)
+    _delete(world, 16)
+    world.clock.advance(FIRST_RETRY_MS)
+    _work(upkeep)
+    assert upkeep.figures.compactions > 0
+    assert upkeep.figures.bytes_freed > 8 * 1500
+    world.check()
+
+
+def test_scrub_does_not_give_way_where_a_full_disk_or_other_work_waits_for_it() -> None:
+    world = _filled()
+
+    def scrub() -> None:
+        world.clock.advance(SETTINGS.scrub_interval_ms + 1)
+        _work(upkeep)
+
+    upkeep = Upkeep(world.store, "disk", SETTINGS, world.clock, has_readers=lambda: True)
+    gives_way = upkeep._patient_pace._has_readers
+    rests: list[bool] = []
+
+    def note() -> bool:
+        rests.append(gives_way())
+        return rests[-1]
+
+    upkeep._patient_pace._has_readers = note
+    scrub()
+    assert rests
+    assert all(rests)
+    rests.clear()
+    upkeep.look_soon()
+    scrub()
+    assert rests
+    assert not any(rests)
+    upkeep._wanted.clear()
+    rests.clear()
+    room = (PRESSING_SEGMENTS - 1) * SETTINGS.segment_bytes + SETTINGS.reserve_bytes
+    world.disk.capacity_bytes = world.disk._used() + room
+    scrub()
+    assert rests
+    assert not any(rests)
 
 
 def test_what_was_appended_after_a_look_is_not_taken_for_garbage() -> None:
