@@ -580,10 +580,10 @@ class Client:
         folder: str | os.PathLike[str],
         model: str,
         *,
-        aliases: Sequence[str] = ("latest",),
+        aliases: str | Sequence[str] = ("latest",),
         metadata: Mapping[str, str | int | float | bool] | None = None,
         lineage: Mapping[str, str] | None = None,
-        ignore_patterns: Sequence[str] | None = None,
+        ignore_patterns: str | Sequence[str] | None = None,
         progress: Progress = None,
     ) -> "Pushed":
         """Store the files of a folder as a new version of a model.
@@ -594,10 +594,10 @@ class Client:
 
         Args:
             folder: The folder; links to files are followed.
-            aliases: Names that stand for this version from then on.
+            aliases: Names that stand for this version from then on; one, or several.
             metadata: Texts, numbers and truth values that are kept in the manifest.
             lineage: Where it comes from: `dataset`, `parent`, `code`, or what you like.
-            ignore_patterns: Files that are left out, as `*.tmp` or `logs/*`.
+            ignore_patterns: Files that are left out, as `*.tmp` or `logs/*`; one pattern, or several.
 
         Raises:
             FileChanged: A file changed while it was read; there is no new version.
@@ -615,8 +615,8 @@ class Client:
         model: str,
         folder: str | os.PathLike[str] | None = None,
         *,
-        allow_patterns: Sequence[str] | None = None,
-        ignore_patterns: Sequence[str] | None = None,
+        allow_patterns: str | Sequence[str] | None = None,
+        ignore_patterns: str | Sequence[str] | None = None,
         offline: bool | None = None,
         verify: bool = False,
         copies: bool = False,
@@ -631,8 +631,8 @@ class Client:
             model: `account/container/model`, with `@VERSION` or `@ALIAS` (`@latest` without one); with `/PATH` behind
                 it that file alone.
             folder: Where they go; it is made if it is not there.
-            allow_patterns: Files to have, as `*.safetensors`; default all.
-            ignore_patterns: Files to leave out.
+            allow_patterns: Files to have, as `*.safetensors`, or several such patterns; default all.
+            ignore_patterns: Files to leave out; one pattern, or several.
             offline: Whether nobody but the cache is asked; default AMBRY_OFFLINE.
             verify: Whether all that is there already is read, and loaded again if it does not have its SHA-256.
             copies: Whether they are files of their own, which may be written to.

@@ -5,6 +5,7 @@ A model is `account/container/model`, where the last may have slashes; a version
 """
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final
@@ -67,6 +68,11 @@ def parse_model(text: str) -> ModelRef:
     if slash and not file:
         raise BadRequest("a file of a model is account/container/model@VERSION/path", field="ref")
     return ModelRef("/".join(parts[:2]), parts[2], selector or None, file or None)
+
+
+def texts_of(value: str | Sequence[str]) -> tuple[str, ...]:
+    """One text, or several. A text is a sequence of its letters too, which nobody means."""
+    return (value,) if isinstance(value, str) else tuple(value)
 
 
 def check_alias(text: str) -> None:

@@ -26,6 +26,7 @@ from ambry.client.model_names import (
     is_digest_of_version,
     is_version,
     parse_model,
+    texts_of,
     version_of,
 )
 from ambry.client.model_pull import Pull, Pulled, is_same, source_of
@@ -123,17 +124,18 @@ class Models:
         folder: str | os.PathLike[str],
         model: str,
         *,
-        aliases: Sequence[str] = (LATEST,),
+        aliases: str | Sequence[str] = (LATEST,),
         metadata: Mapping[str, Value] | None = None,
         lineage: Mapping[str, str] | None = None,
-        ignore_patterns: Sequence[str] | None = None,
+        ignore_patterns: str | Sequence[str] | None = None,
         progress: Progress = None,
     ) -> Pushed:
         """See Client.push_model."""
         ref = _model(model)
-        for alias in aliases:
+        named = texts_of(aliases)
+        for alias in named:
             check_alias(alias)
-        found = look_at(Path(folder), ignore_patterns)
+        found = look_at(Path(folder), None if ignore_patterns is None else texts_of(ignore_patterns))
         if not found.files and not found.empty_folders:
             raise BadRequest(f"{folder} has nothing that could be a model", field="folder")
         contents = Contents(self._client, ref.container)
@@ -149,7 +151,7 @@ class Models:
         decode_manifest(data)
         version = self._publish(ref, manifest.created_ms, data)
         meter.end()
-        for alias in aliases:
+        for alias in named:
             self._move(ref, alias, version, ANY)
         return Pushed(f"{ref.container}/{ref.model}", version, len(files), manifest.size, push.sent_bytes + len(data))
 
@@ -264,8 +266,8 @@ class Models:
         model: str,
         folder: str | os.PathLike[str] | None = None,
         *,
-        allow_patterns: Sequence[str] | None = None,
-        ignore_patterns: Sequence[str] | None = None,
+        allow_patterns: str | Sequence[str] | None = None,
+        ignore_patterns: str | Sequence[str] | None = None,
         offline: bool | None = None,
         verify: bool = False,
         copies: bool = False,
@@ -276,12 +278,14 @@ class Models:
         ref = self.resolve(model, offline=is_offline)
         assert ref.selector is not None
         manifest = self._manifest(ref, ref.selector, offline=is_offline)
-        files = [file for file in manifest.files if matches(file.path, allow_patterns, ignore_patterns)]
+        allow = None if allow_patterns is None else texts_of(allow_patterns)
+        ignore = None if ignore_patterns is None else texts_of(ignore_patterns)
+        files = [file for file in manifest.files if matches(file.path, allow, ignore)]
         if ref.file is not None:
             files = [file for file in files if file.path == ref.file]
             if not files:
                 raise NameNotFound(f"{ref} is not there", name=ref.file)
-        empty = [path for path in manifest.empty_folders if matches(path, allow_patterns, ignore_patterns)]
+        empty = [path for path in manifest.empty_folders if matches(path, allow, ignore)]
         target = Path(folder) if folder is not None else self._cache.snapshot(ref.selector)
         meter = Meter(progress, ref.model, sum({file.sha256: file.size for file in files}.values()))
         contents = None if is_offline else Contents(self._client, ref.container)

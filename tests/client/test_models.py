@@ -136,6 +136,18 @@ def test_the_second_pull_moves_no_bodies_and_offline_none_at_all(client: Client,
         assert tree(tmp_path / name) == files
 
 
+def test_one_alias_or_pattern_needs_no_list(client: Client, tmp_path: Path) -> None:
+    files = {"a.json": b"{}", "b.bin": b"b", "c.tmp": b"c"}
+    model = f"{BASE}/single"
+    pushed = client.push_model(written(tmp_path / "model", files), model, aliases="prod", ignore_patterns="*.tmp")
+    assert [one.aliases for one in client.list_versions(model)] == [("prod",)]
+    assert client.pull_model(pushed.ref, tmp_path / "all").files == ("a.json", "b.bin")
+    assert client.pull_model(pushed.ref, tmp_path / "allowed", allow_patterns="*.json").files == ("a.json",)
+    assert client.pull_model(pushed.ref, tmp_path / "rest", ignore_patterns="*.json").files == ("b.bin",)
+    assert client.pull_model(pushed.ref, tmp_path / "none", allow_patterns="").files == ()
+    assert client.pull_model(pushed.ref, tmp_path / "none", allow_patterns=[]).files == ()
+
+
 @pytest.mark.parametrize("name", ["n" * 230, "模" * 50, "m" * 512])
 def test_models_of_long_names_are_pulled(client: Client, url: str, tmp_path: Path, name: str) -> None:
     pushed = client.push_model(written(tmp_path / "model", {"a": b"a"}), f"{BASE}/{name}")
