@@ -633,7 +633,7 @@ class Client:
             folder: Where they go; it is made if it is not there.
             allow_patterns: Files to have, as `*.safetensors`, or several such patterns; default all.
             ignore_patterns: Files to leave out; one pattern, or several.
-            offline: Whether nobody but the cache is asked; default AMBRY_OFFLINE.
+            offline: Whether nobody but the cache is asked; default whether AMBRY_OFFLINE is 1.
             verify: Whether all that is there already is read, and loaded again if it does not have its SHA-256.
             copies: Whether they are files of their own, which may be written to.
 

@@ -216,14 +216,17 @@ class Models:
                     found[alias] = version
         return found
 
-    def resolve(self, model: str, *, offline: bool = False) -> ModelRef:
-        """A reference with the id of its version. Raises NameNotFound, NotCached."""
+    def resolve(self, model: str, *, offline: bool | None = None) -> ModelRef:
+        """A reference with the id of its version; `offline` None: as the environment says.
+
+        Raises NameNotFound, NotCached.
+        """
         ref = parse_model(model)
         selector = ref.selector or LATEST
         if is_version(selector):
             return ref
         record = f"{ref.container}/{ref.model}@{selector}"
-        if offline:
+        if _is_offline(offline):
             known = self._cache.recall(record)
             if known is None or not is_version(known.decode("ascii", "replace")):
                 raise NotCached("the cache does not know what the alias stands for", name=record)
@@ -235,11 +238,11 @@ class Models:
             self._cache.remember(record, version.encode())
         return ModelRef(ref.container, ref.model, version, ref.file)
 
-    def manifest(self, model: str, *, offline: bool = False) -> ModelManifest:
-        """What a version is made of. Raises NameNotFound, ModelDamaged."""
+    def manifest(self, model: str, *, offline: bool | None = None) -> ModelManifest:
+        """What a version is made of; `offline` as of `resolve`. Raises NameNotFound, NotCached, ModelDamaged."""
         ref = self.resolve(model, offline=offline)
         assert ref.selector is not None
-        return self._manifest(ref, ref.selector, offline=offline)
+        return self._manifest(ref, ref.selector, offline=_is_offline(offline))
 
     def _manifest(self, ref: ModelRef, version: str, *, offline: bool = False) -> ModelManifest:
         """From the cache if it is there and right: the id of a version has its manifest's digest."""
@@ -274,7 +277,7 @@ class Models:
         progress: Progress = None,
     ) -> Pulled:
         """See Client.pull_model."""
-        is_offline = os.environ.get("AMBRY_OFFLINE", "0") not in {"", "0"} if offline is None else offline
+        is_offline = _is_offline(offline)
         ref = self.resolve(model, offline=is_offline)
         assert ref.selector is not None
         manifest = self._manifest(ref, ref.selector, offline=is_offline)
@@ -301,12 +304,17 @@ class Models:
         return Pulled(target, ref.selector, names, sum(file.size for file in files), pull.loaded_bytes)
 
     def find_file(self, model: str) -> Path | Source:
-        """Where a file, `...@VERSION/path`, can be read: in the cache, else in the store. Raises NameNotFound."""
+        """Where a file, `...@VERSION/path`, can be read: in the cache, else in the store.
+
+        Raises NameNotFound, NotCached.
+        """
         ref = self.resolve(model)
         manifest = self.manifest(str(ref))
         for file in manifest.files:
             if file.path == ref.file:
                 found = self._cache.find(file.sha256, file.size)
+                if found is None and _is_offline(None):
+                    raise NotCached("the cache lacks the file", name=str(ref))
                 return found or source_of(Contents(self._client, ref.container), file.pieces, file.sha256)
         raise NameNotFound(f"{ref} is not there", name=str(ref))
 
@@ -314,9 +322,11 @@ class Models:
 
     def verify(self, model: str, folder: str | os.PathLike[str] | None = None, *, reads: bool = False) -> Verified:
         """See Client.verify_model."""
-        ref = self.resolve(model)
+        # Whether the store has all of it is a question to the store, whatever the environment says.
+        is_offline = folder is not None and _is_offline(None)
+        ref = self.resolve(model, offline=is_offline)
         assert ref.selector is not None
-        manifest = self._manifest(ref, ref.selector)
+        manifest = self._manifest(ref, ref.selector, offline=is_offline)
         problems: list[str] = []
         if folder is not None:
             for file in manifest.files:
@@ -368,7 +378,7 @@ class Models:
 
     def set_alias(self, model: str, alias: str, *, expected: str | None = ANY) -> ModelVersion:
         """See Client.set_alias."""
-        ref = self.resolve(model)
+        ref = self.resolve(model, offline=False)
         assert ref.selector is not None
         check_alias(alias)
         self._manifest(ref, ref.selector)
@@ -460,6 +470,11 @@ class Models:
 
         listed = self._client.list(f"{container}/{VERSIONS}")
         return frozenset[str]().union(*in_order(self._threads, contents_of, listed))
+
+
+def _is_offline(offline: bool | None) -> bool:
+    """Whether nobody but the cache is asked: as the caller says, else the environment."""
+    return os.environ.get("AMBRY_OFFLINE", "0") not in {"", "0"} if offline is None else offline
 
 
 def _model(text: str) -> ModelRef:

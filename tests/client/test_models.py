@@ -3,6 +3,7 @@
 import os
 import random
 import socket
+import struct
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -134,6 +135,35 @@ def test_the_second_pull_moves_no_bodies_and_offline_none_at_all(client: Client,
             nowhere.pull_model(f"{BASE}/cached@20200101T000000Z-0123456789abcdef", offline=True)
     for name in ("first", "second", "third"):
         assert tree(tmp_path / name) == files
+
+
+def test_offline_nobody_is_asked_for_what_the_cache_has(
+    client: Client, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = f"{BASE}/offline"
+    tensor = struct.pack("<Q", 54) + b'{"a":{"dtype":"U8","shape":[2],"data_offsets":[0,2]}}'.ljust(54) + b"\1\2"
+    first = client.push_model(written(tmp_path / "model", {"a.safetensors": tensor, "b": b"b"}), model)
+    client.pull_model(model, tmp_path / "copy")
+    second = client.push_model(written(tmp_path / "model", {"b": b"other"}), model, aliases="new")
+    client.read_manifest(second.ref)
+    monkeypatch.setenv("AMBRY_OFFLINE", "1")
+    with Client("http://127.0.0.1:9", cache=tmp_path / "cache", deadline_s=5) as nowhere:
+        with nowhere.open_tensors(f"{model}@latest/a.safetensors") as file:
+            assert file.get_tensor("a").tolist() == [1, 2]
+        assert nowhere.load_tensors(f"{first.ref}/a.safetensors")["a"].tolist() == [1, 2]
+        assert nowhere.read_manifest(model).size == first.size
+        assert nowhere.diff_models(model, second.ref).changed == ("b",)
+        assert nowhere.verify_model(model, tmp_path / "copy").problems == ()
+        assert nowhere.pull_model(model, tmp_path / "other").version == first.version
+        for missing in (f"{second.ref}/b", f"{model}@new/b"):
+            with pytest.raises(NotCached):
+                nowhere.open_tensors(missing)
+        with pytest.raises(NotCached):
+            nowhere.read_manifest(f"{model}@new")
+    with Client(url, cache=tmp_path / "cache") as online:
+        assert online.pull_model(f"{model}@new", offline=False).version == second.version
+        assert online.verify_model(f"{model}@new").problems == ()
+        assert online.set_alias(f"{model}@new", "prod").version == second.version
 
 
 def test_one_alias_or_pattern_needs_no_list(client: Client, tmp_path: Path) -> None:
