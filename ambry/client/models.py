@@ -226,7 +226,7 @@ class Models:
         if is_version(selector):
             return ref
         record = f"{ref.container}/{ref.model}@{selector}"
-        if _is_offline(offline):
+        if _is_offline(offline=offline):
             known = self._cache.recall(record)
             if known is None or not is_version(known.decode("ascii", "replace")):
                 raise NotCached("the cache does not know what the alias stands for", name=record)
@@ -242,7 +242,7 @@ class Models:
         """What a version is made of; `offline` as of `resolve`. Raises NameNotFound, NotCached, ModelDamaged."""
         ref = self.resolve(model, offline=offline)
         assert ref.selector is not None
-        return self._manifest(ref, ref.selector, offline=_is_offline(offline))
+        return self._manifest(ref, ref.selector, offline=_is_offline(offline=offline))
 
     def _manifest(self, ref: ModelRef, version: str, *, offline: bool = False) -> ModelManifest:
         """From the cache if it is there and right: the id of a version has its manifest's digest."""
@@ -277,7 +277,7 @@ class Models:
         progress: Progress = None,
     ) -> Pulled:
         """See Client.pull_model."""
-        is_offline = _is_offline(offline)
+        is_offline = _is_offline(offline=offline)
         ref = self.resolve(model, offline=is_offline)
         assert ref.selector is not None
         manifest = self._manifest(ref, ref.selector, offline=is_offline)
@@ -313,7 +313,7 @@ class Models:
         for file in manifest.files:
             if file.path == ref.file:
                 found = self._cache.find(file.sha256, file.size)
-                if found is None and _is_offline(None):
+                if found is None and _is_offline():
                     raise NotCached("the cache lacks the file", name=str(ref))
                 return found or source_of(Contents(self._client, ref.container), file.pieces, file.sha256)
         raise NameNotFound(f"{ref} is not there", name=str(ref))
@@ -323,7 +323,7 @@ class Models:
     def verify(self, model: str, folder: str | os.PathLike[str] | None = None, *, reads: bool = False) -> Verified:
         """See Client.verify_model."""
         # Whether the store has all of it is a question to the store, whatever the environment says.
-        is_offline = folder is not None and _is_offline(None)
+        is_offline = folder is not None and _is_offline()
         ref = self.resolve(model, offline=is_offline)
         assert ref.selector is not None
         manifest = self._manifest(ref, ref.selector, offline=is_offline)
@@ -472,7 +472,7 @@ class Models:
         return frozenset[str]().union(*in_order(self._threads, contents_of, listed))
 
 
-def _is_offline(offline: bool | None) -> bool:
+def _is_offline(*, offline: bool | None = None) -> bool:
     """Whether nobody but the cache is asked: as the caller says, else the environment."""
     return os.environ.get("AMBRY_OFFLINE", "0") not in {"", "0"} if offline is None else offline
 
