@@ -12,7 +12,7 @@ import shutil
 import signal
 import socket
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -23,7 +23,7 @@ import xxhash
 
 from ambry.blob.blob_id import TEXT_SIZE
 from ambry.cli.client_options import profile_option, url_option
-from ambry.cli.outcomes import PLACE, Report, dry_run_option, show_failure, store_options, working
+from ambry.cli.outcomes import PLACE, Report, dry_run_option, models_option, show_failure, store_options, working
 from ambry.cli.places import (
     Complain,
     Entry,
@@ -33,18 +33,23 @@ from ambry.cli.places import (
     Remote,
     entries,
     expand,
+    is_of_models,
     may_be_several,
     parse_place,
 )
 from ambry.cli.progress import Transferring, transferring
 from ambry.cli.transfers import Job, Manner, Outcome, Transfers, remove
 from ambry.client import BlobReader, Client
+from ambry.client.model_names import KEPT
 from ambry.client.values import SCHEME
 from ambry.errors import AmbryError, BadDigest, BadRequest, NameExists
 from ambry.limits import MIB
 
 _PIECE_BYTES: Final = MIB
 _STANDARD_INPUT: Final = Local("-")
+NEEDED: Final = (
+    f"models need names below {', '.join(KEPT)}: `ambry model` is for them, and --models changes them all the same"
+)
 
 _recursive_option = click.option("-r", "--recursive", is_flag=True, help="Folders too, with all that is in them.")
 _no_clobber_option = click.option("-n", "--no-clobber", is_flag=True, help="Skip what is there already.")
@@ -55,10 +60,11 @@ _no_clobber_option = click.option("-n", "--no-clobber", is_flag=True, help="Skip
 @click.argument("target", type=PLACE)
 @_recursive_option
 @_no_clobber_option
+@models_option
 @dry_run_option
 @store_options
 def cp(
-    sources: tuple[Place, ...], target: Place, recursive: bool, no_clobber: bool, dry_run: bool,
+    sources: tuple[Place, ...], target: Place, recursive: bool, no_clobber: bool, with_models: bool, dry_run: bool,
     url: str | None, profile: str | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Copy files to a store, from it, or within it.
@@ -67,7 +73,10 @@ def cp(
     Into a folder if TARGET is a local one or ends with a slash, else to that very name. What is there is replaced.
     """
     manner = Manner(keeps_targets=no_clobber)
-    _transfer(sources, target, manner, url, profile, recursive=recursive, is_dry=dry_run, as_json=as_json)
+    _transfer(
+        sources, target, manner, url, profile,
+        recursive=recursive, with_models=with_models, is_dry=dry_run, as_json=as_json,
+    )  # fmt: skip
 
 
 @click.command()
@@ -75,10 +84,11 @@ def cp(
 @click.argument("target", type=PLACE)
 @_recursive_option
 @_no_clobber_option
+@models_option
 @dry_run_option
 @store_options
 def mv(
-    sources: tuple[Place, ...], target: Place, recursive: bool, no_clobber: bool, dry_run: bool,
+    sources: tuple[Place, ...], target: Place, recursive: bool, no_clobber: bool, with_models: bool, dry_run: bool,
     url: str | None, profile: str | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Move files to a store, from it, or within it; within a container each name moves at once.
@@ -86,19 +96,22 @@ def mv(
     As cp, and what has arrived is removed where it was, unless it changed meanwhile.
     """
     manner = Manner(keeps_targets=no_clobber, removes_sources=True)
-    _transfer(sources, target, manner, url, profile, recursive=recursive, is_dry=dry_run, as_json=as_json)
+    _transfer(
+        sources, target, manner, url, profile,
+        recursive=recursive, with_models=with_models, is_dry=dry_run, as_json=as_json,
+    )  # fmt: skip
 
 
 def _transfer(
     sources: Sequence[Place], target: Place, manner: Manner, url: str | None, profile: str | None,
-    *, recursive: bool, is_dry: bool, as_json: bool,
+    *, recursive: bool, with_models: bool, is_dry: bool, as_json: bool,
 ) -> None:  # fmt: skip
     verbs = ("move", "moved") if manner.removes_sources else ("copy", "copied")
     report = Report(verbs, as_json=as_json, is_dry=is_dry)
-    _refuse(sources, target, manner)
+    _refuse(sources, target, manner, with_models=with_models)
     with working(url, profile) as (client, stop), transferring(verbs[0], is_silent=as_json or is_dry) as bars:
         transfers = Transfers(client, manner, bars, stop)
-        plan = _Plan(client, target, bars, report.complain, recursive=recursive)
+        plan = _Plan(client, target, bars, report, recursive=recursive, with_models=with_models)
         if _STANDARD_INPUT in sources:
             outcomes = _from_standard_input(client, target, manner, is_dry=is_dry)
         elif is_dry:
@@ -113,8 +126,11 @@ def _transfer(
     report.finish()
 
 
-def _refuse(sources: Sequence[Place], target: Place, manner: Manner) -> None:
+def _refuse(sources: Sequence[Place], target: Place, manner: Manner, *, with_models: bool) -> None:
     """Usage errors."""
+    needed = [target, *(sources if manner.removes_sources else ())]
+    for place in () if with_models else filter(is_of_models, needed):
+        raise click.UsageError(f"{place}: {NEEDED}")
     if _STANDARD_INPUT in sources:
         if len(sources) > 1 or not isinstance(target, Remote) or target.is_folder or manner.removes_sources:
             raise click.UsageError("'-' is copied by itself, to a name in a store")
@@ -134,13 +150,15 @@ class _Plan:
     """What goes where, found as it is needed; what cannot go is told to `complain`."""
 
     def __init__(
-        self, client: Client, target: Place, bars: Transferring, complain: Complain, *, recursive: bool
+        self, client: Client, target: Place, bars: Transferring, report: Report, *, recursive: bool, with_models: bool
     ) -> None:
         self._client = client
         self._target = target
         self._bars = bars
-        self._complain = complain
+        self._report = report
+        self._complain = report.complain
         self._recursive = recursive
+        self._with_models = with_models
         self._taken: set[tuple[str, bool]] = set()
         self.local_folders: list[Local] = []
         """Folders of this machine whose files go somewhere else."""
@@ -151,10 +169,20 @@ class _Plan:
             for found in found_at(self._client, source, self._complain, recursive=self._recursive):
                 try:
                     for job in self._jobs_of(found, _goal(found, source, self._target)):
+                        is_named = found.entry is not None and not may_be_several(source)
+                        if self._leaves(job, is_named=is_named):
+                            self._report.has_left_models = True
+                            continue
                         self._bars.begin(1, job.size)
                         yield job
                 except (AmbryError, OSError) as error:
                     self._complain(str(found.place), error)
+
+    def _leaves(self, job: Job, *, is_named: bool) -> bool:
+        """Whether models need a name of it, which stays as it is. One that somebody names is read."""
+        if self._with_models:
+            return False
+        return is_of_models(job.target) or (is_of_models(job.source) and not is_named)
 
     def _jobs_of(self, found: Found, goal: Place) -> Iterator[Job]:
         source = found.place
@@ -280,11 +308,12 @@ def remove_empty(folder: Path) -> None:
 @click.argument("targets", nargs=-1, required=True, metavar="ID|PLACE...")
 @_recursive_option
 @click.option("-y", "--yes", is_flag=True, help="Do not ask before a whole container is emptied.")
+@models_option
 @dry_run_option
 @store_options
 def rm(
-    targets: tuple[str, ...], recursive: bool, yes: bool, dry_run: bool, url: str | None, profile: str | None,
-    as_json: bool,
+    targets: tuple[str, ...], recursive: bool, yes: bool, with_models: bool, dry_run: bool, url: str | None,
+    profile: str | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Delete blobs by their ids, and names by ambry://ACCOUNT/CONTAINER/PATH, which may be a pattern."""
     report = Report(("remove", "removed"), as_json=as_json, is_dry=dry_run)
@@ -296,7 +325,8 @@ def rm(
         for text in targets:
             if isinstance(blob_id := _target(text), str):
                 _remove_blob(client, text, blob_id, report, as_json=as_json, is_dry=dry_run)
-        names = _names(client, places, bars, report.complain, recursive=recursive)
+        found = _found_names(client, places, report.complain, recursive=recursive, with_models=with_models)
+        names = _names(client, found, bars, report.complain)
         wanted = ((name, None) for name in names)
         for name, error in wanted if dry_run else remove(client, wanted, bars, stop):
             if error is None:
@@ -334,16 +364,34 @@ def _remove_blob(client: Client, text: str, blob_id: str, report: Report, *, as_
         click.echo(f"would delete {blob_id}" if is_dry else f"deleted {blob_id}")
 
 
-def _names(
-    client: Client, places: Sequence[Remote], bars: Transferring, complain: Complain, *, recursive: bool
-) -> Iterator[Remote]:
+def _found_names(
+    client: Client, places: Sequence[Remote], complain: Complain, *, recursive: bool, with_models: bool
+) -> Iterator[Found]:
+    """What is at places. A folder with names that models need stays as it is, with all that is in it."""
     for place in places:
+        is_told = False
         for found in found_at(client, place, complain, recursive=recursive):
-            assert isinstance(found.place, Remote)
-            below = entries(client, found.place, complain) if found.entry is None else ()
-            for name in [found.place] if found.entry is not None else (found.place.below(one.key) for one in below):
-                bars.begin(1, 0)
-                yield name
+            if with_models or not _has_names_of_models(client, found.place):
+                yield found
+            elif not is_told:
+                is_told = True
+                complain(str(place), BadRequest(NEEDED))
+
+
+def _has_names_of_models(client: Client, place: Place) -> bool:
+    assert isinstance(place, Remote)
+    if place.path:
+        return is_of_models(place)
+    return any(next(client.list(f"{place.container}/{beginning}"), None) is not None for beginning in KEPT)
+
+
+def _names(client: Client, places: Iterable[Found], bars: Transferring, complain: Complain) -> Iterator[Remote]:
+    for found in places:
+        assert isinstance(found.place, Remote)
+        below = entries(client, found.place, complain) if found.entry is None else ()
+        for name in [found.place] if found.entry is not None else (found.place.below(one.key) for one in below):
+            bars.begin(1, 0)
+            yield name
 
 
 # --- cat -------------------------------------------------------------------------------------------------------

@@ -17,12 +17,17 @@ from ambry.cli.client_options import asked, profile_option, url_option
 from ambry.cli.places import Place, explained, parse_place
 from ambry.cli.transfers import INTERRUPTED, Outcome, interruptible
 from ambry.client import Client
+from ambry.client.model_names import KEPT
 from ambry.client.progress import shown
 from ambry.errors import AmbryError, BadRequest
 
 json_lines_option: Final = click.option(
     "--json", "as_json", is_flag=True, help="One JSON object a line on standard output."
 )
+models_option: Final = click.option(
+    "--models", "with_models", is_flag=True,
+    help=f"Also the names of a container that models need: {', '.join(KEPT)}.",
+)  # fmt: skip
 dry_run_option: Final = click.option("--dry-run", is_flag=True, help="Show what would be done, and do nothing.")
 
 
@@ -80,6 +85,8 @@ class Report:
         self.files = self.size = self.skipped = self.failed = 0
         self.same = 0
         """Files that needed nothing; whoever compares counts them."""
+        self.has_left_models = False
+        """Whether names that models need were left alone, which is said at the end."""
 
     def complain(self, name: str, error: Exception) -> None:
         """Something is left out or went wrong."""
@@ -117,6 +124,8 @@ class Report:
             parts += [f"skipped {self.skipped}"] if self.skipped else []
             parts += [f"failed {self.failed}"] if self.failed else []
             click.echo("; ".join(parts))
+        if self.has_left_models:
+            click.echo("ambry: names that models need were left alone; --models takes them too", err=True)
         if self.failed:
             raise click.exceptions.Exit(1)
 

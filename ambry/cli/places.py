@@ -17,6 +17,7 @@ from typing import Final, TypeAlias
 from ambry.client import Client
 from ambry.client.beside import is_beside
 from ambry.client.folders import target_of
+from ambry.client.model_names import is_kept
 from ambry.client.values import SCHEME
 from ambry.errors import (
     AmbryError,
@@ -134,6 +135,11 @@ def parse_place(text: str) -> Place:
     if not text or "\0" in text:
         raise BadRequest("a local path is not empty, and has no NUL")
     return Local(text)
+
+
+def is_of_models(place: Place) -> bool:
+    """Whether it is a name that models need, or a folder of such names."""
+    return isinstance(place, Remote) and is_kept(place.path)
 
 
 # --- what is there ---------------------------------------------------------------------------------------------

@@ -20,9 +20,9 @@ import click
 import xxhash
 
 from ambry.cli.comparing import Rule, Verdict, merged, verdict, without
-from ambry.cli.files import is_below, job_between
-from ambry.cli.outcomes import PLACE, Report, dry_run_option, store_options, working
-from ambry.cli.places import Complain, Entry, Local, Place, Remote, entries, find
+from ambry.cli.files import NEEDED, is_below, job_between
+from ambry.cli.outcomes import PLACE, Report, dry_run_option, models_option, store_options, working
+from ambry.cli.places import Complain, Entry, Local, Place, Remote, entries, find, is_of_models
 from ambry.cli.progress import Transferring, transferring
 from ambry.cli.transfers import Job, Manner, Outcome, Transfers, as_done, remove
 from ambry.client import Client
@@ -47,11 +47,12 @@ _DIGESTS: Final[Mapping[str, Callable[[], Any]]] = {"xxh3": xxhash.xxh3_64, "sha
     "--exclude", "patterns", multiple=True, metavar="PATTERN",
     help="Leave alone on both sides: '*.tmp', 'logs/**'. May be repeated.",
 )  # fmt: skip
+@models_option
 @dry_run_option
 @store_options
 def sync(
     source: Place, target: Place, is_delete: bool, checksum: bool, size_only: bool, patterns: tuple[str, ...],
-    dry_run: bool, url: str | None, profile: str | None, as_json: bool,
+    with_models: bool, dry_run: bool, url: str | None, profile: str | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Make folder TARGET have what folder SOURCE has. One of them, or both, are in a store.
 
@@ -60,10 +61,10 @@ def sync(
     if checksum and size_only:
         raise click.UsageError("--checksum or --size-only, not both")
     rule = Rule.CHECKSUM if checksum else Rule.SIZE if size_only else Rule.TIME
-    _refuse(source, target)
+    _refuse(source, target, with_models=with_models)
     report = Report(("copy", "copied"), as_json=as_json, is_dry=dry_run)
     with working(url, profile) as (client, stop), transferring("sync", is_silent=as_json or dry_run) as bars:
-        folders = _Folders(client, source.folder(), target.folder(), patterns, report.complain)
+        folders = _Folders(client, source.folder(), target.folder(), patterns, report, with_models=with_models)
         folders.check()
         run = _Run(folders, rule, report, bars, stop, is_dry=dry_run)
         if is_delete and isinstance(target, Local):
@@ -74,8 +75,10 @@ def sync(
     report.finish()
 
 
-def _refuse(source: Place, target: Place) -> None:
+def _refuse(source: Place, target: Place, *, with_models: bool) -> None:
     """Usage errors."""
+    for place in () if with_models else filter(is_of_models, (source.folder(), target.folder())):
+        raise click.UsageError(f"{place}: {NEEDED}")
     if isinstance(source, Local) and isinstance(target, Local):
         raise click.UsageError(
             f"{source} and {target} are both on this machine, which is the work of rsync; one of them is "
@@ -93,7 +96,8 @@ class _Folders:
     source: Place
     target: Place
     patterns: tuple[str, ...]
-    complain: Complain
+    report: Report
+    with_models: bool
 
     def check(self) -> None:
         """Raises NameNotFound for a source that is no folder, BadRequest for a target that is none."""
@@ -104,11 +108,23 @@ class _Folders:
 
     def pairs(self, complain: Complain) -> Iterator[tuple[Entry | None, Entry | None]]:
         """What is in both, side by side. What cannot be listed in the target is left alone there."""
-        return merged(self.sources(complain), without(self._targets(), self.patterns))
+        return merged(self.sources(complain), self._ours(self._targets()))
 
     def sources(self, complain: Complain) -> Iterator[Entry]:
         """What is to be in the target."""
-        return without(entries(self.client, self.source, complain), self.patterns)
+        return self._ours(entries(self.client, self.source, complain))
+
+    def _ours(self, listing: Iterator[Entry]) -> Iterator[Entry]:
+        """Without what is left alone, on both sides by the same keys."""
+        kept = without(listing, self.patterns)
+        return kept if self.with_models else self._without_models(kept)
+
+    def _without_models(self, listing: Iterator[Entry]) -> Iterator[Entry]:
+        for entry in listing:
+            if is_of_models(_below(self.source, entry)) or is_of_models(_below(self.target, entry)):
+                self.report.has_left_models = True
+            else:
+                yield entry
 
     def _targets(self) -> Iterator[Entry]:
         if isinstance(self.target, Local) and not self.target.path.exists():
@@ -142,7 +158,7 @@ class _Run:
 
     def _jobs(self) -> Iterator[Job]:
         doubtful: list[tuple[Entry, Entry]] = []
-        for source, target in self._folders.pairs(self._folders.complain):
+        for source, target in self._folders.pairs(self._report.complain):
             if source is None:
                 continue
             found = Verdict.DIFFERENT
@@ -165,7 +181,7 @@ class _Run:
         try:
             job = job_between(folders.source, folders.target, source, self._root)
         except BadRequest as error:
-            folders.complain(f"{folders.source}{source.key}", error)
+            self._report.complain(f"{folders.source}{source.key}", error)
             return
         self._bars.begin(1, source.size)
         yield job

@@ -19,6 +19,8 @@ ALIASES: Final = ".aliases/"
 CONTENT: Final = ".content/"
 TOUCHED: Final = ".touched/"
 TRASH: Final = ".trash/"
+KEPT: Final = (VERSIONS, ALIASES, CONTENT, TOUCHED, TRASH)
+"""What names of a container begin with that models need: whoever means files leaves them alone."""
 
 _VERSION: Final = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]{16}")
 _ALIAS: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -73,6 +75,11 @@ def parse_model(text: str) -> ModelRef:
 def texts_of(value: str | Sequence[str]) -> tuple[str, ...]:
     """One text, or several. A text is a sequence of its letters too, which nobody means."""
     return (value,) if isinstance(value, str) else tuple(value)
+
+
+def is_kept(name: str) -> bool:
+    """Whether a name within a container is one that models need."""
+    return name.startswith(KEPT)
 
 
 def check_alias(text: str) -> None:

@@ -234,3 +234,71 @@ def test_transfers_take_few_jobs_ahead_of_what_they_have_done(shell: Shell, tmp_
         for done, outcome in enumerate(transfers.run(jobs()), 1):
             assert outcome.error is None and taken - done <= 40
     assert taken == 200 and len(shell.names()) == 200
+
+
+# --- a container with models -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def container(shell: Shell, request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """One of the test's own, with a model and a file."""
+    name = request.node.name.replace("_", "-")[5:]
+    shell.run("container", "create", name)
+    with Client(shell.url) as client:
+        client.push_model(written(tmp_path / "model", {"weights": b"w" * 1000}), f"default/{name}/net")
+        client.put(b"f", f"default/{name}/file")
+    return f"ambry://default/{name}"
+
+
+def model_is_whole(shell: Shell, container: str) -> bool:
+    with Client(shell.url) as client:
+        return not client.verify_model(f"{container}/net", reads=True).problems
+
+
+def test_sync_copies_and_deletes_no_name_that_models_need(shell: Shell, container: str, tmp_path: Path) -> None:
+    up = written(tmp_path / "up", {"other": b"o", ".versions/net/mine": b"m"})
+    for command in (("sync", "--delete"), ("sync", "--delete", "--dry-run")):
+        shell.run(*command, str(up), container)
+        assert shell.run("find", container, "--name", "file") == ""
+        assert model_is_whole(shell, container)
+    assert "mine" not in shell.run("find", container)
+    shell.run("sync", container, str(tmp_path / "down"))
+    assert files_in(tmp_path / "down") == {"other": b"o"}
+    assert "--models" in shell.run("sync", str(up), f"{container}/.content", status=2)
+    shell.run("sync", "--models", container, str(tmp_path / "all"))
+    assert len(files_in(tmp_path / "all")) == 4
+    shell.run("sync", "--models", "--delete", str(up), container)
+    assert shell.run("find", container).splitlines() == [f"{container}/.versions/net/mine", f"{container}/other"]
+
+
+def test_cp_and_mv_of_a_container_pass_by_what_models_need(shell: Shell, container: str, tmp_path: Path) -> None:
+    shell.run("cp", "-r", container, str(tmp_path / "copy"))
+    assert files_in(tmp_path / "copy") == {"file": b"f"}
+    (tmp_path / "all").mkdir()
+    shell.run("mv", f"{container}/**", str(tmp_path / "all"))
+    assert files_in(tmp_path / "all") == {"file": b"f"}
+    shell.run("mv", "-r", container, f"{container}/moved/", status=1)
+    shell.run("mv", "-r", container, str(tmp_path / "moved"))
+    back = written(tmp_path / "back", {".content/x": b"x", "y": b"y"})
+    shell.run("cp", "-r", f"{back}/.", f"{container}/")
+    assert shell.run("ls", container).split()[-1] == "y" and "x" not in shell.run("ls", f"{container}/.content").split()
+    (alias,) = shell.run("find", f"{container}/.aliases").split()
+    assert "--models" in shell.run("mv", alias, str(tmp_path), status=2)
+    assert "--models" in shell.run("cp", str(back / "y"), alias, status=2)
+    shell.run("cp", alias, str(tmp_path / "alias"))
+    assert model_is_whole(shell, container)
+    shell.run("cp", "-r", "--models", container, str(tmp_path / "whole"))
+    assert sorted(path.name for path in (tmp_path / "whole").iterdir()) == [".aliases", ".content", ".versions", "y"]
+
+
+def test_rm_of_a_container_with_models_is_refused_as_a_whole(shell: Shell, container: str) -> None:
+    before = shell.run("find", container)
+    for refused in (container, f"{container}/", f"{container}/.versions", f"{container}/.content/"):
+        assert "--models" in shell.run("rm", "-r", "-y", refused, status=1)
+        assert "--models" in shell.run("rm", "-r", "-y", "--dry-run", refused, status=1)
+    assert shell.run("rm", before.split()[0], status=1).count("--models") == 1
+    assert shell.run("find", container) == before
+    assert shell.run("rm", f"{container}/**", status=1).count("--models") == 1
+    assert shell.run("find", container).split() == before.split()[:-1] and model_is_whole(shell, container)
+    shell.run("rm", "-r", "-y", "--models", container)
+    assert shell.run("find", container) == ""
