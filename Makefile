@@ -19,6 +19,8 @@ UV_VERSION := 0.13.9
 SERVE ?=
 PYTEST ?=
 BENCH ?=
+# Options for the benches of the client library, files and models: MODELS="--only files --files 2000".
+MODELS ?=
 PROVE ?= all --seconds 60
 SIMULATE ?= --seeds 1-200 --processes 2
 
@@ -61,9 +63,10 @@ prove: $(VENV)/stamp-dev  ## the long proofs of the storage engine: make prove P
 simulate: $(VENV)/stamp-dev  ## a cluster in virtual time, seed by seed: make simulate SIMULATE="--seeds 1-100000 --processes 8"
 	@$(BIN)/python -m tests.sim $(SIMULATE)
 
-bench: $(VENV)/stamp-dev  ## measure the main jobs beside a bare aiohttp application
+bench: $(VENV)/stamp-dev  ## measure the main jobs beside a bare aiohttp application, then files and models beside curl
 	@$(BYTECODE)
 	@$(BIN)/python -m bench $(BENCH)
+	@$(BIN)/python -m bench.models $(MODELS)
 
 format: $(VENV)/stamp-dev  ## let ruff write the format and the fixes that it is sure of
 	@$(BIN)/ruff check --fix-only --exit-zero
