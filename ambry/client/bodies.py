@@ -1,12 +1,15 @@
 """What is uploaded: how often its bytes can be read, their checksum, and the headers that say what a blob is."""
 
 import base64
-from collections.abc import Callable, Iterable, Mapping
+import os
+import stat
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import IO, Any, Final
 
 import xxhash
 
 from ambry.client.values import quote_name
+from ambry.errors import AmbryError, BadRequest, FileChanged
 from ambry.limits import MIB
 
 Buffer = bytes | bytearray | memoryview
@@ -20,48 +23,106 @@ class Body:
     """The bytes of one upload. `size` and `digest`, base64 of the xxh3, hold when all were read."""
 
     def __init__(self, data: Source, size: int | None) -> None:
-        self._data = data
+        """`size` is what the caller says of the source. Raises BadRequest for bytes that are more or fewer."""
+        self._data: IO[bytes] | Iterable[bytes] = ()
+        self._view: memoryview | None = None
+        self._told = size
         self.size = 0
         self.digest = ""
         self.can_repeat = True
         self.headers: dict[str, str] = {}
         self._rewind: Callable[[], object] | None = None
         if isinstance(data, bytes | bytearray | memoryview):
-            self.size = len(data)
-            self.digest = base64_of(xxhash.xxh3_64(data).digest())
+            self._view = bytes_of(data)
+            self.size = len(self._view)
+            if size is not None and size != self.size:
+                raise BadRequest(f"a body of {self.size} bytes, and `size` says {size}", field="size")
+            self.digest = base64_of(xxhash.xxh3_64(self._view).digest())
             self.headers = {"Content-Length": str(self.size), "Repr-Digest": f"xxh3=:{self.digest}:"}
             return
+        file: Any = data
+        if isinstance(file, str):
+            raise BadRequest("a body is made of bytes, and this is a text", field="data")
+        if size is not None and size < 0:
+            raise BadRequest(f"a body of {size} bytes", field="size")
+        self._data = data
         self.headers["Want-Repr-Digest"] = "xxh3=1"
         if size is None:
             self.headers["Transfer-Encoding"] = "chunked"
         else:
             self.headers["Content-Length"] = str(size)
         self.can_repeat = False
-        file: Any = data
         if hasattr(file, "seekable") and file.seekable():
             start = file.tell()
             self._rewind = lambda: file.seek(start)
             self.can_repeat = True
 
-    def chunks(self) -> Iterable[Buffer]:
-        """The bytes, from the beginning."""
-        data = self._data
-        if isinstance(data, bytes | bytearray | memoryview):
-            view = memoryview(data)
-            for at in range(0, len(view), _PIECE_BYTES):
-                yield view[at : at + _PIECE_BYTES]
+    def chunks(self) -> Iterator[memoryview]:
+        """The bytes, from the beginning; never more than were told, and not the last of these before the end is seen.
+
+        So no server takes for a whole what is not. Raises BadRequest for a source that has more or fewer bytes than
+        were told, FileChanged if it is a file.
+        """
+        if self._view is not None:
+            for at in range(0, len(self._view), _PIECE_BYTES):
+                yield self._view[at : at + _PIECE_BYTES]
             return
         if self._rewind is not None:
             self._rewind()
         checksum = xxhash.xxh3_64()
         self.size = 0
-        read = getattr(data, "read", None)
-        pieces = iter(lambda: read(_PIECE_BYTES), b"") if read is not None else iter(data)
-        for piece in pieces:
-            checksum.update(piece)
-            self.size += len(piece)
-            yield piece
+        held: memoryview | None = None
+        for piece in self._pieces():
+            view = bytes_of(piece)
+            if not view:
+                continue
+            checksum.update(view)
+            self.size += len(view)
+            if self._told is not None and self.size > self._told:
+                raise self._differs("or more")
+            if self.size == self._told:
+                # A copy of what the source may write to while it is asked for more.
+                held = view if view.readonly else memoryview(bytes(view))
+            else:
+                yield view
+        if self._told is not None and self.size < self._told:
+            raise self._differs("in all")
+        if held is not None:
+            yield held
         self.digest = base64_of(checksum.digest())
+
+    def _pieces(self) -> Iterable[bytes]:
+        read = getattr(self._data, "read", None)
+        if read is None:
+            yield from self._data
+            return
+        # What has no length is no piece either, and says so itself.
+        while (piece := read(_PIECE_BYTES)) is None or len(piece):
+            yield piece
+
+    def _differs(self, how: str) -> AmbryError:
+        message = f"the source has {self.size} bytes {how}, and {self._told} were to be sent"
+        return FileChanged(message) if _is_file(self._data) else BadRequest(message, field="size")
+
+
+def bytes_of(data: object) -> memoryview:
+    """Any buffer as bytes: of numbers, in several dimensions, in pieces. Raises BadRequest for what is none."""
+    try:
+        view = memoryview(data)  # type: ignore[arg-type] # whatever a stranger has handed over
+    except TypeError as error:
+        raise BadRequest(f"a body is made of bytes, and this is {type(data).__name__}", field="data") from error
+    if view.format == "B" and view.ndim == 1 and view.contiguous:
+        return view
+    # What is not in one piece is copied into one.
+    return view.cast("B") if view.c_contiguous and view.nbytes else memoryview(view.tobytes())
+
+
+def _is_file(source: Any) -> bool:  # noqa: ANN401 -- whatever has bytes
+    """Whether it is a file of the file system, which somebody may have changed."""
+    try:
+        return stat.S_ISREG(os.fstat(source.fileno()).st_mode)
+    except (AttributeError, OSError, ValueError):
+        return False
 
 
 def base64_of(data: bytes) -> str:

@@ -141,7 +141,7 @@ class Client:
 
         Args:
             data: Bytes, a file object that is read from where it stands, or an iterable of bytes.
-            size: Bytes of `data` if it is a file object or an iterable whose size is known; else it is sent in chunks.
+            size: Bytes of a file object or an iterable, neither more nor fewer, if known; else it is sent in chunks.
             filename: What browsers call it when they save it.
             if_match: The id that the name must stand for until then.
             if_none_match: Whether the name must be free.
@@ -150,6 +150,7 @@ class Client:
         Raises:
             NameExists: The name is taken, and neither `upsert` nor `if_match` was said.
             PreconditionFailed: `if_match` or `if_none_match` does not hold.
+            BadRequest: More or fewer bytes than `size`, or what is not bytes; FileChanged for a file of another size.
             BadDigest: What arrived has another checksum than what was sent, or than `sha256`; it is not kept.
             BadName: A name that is too long, or has control characters.
             TooLarge: More bytes than a blob can have; HeadersTooLarge for metadata.

@@ -12,11 +12,11 @@ import socket
 import ssl
 import struct
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Final
 from urllib.parse import urlsplit
 
-from ambry.errors import ConnectionLost, DeadlineExceeded
+from ambry.errors import BadRequest, ConnectionLost, DeadlineExceeded
 from ambry.limits import MIB
 
 Buffer = bytes | bytearray | memoryview
@@ -33,12 +33,23 @@ _BROKEN: Final = (OSError, http.client.HTTPException)
 class Exchange:
     """One answer that is being read. `close` it, or read it to its end."""
 
-    __slots__ = ("_connection", "_is_buffered", "_pool", "_response", "_socket", "_url", "headers", "left", "status")
+    __slots__ = (
+        "_can_keep", "_connection", "_is_buffered", "_pool", "_response", "_socket", "_url", "headers", "left",
+        "status",
+    )  # fmt: skip
 
     def __init__(
-        self, pool: "Pool", url: str, connection: http.client.HTTPConnection, response: http.client.HTTPResponse
+        self,
+        pool: "Pool",
+        url: str,
+        connection: http.client.HTTPConnection,
+        response: http.client.HTTPResponse,
+        *,
+        can_keep: bool,
     ) -> None:
+        """`can_keep`: whether the request was sent as a whole, so that another one can follow it."""
         self._pool = pool
+        self._can_keep = can_keep
         self._url = url
         self._connection: http.client.HTTPConnection | None = connection
         self._response = response
@@ -130,7 +141,7 @@ class Exchange:
         if self._response.length == 0:
             # http.client takes an answer without a body for open until somebody has read its end.
             self._response.read()
-        if self._response.isclosed() and not self._response.will_close:
+        if self._can_keep and self._response.isclosed() and not self._response.will_close:
             self._pool.give_back(self._url, connection)
         else:
             connection.close()
@@ -240,41 +251,67 @@ class Pool:
     ) -> Exchange:
         assert connection.sock is not None
         connection.sock.settimeout(min(SILENCE_S, timeout_s))
+        is_whole = True
         try:
-            connection.putrequest(method, path, skip_accept_encoding=True)
-            for name, value in headers.items():
-                connection.putheader(name, value.encode("utf-8"))
-            connection.endheaders()
+            with _told(url):
+                connection.putrequest(method, path, skip_accept_encoding=True)
+                for name, value in headers.items():
+                    connection.putheader(name, value.encode("utf-8"))
+                connection.endheaders()
             if body is not None:
-                _send(connection, body(), is_chunked="Transfer-Encoding" in headers)
-            response = connection.getresponse()
-        except TimeoutError as error:
-            connection.close()
-            raise DeadlineExceeded(f"{url} did not answer in time") from error
-        except _BROKEN as error:
-            connection.close()
-            raise ConnectionLost(f"{url} did not answer: {error or type(error).__name__}") from error
+                # Without a length the request has no body.
+                size = None if "Transfer-Encoding" in headers else int(headers.get("Content-Length", "0"))
+                is_whole = _send(connection, url, body(), size)
+            with _told(url):
+                response = connection.getresponse()
         except BaseException:
             connection.close()
             raise
         if method == "HEAD" or response.status in {204, 304}:
             response.close()
-        return Exchange(self, url, connection, response)
+        return Exchange(self, url, connection, response, can_keep=is_whole)
 
 
-def _send(connection: http.client.HTTPConnection, chunks: Chunks, *, is_chunked: bool) -> None:
-    """Send a body. A server that answers early closes; then its answer counts."""
+@contextlib.contextmanager
+def _told(url: str) -> Iterator[None]:
+    """What goes wrong with a connection, as errors of ours."""
     try:
-        for chunk in chunks:
-            if not len(chunk):
-                continue
-            if is_chunked:
-                connection.send(b"%x\r\n" % len(chunk))
-                connection.send(chunk)
-                connection.send(b"\r\n")
-            else:
-                connection.send(chunk)
-        if is_chunked:
-            connection.send(b"0\r\n\r\n")
-    except (BrokenPipeError, ConnectionResetError):
-        return
+        yield
+    except TimeoutError as error:
+        raise DeadlineExceeded(f"{url} did not answer in time") from error
+    except _BROKEN as error:
+        raise ConnectionLost(f"{url} did not answer: {error or type(error).__name__}") from error
+
+
+def _send(connection: http.client.HTTPConnection, url: str, chunks: Chunks, size: int | None) -> bool:
+    """Send a body of `size` bytes, or in chunks; says whether all of it went out.
+
+    A server that answers early closes; then its answer counts. What the source of the body raises passes through. A
+    body that is longer or shorter than was told is BadRequest: what is too much would be the next request.
+    """
+    sent = 0
+    for chunk in chunks:
+        count = memoryview(chunk).nbytes
+        sent += count
+        if size is not None and sent > size:
+            raise BadRequest(f"a body of {sent} bytes or more, and {size} were announced", field="size")
+        if count and not _sent(connection, url, (b"%x\r\n" % count, chunk, b"\r\n") if size is None else (chunk,)):
+            return False
+    if size is None:
+        return _sent(connection, url, (b"0\r\n\r\n",))
+    if sent < size:
+        raise BadRequest(f"a body of {sent} bytes, and {size} were announced", field="size")
+    return True
+
+
+def _sent(connection: http.client.HTTPConnection, url: str, pieces: Chunks) -> bool:
+    """Send; says whether the server still takes it."""
+    try:
+        with _told(url):
+            for piece in pieces:
+                connection.send(piece)
+    except ConnectionLost as error:
+        if isinstance(error.__cause__, BrokenPipeError | ConnectionResetError):
+            return False
+        raise
+    return True

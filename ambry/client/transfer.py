@@ -140,8 +140,14 @@ class _Watched:
             after = os.fstat(self._file.fileno())
             same = (after.st_size, after.st_mtime_ns) == (self._before.st_size, self._before.st_mtime_ns)
             if not same or self._file.tell() != self.size:
-                raise FileChanged("the file changed while it was read")
+                raise FileChanged(
+                    f"the file changed while it was read: it had {self.size} bytes, and has {after.st_size}"
+                )
         return piece
+
+    def fileno(self) -> int:
+        """Its descriptor."""
+        return self._file.fileno()
 
 
 def upload_file(
