@@ -19,10 +19,9 @@ from ambry.config import (
     line_of,
     load,
     load_secret,
-    parse_duration_ms,
-    parse_size,
 )
 from ambry.errors import BadConfiguration
+from ambry.quantities import parse_duration_ms, parse_size
 
 DATANODE = """\
 # a comment

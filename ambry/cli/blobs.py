@@ -21,9 +21,9 @@ import click
 from ambry.cli.asking import TOKEN_VARIABLE, url_option
 from ambry.cli.http_client import PIECE_BYTES, BlobClient
 from ambry.cli.progress import Progress, progress_of
-from ambry.config import parse_duration_ms
 from ambry.errors import AmbryError, BadRequest
 from ambry.limits import TTL_SECONDS_MAX
+from ambry.quantities import parse_duration_ms
 
 _SERVICE_ID: Final = "ambry-cli"
 

@@ -22,11 +22,12 @@ from ambry.cli.asking import (
 )
 from ambry.cli.frontend import masters_of
 from ambry.cluster.embedded import EmbeddedRegistry, read_registry
-from ambry.config import FrontendSettings, load, load_secret, parse_duration_ms
+from ambry.config import FrontendSettings, load, load_secret
 from ambry.errors import BadConfiguration
 from ambry.frontend.directory import new_key
 from ambry.names import accounts
 from ambry.names.open import open_database, sqlite_url
+from ambry.quantities import parse_duration_ms
 
 _PATH: Final = "/accounts/keys"
 _RIGHTS: Final = "read,write,delete,list,admin"

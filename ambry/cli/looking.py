@@ -27,9 +27,9 @@ from ambry.cli.places import (
 from ambry.client import Client
 from ambry.client.progress import shown
 from ambry.clock import SystemClock
-from ambry.config import parse_duration_ms, parse_size
 from ambry.errors import AmbryError
 from ambry.limits import SIGNED_URL_TTL_S_DEFAULT
+from ambry.quantities import parse_duration_ms, parse_size
 
 _places_argument = click.argument("places", nargs=-1, required=True, type=PLACE, metavar="PLACE...")
 

@@ -30,9 +30,9 @@ from ambry.cli.retiring import reasons_against, wait_until_used
 from ambry.cli.verifying import bytes_option, let_be_equal, verify_partitions
 from ambry.cluster import changes
 from ambry.cluster.map import ClusterMap, Replica, ReplicaState
-from ambry.config import parse_size
 from ambry.errors import AmbryError, ChangeRefused
 from ambry.protocol.datanode import ReplicaStatus
+from ambry.quantities import parse_size
 
 _LOOK_S: Final = 0.2
 

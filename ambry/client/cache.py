@@ -15,6 +15,7 @@ import fcntl
 import itertools
 import os
 import shutil
+import stat
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -24,11 +25,13 @@ from typing import Final
 
 from ambry.client.chance import below
 from ambry.clock import SystemClock
-from ambry.errors import ModelDamaged
+from ambry.errors import BadConfiguration, ModelDamaged
 from ambry.limits import GIB, MIB
+from ambry.quantities import parse_size
 
 SIZE_MAX_DEFAULT: Final = 100 * GIB
-_STAMP_S: Final = 1_000_000_000
+_STAMP_FIRST_NS: Final = 1_000_000_000 * 1_000_000_000
+_STAMPS: Final = 100_000_000 * 1_000_000_000
 _READ_BYTES: Final = 4 * MIB
 _NUMBERS: Final = itertools.count()
 _FICLONE: Final = 0x40049409
@@ -43,7 +46,6 @@ class CacheEntry:
     path: Path
     size: int
     used_ns: int
-    inode: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,13 +61,18 @@ class Pruned:
 def open_cache(
     environment: Mapping[str, str], folder: str | os.PathLike[str] | None = None, size_max: int | None = None
 ) -> "Cache":
-    """The cache of this user: AMBRY_CACHE, else `$XDG_CACHE_HOME/ambry`; AMBRY_CACHE_BYTES is how large it may be."""
+    """The cache of this user: AMBRY_CACHE, else `$XDG_CACHE_HOME/ambry`; AMBRY_CACHE_BYTES is how large it may be.
+
+    Raises BadConfiguration for a size that is none.
+    """
     if folder is None:
         home = environment.get("XDG_CACHE_HOME") or Path(environment.get("HOME") or Path.home(), ".cache")
         folder = environment.get("AMBRY_CACHE") or Path(home, "ambry")
     if size_max is None:
         text = environment.get("AMBRY_CACHE_BYTES", "")
-        size_max = int(text) if text.isdecimal() else SIZE_MAX_DEFAULT
+        size_max = parse_size(text) if text else SIZE_MAX_DEFAULT
+        if size_max is None:
+            raise BadConfiguration(f'AMBRY_CACHE_BYTES is a size such as "100 GiB", not {text!r}', field="cache")
     return Cache(Path(folder), size_max)
 
 
@@ -178,12 +185,12 @@ class Cache:
         for path in (self.folder / "content").glob("??/*"):
             with contextlib.suppress(OSError):
                 found = path.stat()
-                yield CacheEntry(path.name, path, found.st_size, found.st_atime_ns, found.st_ino)
+                yield CacheEntry(path.name, path, found.st_size, found.st_atime_ns)
 
     def prune(self, size_max: int | None = None, *, waits: bool = True) -> Pruned | None:
         """Remove what was not used for longest until the cache has its size; None if it is in use and must not wait.
 
-        Folders of links go with the first of their content that goes.
+        Folders of snapshots go with the first of their content that goes.
         """
         if not self.folder.is_dir():
             return Pruned(0, 0, 0, 0)
@@ -198,22 +205,22 @@ class Cache:
         entries = sorted(self.entries(), key=lambda entry: entry.used_ns)
         left = sum(entry.size for entry in entries)
         before = left
-        gone: set[int] = set()
+        count = 0
         for entry in entries:
             if left <= size_max:
                 break
             entry.path.unlink(missing_ok=True)
-            gone.add(entry.inode)
+            count += 1
             left -= entry.size
         for partial in (self.folder / "partial").glob("*"):
             partial.unlink(missing_ok=True)
         for partial in (self.folder / "partial").glob(".*.ambry-part*"):
             partial.unlink(missing_ok=True)
-        if gone:
-            for snapshot in (self.folder / "snapshots").glob("*"):
-                if any(path.lstat().st_ino in gone for path in snapshot.rglob("*")):
-                    shutil.rmtree(snapshot, ignore_errors=True)
-        return Pruned(len(gone), before - left, len(entries) - len(gone), left)
+        kept = {stamp_of(entry.digest) for entry in entries[count:]}
+        for snapshot in (self.folder / "snapshots").glob("*"):
+            if any(_is_left_over(path, kept) for path in snapshot.rglob("*")):
+                shutil.rmtree(snapshot, ignore_errors=True)
+        return Pruned(count, before - left, len(entries) - count, left)
 
     def is_too_large(self) -> bool:
         """Whether room should be made."""
@@ -232,7 +239,20 @@ class Cache:
 
 def stamp_of(digest: str) -> int:
     """The mtime of a content, ns: made from its SHA-256, so that a file that was changed has another one."""
-    return _STAMP_S * 1_000_000_000 + int(digest[:15], 16) % (_STAMP_S // 10 * 1_000_000_000)
+    return _STAMP_FIRST_NS + int(digest[:15], 16) % _STAMPS
+
+
+def _is_left_over(path: Path, kept: set[int]) -> bool:
+    """Whether a file has the bytes of a content that is not among those with these stamps.
+
+    Not by its inode: clones and copies have their own, and hold the disk's space as links do.
+    """
+    try:
+        found = path.lstat()
+    except OSError:
+        return False
+    is_placed = stat.S_ISREG(found.st_mode) and 0 <= found.st_mtime_ns - _STAMP_FIRST_NS < _STAMPS
+    return is_placed and found.st_mtime_ns not in kept
 
 
 class Placer:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from ambry.client.cache import Cache, Placer, file_digest, is_placed, open_cache, stamp_of
-from ambry.errors import ModelDamaged
+from ambry.errors import BadConfiguration, ModelDamaged
 from ambry.limits import GIB
 
 
@@ -133,6 +133,26 @@ def test_room_is_made_by_what_was_not_used_for_longest(cache: Cache, tmp_path: P
     assert Cache(tmp_path / "none", 0).prune() is not None
 
 
+def test_room_is_made_of_snapshots_that_have_files_of_their_own(cache: Cache) -> None:
+    path = loaded(cache, b"data" * 1000)
+    kept = loaded(cache, b"kept" * 1000)
+    os.utime(path, ns=(0, stamp_of(path.name)))
+    for copies, executable in ((True, False), (False, True), (False, False)):
+        for source in (path, kept):
+            target = cache.snapshot(f"{source is kept}-{copies}-{executable}") / "sub/file"
+            target.parent.mkdir(parents=True)
+            Placer(copies=copies).place(source, target, is_executable=executable)
+    # What a user has written is nobody's to remove, as long as nothing else there takes room.
+    mine = cache.snapshot("mine") / "notes"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("mine")
+    cache.prune(4000)
+    assert {one.name.partition("-")[0] for one in (cache.folder / "snapshots").iterdir()} == {"True", "mine"}
+    kept.unlink()
+    cache.prune(4000)
+    assert [one.name for one in (cache.folder / "snapshots").iterdir()] == ["mine"]
+
+
 def test_nobody_makes_room_while_a_pull_is_under_way(cache: Cache) -> None:
     path = loaded(cache, b"data")
     with cache.in_use():
@@ -214,3 +234,11 @@ def test_where_the_cache_is_comes_from_arguments_and_the_environment(tmp_path: P
     opened = open_cache({"XDG_CACHE_HOME": "/x", "AMBRY_CACHE": "/y", "AMBRY_CACHE_BYTES": "17"})
     assert (opened.folder, opened.size_max) == (Path("/y"), 17)
     assert open_cache({"AMBRY_CACHE": "/y"}, tmp_path).folder == tmp_path
+
+
+def test_how_large_the_cache_may_be_has_units_and_what_is_no_size_is_refused(tmp_path: Path) -> None:
+    for text, size in (("10 GiB", 10 * GIB), ("1.5GiB", 3 * GIB // 2), ("0", 0), ("", 100 * GIB)):
+        assert open_cache({"AMBRY_CACHE_BYTES": text}, tmp_path).size_max == size
+    for wrong in ("10GB", "ten", "-1", "1e9"):
+        with pytest.raises(BadConfiguration, match="AMBRY_CACHE_BYTES"):
+            open_cache({"AMBRY_CACHE_BYTES": wrong}, tmp_path)

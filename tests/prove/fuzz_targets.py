@@ -34,7 +34,6 @@ from ambry.blob.requests import ChangesRequest, GetRequest, UsageRequest
 from ambry.client.model_manifest import decode_manifest as decode_model_manifest
 from ambry.cluster.embedded import decode_map
 from ambry.cluster.layout import decode_file, decode_head
-from ambry.config import parse_duration_ms, parse_size
 from ambry.frontend.batch_put import parse_head
 from ambry.frontend.conditions import evaluate, parse_range, resolve_ranges
 from ambry.frontend.connection import Connection
@@ -57,6 +56,7 @@ from ambry.names.rows import parse_version
 from ambry.protocol.frame import FrameDecoder, encode_frame
 from ambry.protocol.handshake import decode_hello
 from ambry.protocol.messages import decode_answer, decode_error, decode_request
+from ambry.quantities import parse_duration_ms, parse_size
 from ambry.storage.checked_file import HEADER_SIZE as DOCUMENT_HEADER_SIZE
 from ambry.storage.checked_file import decode_document, encode_document
 from ambry.storage.disk import Disk
