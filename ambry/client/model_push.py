@@ -54,8 +54,9 @@ def look_at(folder: Path, ignore: Sequence[str] | None) -> Found:
         folders.sort()
         base = Path(parent)
         for name in folders:
-            if Path(base, name).is_symlink():
-                raise BadRequest(f"{base / name} is a link to a folder; a model has files", field="folder")
+            path = base / name
+            if path.is_symlink() and not _is_ignored(path.relative_to(folder).as_posix(), ignore):
+                raise BadRequest(f"{path} is a link to a folder; a model has files", field="folder")
         for name in sorted(names):
             path = base / name
             relative = _text(path.relative_to(folder).as_posix())
@@ -69,6 +70,11 @@ def look_at(folder: Path, ignore: Sequence[str] | None) -> Found:
     if len(files) > MODEL_FILES_MAX:
         raise BadRequest(f"a model has {MODEL_FILES_MAX} files at most", field="folder")
     return Found(tuple(sorted(files)), tuple(sorted(empty)))
+
+
+def _is_ignored(path: str, ignore: Sequence[str] | None) -> bool:
+    """Whether a folder is left out, by its own path or as all that is below it."""
+    return not (matches(path, None, ignore) and matches(f"{path}/", None, ignore))
 
 
 def _raise(error: OSError) -> None:

@@ -350,6 +350,11 @@ def test_what_no_model_can_have_is_refused_and_nothing_appears(client: Client, t
 
     (folder / "loop").symlink_to(folder / "sub")
     refused("loop")
+    for pattern in ("loop", "loop/*", "l*"):
+        pushed = client.push_model(folder, f"{BASE}/ignored", ignore_patterns=pattern)
+        assert [file.path for file in client.read_manifest(pushed.ref).files] == ["a", "sub/b"]
+    with pytest.raises(BadRequest, match="loop"):
+        client.push_model(folder, f"{BASE}/refused", ignore_patterns=["loop.*", "sub/loop"])
     (folder / "loop").unlink()
     (folder / "dangling").symlink_to(folder / "gone")
     refused("dangling")
