@@ -205,16 +205,14 @@ class Models:
         return [f"{base}/{name}" for name in sorted(found)]
 
     def aliases(self, model: str) -> dict[str, str]:
-        """Aliases of a model and the versions that they stand for."""
+        """Aliases of a model and the versions that they stand for. Raises ModelDamaged."""
         ref = _model(model)
-        found = {}
-        for one in self._client.list(ref.aliases, delimiter="/"):
-            if not one.is_directory:
-                alias = one.name.rpartition("/")[2]
-                version = self._alias(ref, alias)[0]
-                if version is not None:
-                    found[alias] = version
-        return found
+        stated = {alias: self._alias(ref, alias) for alias in self._alias_names(ref)}
+        return {alias: version for alias, version in stated.items() if version is not None}
+
+    def _alias_names(self, ref: ModelRef) -> list[str]:
+        listed = self._client.list(ref.aliases, delimiter="/")
+        return [one.name.rpartition("/")[2] for one in listed if not one.is_directory]
 
     def resolve(self, model: str, *, offline: bool | None = None) -> ModelRef:
         """A reference with the id of its version; `offline` None: as the environment says.
@@ -231,7 +229,7 @@ class Models:
             if known is None or not is_version(known.decode("ascii", "replace")):
                 raise NotCached("the cache does not know what the alias stands for", name=record)
             return ModelRef(ref.container, ref.model, known.decode(), ref.file)
-        version, _ = self._alias(ref, selector)
+        version = self._alias(ref, selector)
         if version is None:
             raise NameNotFound(f"{record} is not there", name=record)
         if self._cache.recall(record) != version.encode():
@@ -390,27 +388,40 @@ class Models:
         check_alias(alias)
         self._client.delete(f"{_model(model).aliases}{alias}")
 
-    def _alias(self, ref: ModelRef, alias: str) -> tuple[str | None, str | None]:
-        """The version that an alias stands for and the blob that says so, both None if there is none."""
+    def _alias(self, ref: ModelRef, alias: str) -> str | None:
+        """The version that an alias stands for, None if there is none. Raises ModelDamaged."""
+        version, blob_id = self._stated(ref, alias)
+        if version is None and blob_id is not None:
+            name = f"{ref.aliases}{alias}"
+            raise ModelDamaged(
+                f"the alias {alias} does not say what it stands for; set it anew or delete it", name=name
+            )
+        return version
+
+    def _stated(self, ref: ModelRef, alias: str) -> tuple[str | None, str | None]:
+        """The version that an alias stands for, None if it is damaged, and the blob that says so, None without one.
+
+        Whoever replaces or deletes an alias asks this: that is how a damaged one is mended.
+        """
         try:
             info = self._client.stat(f"{ref.aliases}{alias}")
         except GONE:
             return None, None
         version = info.metadata.get("version", "")
-        if not is_version(version):
-            raise ModelDamaged("the alias does not say what it stands for", name=f"{ref.aliases}{alias}")
-        return version, info.id
+        return version if is_version(version) else None, info.id
 
     def _move(self, ref: ModelRef, alias: str, version: str, expected: str | None) -> None:
         """Compare and swap; with ANY again until nobody else was faster. Raises PreconditionFailed."""
         name = f"{ref.aliases}{alias}"
         data = json.dumps({"version": version}).encode()
         for _ in range(_ATTEMPTS):
-            current, blob_id = self._alias(ref, alias)
+            current, blob_id = self._stated(ref, alias)
             if current == version:
                 break
-            if expected not in {ANY, current}:
-                raise PreconditionFailed(f"{alias} stands for {current or 'nothing'}", name=name)
+            is_damaged = current is None and blob_id is not None
+            if expected != ANY and (is_damaged or expected != current):
+                stated = "nothing that is a version" if is_damaged else current or "nothing"
+                raise PreconditionFailed(f"{alias} stands for {stated}", name=name)
             with contextlib.suppress(PreconditionFailed, NameExists):
                 self._client.put(
                     data, name, if_match=blob_id, if_none_match=blob_id is None, metadata={"version": version},
@@ -424,9 +435,10 @@ class Models:
             self._drop_alias(ref, alias, version)
             raise NameNotFound(f"{ref.container}/{ref.model}@{version} is not there", name=name)
 
-    def _drop_alias(self, ref: ModelRef, alias: str, version: str) -> None:
-        current, blob_id = self._alias(ref, alias)
-        if current == version:
+    def _drop_alias(self, ref: ModelRef, alias: str, version: str | None) -> None:
+        """Take an alias away if it stands for this version; None: if it is damaged."""
+        current, blob_id = self._stated(ref, alias)
+        if current == version and blob_id is not None:
             with contextlib.suppress(PreconditionFailed, *GONE):
                 self._client.delete(f"{ref.aliases}{alias}", if_match=blob_id)
 
@@ -443,9 +455,10 @@ class Models:
                 if ref.selector is not None:
                     raise
         # After the manifests: whoever sets an alias looks for its manifest afterwards.
-        for alias, version in self.aliases(f"{ref.container}/{ref.model}").items():
-            if version in versions:
-                self._drop_alias(ref, alias, version)
+        for alias in self._alias_names(ref):
+            stated, _ = self._stated(ref, alias)
+            if stated in versions or (stated is None and ref.selector is None):
+                self._drop_alias(ref, alias, stated)
         return versions
 
     def collect(self, container: str, *, kept_s: int = KEPT_S, is_dry: bool = False) -> Collected:

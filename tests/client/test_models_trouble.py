@@ -12,7 +12,7 @@ import pytest
 from ambry.cli.ports import free_port
 from ambry.client import Client
 from ambry.client.contents import Contents
-from ambry.errors import AmbryError, ModelDamaged, NameDeleted, NameExists, NameNotFound
+from ambry.errors import AmbryError, ModelDamaged, NameDeleted, NameExists, NameNotFound, PreconditionFailed
 from ambry.limits import MIB
 from tests.client.conftest import bytes_of, ended, started, written
 
@@ -61,6 +61,41 @@ def test_damage_in_the_store_is_named_and_nothing_is_half_there(url: str, tmp_pa
         with Client(url, cache=tmp_path / "other") as another, pytest.raises(ModelDamaged):
             another.collect_content(BASE)
         client.delete_model(f"{BASE}/damaged")
+
+
+def test_a_damaged_alias_is_named_replaced_and_deleted(url: str, tmp_path: Path) -> None:
+    model = f"{BASE}/odd"
+    folder = written(tmp_path / "model", {"a": b"a"})
+
+    def damage(alias: str) -> None:
+        client.put(b"x", f"{BASE}/.aliases/odd/{alias}", upsert=True)
+
+    with Client(url, cache=tmp_path / "cache") as client:
+        first = client.push_model(folder, model, aliases=["prod", "good"])
+        damage("prod")
+        for read in (lambda: client.list_versions(model), lambda: client.pull_model(f"{model}@prod")):
+            with pytest.raises(ModelDamaged, match="alias prod"):
+                read()
+        for expected in (None, first.version):
+            with pytest.raises(PreconditionFailed, match="prod"):
+                client.set_alias(first.ref, "prod", expected=expected)
+        client.set_alias(first.ref, "prod")
+        assert client.pull_model(f"{model}@prod").version == first.version
+        damage("prod")
+        second = client.push_model(folder, model, aliases="prod")
+        assert client.pull_model(f"{model}@prod").version == second.version
+        damage("prod")
+        assert client.delete_model(first.ref) == [first.version]
+        with pytest.raises(NameNotFound):
+            client.pull_model(f"{model}@good")
+        with pytest.raises(ModelDamaged, match="alias prod"):
+            client.list_versions(model)
+        client.delete_alias(model, "prod")
+        assert [one.aliases for one in client.list_versions(model)] == [()]
+        damage("other")
+        assert client.delete_model(model) == [second.version]
+        assert client.list_versions(model) == []
+        assert list(client.list(f"{BASE}/.aliases/odd/")) == []
 
 
 def test_what_no_version_needs_is_collected_beside_pushes(url: str, tmp_path: Path) -> None:
