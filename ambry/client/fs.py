@@ -1,31 +1,33 @@
 """`ambry://account/container/name` for everything that uses fsspec.
 
 A name is a path; a directory is there as long as a name lies below it, so making one does nothing. Writes appear whole
-when the file is closed, and not at all if it is not. A rename is one change of names in the store. Nothing that was
-listed is remembered: the next look sees what others have done.
+when the file is closed, or at the end of a transaction, and not at all if something fails before (fs_files.py). A
+rename is one change of names in the store. Nothing that was listed is remembered: the next look sees what others have
+done.
 """
 
 import asyncio
 import io
 import os
-import tempfile
-from collections.abc import Callable
-from contextlib import suppress
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from types import TracebackType
 from typing import IO, Any, Final
 
 from fsspec.asyn import AsyncFileSystem
 from fsspec.callbacks import DEFAULT_CALLBACK
+from fsspec.compression import compr
+from fsspec.core import get_compression
 
 from ambry.client.aio import AsyncClient
 from ambry.client.client import Client
+from ambry.client.fs_files import CompressedFile, TextFile, WrittenFile
 from ambry.client.values import ListedName
-from ambry.errors import BlobDeleted, BlobExpired, BlobNotFound, NameDeleted, NameExpired, NameNotFound
+from ambry.errors import BlobDeleted, BlobExpired, BlobNotFound, NameDeleted, NameExists, NameExpired, NameNotFound
 from ambry.limits import MIB
 
-_SPOOL_BYTES: Final = 8 * MIB
 _GONE: Final = (BlobNotFound, BlobDeleted, BlobExpired, NameNotFound, NameDeleted, NameExpired)
 
 
@@ -130,7 +132,11 @@ class AmbryFileSystem(AsyncFileSystem):  # type: ignore[misc] # fsspec has no ty
         path = self._strip_protocol(path)
         if mode == "create" and await self._exists(path):
             raise FileExistsError(path)
-        await self._async.put(bytes(value), path, upsert=mode != "create")
+        if self._intrans:
+            await asyncio.to_thread(self._defer, io.BytesIO(value), path, mode)
+            return
+        with _taken(path):
+            await self._async.put(bytes(value), path, upsert=mode != "create")
 
     async def _put_file(
         self, lpath: str, rpath: str, callback: Any = DEFAULT_CALLBACK, mode: str = "overwrite", **_: Any
@@ -140,7 +146,21 @@ class AmbryFileSystem(AsyncFileSystem):  # type: ignore[misc] # fsspec has no ty
         rpath = self._strip_protocol(rpath)
         if mode == "create" and await self._exists(rpath):
             raise FileExistsError(rpath)
-        await self._async.upload_file(lpath, rpath, upsert=mode != "create", progress=callback)
+        if self._intrans:
+            await asyncio.to_thread(self._defer_file, Path(lpath), rpath, mode)
+            return
+        with _taken(rpath):
+            await self._async.upload_file(lpath, rpath, upsert=mode != "create", progress=callback)
+
+    def _defer_file(self, path: Path, name: str, mode: str) -> None:
+        with path.open("rb") as file:
+            self._defer(file, name, mode)
+
+    def _defer(self, source: IO[bytes], path: str, mode: str) -> None:
+        """Have bytes stored at the end of the transaction."""
+        with self._written(path, upsert=mode != "create", autocommit=False) as file:
+            shutil.copyfileobj(source, file)
+        self.transaction.files.append(file)
 
     async def _get_file(self, rpath: str, lpath: Any, callback: Any = DEFAULT_CALLBACK, **_: Any) -> None:
         rpath = self._strip_protocol(rpath)
@@ -157,7 +177,35 @@ class AmbryFileSystem(AsyncFileSystem):  # type: ignore[misc] # fsspec has no ty
         _make_folder(Path(lpath).parent)
         await self._async.download_file(info.id, lpath, progress=callback)
 
-    def _open(self, path: str, mode: str = "rb", block_size: int | None = None, **_: Any) -> io.IOBase:
+    def open(
+        self, path: str, mode: str = "rb", block_size: int | None = None, cache_options: Any = None,
+        compression: str | None = None, **options: Any,
+    ) -> Any:  # fmt: skip
+        """A name as a file. What is written is stored when it is closed, or at the end of the transaction.
+
+        Nothing is stored of a file that is left by an exception, of which a write failed (closing it raises OSError),
+        or that is dropped unclosed.
+
+        Args:
+            path: `account/container/name`.
+            mode: `r`, `w`, `x` (the name must be free, also when it is closed) or `a`; text without a `b`.
+            block_size: Bytes that are asked for at a time, for reading.
+            cache_options: Not used.
+            compression: Its name, as fsspec has it, or `infer`: by the path.
+            options: `encoding`, `errors` and `newline` of text; `autocommit`, False: store it when `commit` is called.
+        """
+        if "r" in mode:
+            return super().open(path, mode, block_size, cache_options, compression, **options)
+        text = {key: options.pop(key) for key in ("encoding", "errors", "newline") if key in options}
+        file = super().open(path, mode.replace("b", "").replace("t", "") + "b", block_size, **options)
+        method = get_compression(path, compression)
+        if method is not None:
+            file = CompressedFile(file, compr[method](file, mode=mode[0]))
+        return file if "b" in mode else TextFile(file, **text)
+
+    def _open(
+        self, path: str, mode: str = "rb", block_size: int | None = None, autocommit: bool = True, **_: Any
+    ) -> io.IOBase:
         path = self._strip_protocol(path)
         if mode == "rb":
             try:
@@ -173,7 +221,14 @@ class AmbryFileSystem(AsyncFileSystem):  # type: ignore[misc] # fsspec has no ty
                 before = self._sync.get(path)
         if mode == "xb" and self._sync.exists(path):
             raise FileExistsError(path)
-        return _Written(lambda file: self._sync.put(file, path, upsert=mode != "xb"), before)
+        return self._written(path, before, upsert=mode != "xb", autocommit=autocommit)
+
+    def _written(self, path: str, before: bytes = b"", *, upsert: bool, autocommit: bool) -> WrittenFile:
+        def store(file: IO[bytes]) -> None:
+            with _taken(path):
+                self._sync.put(file, path, upsert=upsert)
+
+        return WrittenFile(path, store, before, autocommit=autocommit)
 
     # --- changes -----------------------------------------------------------------------------------------------
 
@@ -233,51 +288,13 @@ class AmbryFileSystem(AsyncFileSystem):  # type: ignore[misc] # fsspec has no ty
         return {}
 
 
-class _Written(io.RawIOBase):
-    """A file that is written: kept aside, and stored when it is closed."""
-
-    def __init__(self, store: Callable[[IO[bytes]], object], before: bytes) -> None:
-        super().__init__()
-        self._store = store
-        self._file = tempfile.SpooledTemporaryFile(_SPOOL_BYTES)  # noqa: SIM115 -- closed in `close`
-        self._file.write(before)
-        self._is_dropped = False
-
-    def writable(self) -> bool:
-        """It is."""
-        return True
-
-    def tell(self) -> int:
-        """Bytes written."""
-        return self._file.tell()
-
-    def write(self, data: Any) -> int:
-        """Take bytes."""
-        return self._file.write(data)
-
-    def discard(self) -> None:
-        """Closing it will store nothing."""
-        self._is_dropped = True
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        """What broke off is not stored."""
-        if kind is not None:
-            self.discard()
-        super().__exit__(kind, error, traceback)
-
-    def close(self) -> None:
-        """Store what was written."""
-        if self.closed:
-            return
-        try:
-            if not self._is_dropped:
-                self._file.seek(0)
-                self._store(self._file)
-        finally:
-            self._file.close()
-            super().close()
+@contextmanager
+def _taken(path: str) -> Iterator[None]:
+    """A name that somebody else has taken meanwhile is taken in the words of files."""
+    try:
+        yield
+    except NameExists as error:
+        raise FileExistsError(path) from error
 
 
 def _make_folder(folder: Path) -> None:
