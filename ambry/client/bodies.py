@@ -70,26 +70,27 @@ class Body:
         if self._rewind is not None:
             self._rewind()
         checksum = xxhash.xxh3_64()
-        self.size = 0
+        size = 0
         held: memoryview | None = None
         for piece in self._pieces():
             view = bytes_of(piece)
             if not view:
                 continue
             checksum.update(view)
-            self.size += len(view)
-            if self._told is not None and self.size > self._told:
-                raise self._differs("or more")
-            if self.size == self._told:
+            size += len(view)
+            if self._told is not None and size > self._told:
+                raise self._differs(f"{size} bytes or more")
+            if size == self._told:
                 # A copy of what the source may write to while it is asked for more.
                 held = view if view.readonly else memoryview(bytes(view))
             else:
                 yield view
-        if self._told is not None and self.size < self._told:
-            raise self._differs("in all")
+        if self._told is not None and size < self._told:
+            raise self._differs(f"{size} bytes")
+        # Before the last bytes go out: an answer that is lost behind them leaves both known.
+        self.size, self.digest = size, base64_of(checksum.digest())
         if held is not None:
             yield held
-        self.digest = base64_of(checksum.digest())
 
     def _pieces(self) -> Iterable[bytes]:
         read = getattr(self._data, "read", None)
@@ -100,8 +101,8 @@ class Body:
         while (piece := read(_PIECE_BYTES)) is None or len(piece):
             yield piece
 
-    def _differs(self, how: str) -> AmbryError:
-        message = f"the source has {self.size} bytes {how}, and {self._told} were to be sent"
+    def _differs(self, has: str) -> AmbryError:
+        message = f"the source has {has}, and {self._told} were to be sent"
         return FileChanged(message) if _is_file(self._data) else BadRequest(message, field="size")
 
 

@@ -4,6 +4,7 @@ Every method may be called from several threads, and after a fork. `deadline_s` 
 included. Large files are transfer.py's, folders folders.py's, batches batches.py's.
 """
 
+import contextlib
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -12,14 +13,13 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
 from urllib.parse import urlencode
 
-from ambry.client import batches, folders, small_files, transfer
+from ambry.client import batches, folders, name_changes, small_files, transfer
 from ambry.client.bodies import Body, Source, base64_of, upload_headers
 from ambry.client.progress import Progress
 from ambry.client.reader import BlobReader
 from ambry.client.session import Session
 from ambry.client.settings import load_settings
 from ambry.client.values import (
-    SCHEME,
     BatchEntry,
     BlobInfo,
     ListedName,
@@ -29,11 +29,10 @@ from ambry.client.values import (
     info_of,
     listed_of,
     path_of,
-    quote_name,
     range_of,
     with_version,
 )
-from ambry.errors import AmbryError, BadDigest, BadRequest, NameExists
+from ambry.errors import AmbryError, BadDigest, NameExists, NotAllowed, PreconditionFailed
 from ambry.limits import MIB
 
 if TYPE_CHECKING:
@@ -174,12 +173,12 @@ class Client:
                 deadline=self._session.deadline(deadline_s),
                 can_repeat=body.can_repeat,
             )
-        except NameExists as error:
-            attempts = error.facts.get("attempts")
-            if name is None or not isinstance(attempts, list) or len(attempts) < 2:
-                raise
-            stored = small_files.stored_before(self, name, body.size, body.digest)
-            if stored is None:
+        except (NameExists, PreconditionFailed) as error:
+            stored = None
+            if name is not None and name_changes.is_unsure(error):
+                with contextlib.suppress(AmbryError):
+                    stored = small_files.stored_before(self, name, body.size, body.digest)
+            if stored is None or stored.id == if_match:
                 raise
             return stored
         exchange.read()
@@ -284,7 +283,11 @@ class Client:
         headers = {} if if_match is None else {"If-Match": f'"{if_match}"'}
         path = with_version(path_of(ref), version)
         deadline = self._session.deadline(deadline_s)
-        self._session.ask("DELETE", path, headers=headers, expected=(202,), deadline=deadline).read()
+        try:
+            self._session.ask("DELETE", path, headers=headers, expected=(202,), deadline=deadline).read()
+        except PreconditionFailed as error:
+            if not (name_changes.is_unsure(error) and name_changes.is_gone(self, ref)):
+                raise
 
     def extend(self, blob_id: str, ttl_s: int | None, *, deadline_s: float | None = None) -> None:
         """Let a blob live longer.
@@ -311,7 +314,11 @@ class Client:
             NotAllowed: It is not deleted.
             BlobNotFound: No such id, or its record is collected; BlobExpired.
         """
-        self._session.ask("PUT", f"{path_of(blob_id)}/undelete", deadline=self._session.deadline(deadline_s)).read()
+        try:
+            self._session.ask("PUT", f"{path_of(blob_id)}/undelete", deadline=self._session.deadline(deadline_s)).read()
+        except NotAllowed as error:
+            if not (name_changes.is_unsure(error) and self.exists(blob_id)):
+                raise
 
     def signed_url(
         self, ref: str, *, method: str = "GET", ttl_s: int = 300, size_max: int | None = None,
@@ -378,7 +385,8 @@ class Client:
             NameNotFound: The source is not there; NameDeleted, NameExpired if it was.
             NameExists: The target is taken.
         """
-        return self._change_name(target, {"x-ambry-named-copy-from": path_of(source)}, upsert, deadline_s)
+        deadline = self._session.deadline(deadline_s)
+        return name_changes.copy(self, self._session, source, target, deadline, upsert=upsert)
 
     def move(self, source: str, target: str, *, upsert: bool = False, deadline_s: float | None = None) -> Stored:
         """Let `target` stand for what `source` stands for, which is gone then: a rename within a container, atomic.
@@ -388,20 +396,8 @@ class Client:
             NameNotFound: The source is not there; NameDeleted, NameExpired if it was.
             NameExists: The target is taken.
         """
-        old, new = source.removeprefix(SCHEME).split("/", 2), target.removeprefix(SCHEME).split("/", 2)
-        if len(old) != 3 or old[:2] != new[:2]:
-            raise BadRequest("a name moves within its container", field="target")
-        return self._change_name(target, {"x-ambry-named-move-from": quote_name(old[2])}, upsert, deadline_s)
-
-    def _change_name(self, target: str, headers: dict[str, str], upsert: bool, deadline_s: float | None) -> Stored:  # noqa: FBT001 -- handed through
-        if upsert:
-            headers["x-ambry-named-upsert"] = "true"
-        exchange = self._session.ask(
-            "PUT", path_of(target), headers=headers, expected=(201,), deadline=self._session.deadline(deadline_s)
-        )
-        exchange.read()
-        version = exchange.headers.get("x-ambry-named-version")
-        return Stored(exchange.headers["x-ambry-blob-id"], self.stat(target).size, target, version)
+        deadline = self._session.deadline(deadline_s)
+        return name_changes.move(self, self._session, source, target, deadline, upsert=upsert)
 
     # --- many, and large ---------------------------------------------------------------------------------------
 

@@ -8,6 +8,7 @@ import contextlib
 import http.client
 import io
 import os
+import select
 import socket
 import ssl
 import struct
@@ -34,8 +35,8 @@ class Exchange:
     """One answer that is being read. `close` it, or read it to its end."""
 
     __slots__ = (
-        "_can_keep", "_connection", "_is_buffered", "_pool", "_response", "_socket", "_url", "headers", "left",
-        "status",
+        "_can_keep", "_connection", "_is_buffered", "_pool", "_response", "_socket", "_url", "headers", "is_second",
+        "left", "status",
     )  # fmt: skip
 
     def __init__(
@@ -50,6 +51,8 @@ class Exchange:
         """`can_keep`: whether the request was sent as a whole, so that another one can follow it."""
         self._pool = pool
         self._can_keep = can_keep
+        self.is_second = False
+        """Whether the request was sent before, by a kept connection that broke: it may have been carried out then."""
         self._url = url
         self._connection: http.client.HTTPConnection | None = connection
         self._response = response
@@ -209,18 +212,36 @@ class Pool:
     ) -> Exchange:
         """Send a request and read the head of its answer. Raises ConnectionLost, DeadlineExceeded.
 
+        `was_sent` in the facts of ConnectionLost is False if no server has seen anything of the request.
+
         A kept connection that the server has closed meanwhile is replaced silently; what can be sent only once gets a
         new one.
         """
-        connection: http.client.HTTPConnection | None = None
-        if can_repeat:
+        connection = self._kept(url) if can_repeat else None
+        if connection is None:
+            return self._on(self._connect(url, timeout_s), url, method, path, headers, body, timeout_s)
+        with contextlib.suppress(ConnectionLost):
+            return self._on(connection, url, method, path, headers, body, timeout_s)
+        try:
+            exchange = self._on(self._connect(url, timeout_s), url, method, path, headers, body, timeout_s)
+        except ConnectionLost as error:
+            error.facts["was_sent"] = True
+            raise
+        exchange.is_second = True
+        return exchange
+
+    def _kept(self, url: str) -> http.client.HTTPConnection | None:
+        """A connection on which nothing has come since its last answer, as its end, or what nobody has asked for."""
+        while True:
             with self._lock:
                 kept = self._free.get(url)
-                connection = kept.pop() if kept else None
-        if connection is not None:
-            with contextlib.suppress(ConnectionLost):
-                return self._on(connection, url, method, path, headers, body, timeout_s)
-        return self._on(self._connect(url, timeout_s), url, method, path, headers, body, timeout_s)
+                if not kept:
+                    return None
+                connection = kept.pop()
+            # What TLS has to say for itself between two answers is no sign of trouble.
+            if type(connection.sock) is not socket.socket or not _has_news(connection.sock):
+                return connection
+            connection.close()
 
     def _connect(self, url: str, timeout_s: float) -> http.client.HTTPConnection:
         parts = urlsplit(url)
@@ -236,7 +257,7 @@ class Pool:
             connection.connect()
         except _BROKEN as error:
             connection.close()
-            raise ConnectionLost(f"cannot connect to {url}: {error}") from error
+            raise ConnectionLost(f"cannot connect to {url}: {error}", was_sent=False) from error
         return connection
 
     def _on(
@@ -270,6 +291,13 @@ class Pool:
         if method == "HEAD" or response.status in {204, 304}:
             response.close()
         return Exchange(self, url, connection, response, can_keep=is_whole)
+
+
+def _has_news(source: socket.socket) -> bool:
+    """Whether reading would not wait."""
+    poll = select.poll()
+    poll.register(source, select.POLLIN)
+    return bool(poll.poll(0))
 
 
 @contextlib.contextmanager

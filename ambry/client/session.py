@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 _ERRORS_BY_NAME: Final = {error.name: error for error in ERRORS_BY_CODE.values()}
 _RETRY_AFTER_S_MAX: Final = 60.0
+_CHANGES: Final = frozenset({"PUT", "POST", "DELETE"})
+EARLIER: Final = "earlier_attempt"
+"""The fact of an error which says that an earlier attempt may have done what was asked."""
 
 
 class Session:
@@ -62,14 +65,16 @@ class Session:
     ) -> "Exchange":
         """The answer with one of the expected statuses. Raises what the store answered, or why nobody did.
 
-        `body` is called for each attempt. Facts of the error: `request_id`, `status`, `attempts`, `frontend`.
+        `body` is called for each attempt. Facts of the error: `request_id`, `status`, `attempts`, `frontend`, and of a
+        change `earlier_attempt` if one may have succeeded whose answer nobody knows.
         """
         attempts: list[str] = []
         last: str | None = None
+        is_unsure = False
         while True:
             now = self._now_s()
             if now >= deadline:
-                raise DeadlineExceeded("the deadline passed", attempts=attempts)
+                raise DeadlineExceeded("the deadline passed", attempts=attempts, **_earlier(is_unsure))
             with self._lock:
                 url = last = self._frontends.pick(now, avoid=last)
             retry_after_s: float | None = None
@@ -78,22 +83,27 @@ class Session:
             except (ConnectionLost, DeadlineExceeded) as error:
                 self._note(url, failed=True)
                 failure: AmbryError = error
+                was_sent = error.facts.pop("was_sent", True) is True
             else:
+                is_unsure = is_unsure or (exchange.is_second and method in _CHANGES)
+                was_sent = True
                 if exchange.status in expected:
                     self._note(url, failed=False)
                     return exchange
                 failure, retry_after_s = _failure(exchange)
                 self._note(url, failed=exchange.status in {502, 503, 504})
                 if exchange.status not in RETRY_STATUSES:
-                    failure.facts.update(attempts=[*attempts, f"{url}: {exchange.status}"], frontend=url)
+                    attempts.append(f"{url}: {exchange.status}")
+                    failure.facts.update(attempts=attempts, frontend=url, **_earlier(is_unsure))
                     raise failure
             attempts.append(f"{url}: {failure.message}")
             wait = wait_s(len(attempts), retry_after_s, chance.fraction())
             with self._lock:
                 may_retry = can_repeat and len(attempts) < ATTEMPTS_MAX and self._budget.try_spend()
             if not may_retry or self._now_s() + wait >= deadline:
-                failure.facts.update(attempts=attempts, frontend=url)
+                failure.facts.update(attempts=attempts, frontend=url, **_earlier(is_unsure))
                 raise failure
+            is_unsure = is_unsure or (was_sent and method in _CHANGES)
             time.sleep(wait)
 
     def _exchange(
@@ -130,6 +140,10 @@ class Session:
             else:
                 self._frontends.answered(url)
                 self._budget.succeeded()
+
+
+def _earlier(is_unsure: bool) -> dict[str, object]:  # noqa: FBT001 -- it is all that there is to say
+    return {EARLIER: "may have succeeded"} if is_unsure else {}
 
 
 def error_of(document: Any, status: int, request_id: str | None) -> AmbryError:  # noqa: ANN401 -- JSON of a stranger
