@@ -62,7 +62,7 @@ DOORS_TO_TIME_AND_CHANCE: Final[Mapping[str, str]] = {
 """Files of ambry/ that may ask the operating system for wall time or randomness. All others get them as arguments."""
 
 OWN_ERRORS: Final[Mapping[str, str]] = {
-    "ambry/client/parallel.py:Stopped": "ends the threads of a transfer, never leaves the module",
+    "ambry/client/stopping.py:Stopped": "ends the threads of work that was given up, and reaches no caller",
     "ambry/protocol/connection.py:_PeerClosed": "carries an error of the tree, never leaves the module",
     "ambry/storage/sim_disk.py:PowerCut": "not an error: the simulated machine stops here",
 }
@@ -70,6 +70,7 @@ OWN_ERRORS: Final[Mapping[str, str]] = {
 
 CATCH_ALLS: Final[Mapping[str, str]] = {
     "ambry/client/parallel.py:Parallel._work": "the thread that waits raises what any other one met",
+    "ambry/client/workers.py:_serve": "whoever waits for the call raises what it met",
     "ambry/datanode/disk_service.py:DiskService._commit": "every caller of a group gets an answer, whatever went wrong",
     "ambry/datanode/disk_service.py:DiskService._read_batch": "so does every reader of a batch",
     "ambry/datanode/upkeep.py:Upkeep.run": "a fault of ours must not end scrub and compaction unnoticed",

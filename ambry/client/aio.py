@@ -6,13 +6,16 @@ A transfer waits for sockets and disks, where threads cost nothing that a loop w
 import asyncio
 import os
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError
 from functools import partial, wraps
 from types import TracebackType
 from typing import Any, Concatenate, Final, ParamSpec, Self, TypeVar
 
 from ambry.client.client import Client
+from ambry.client.parallel import LEAVE_S
+from ambry.client.stopping import Stop, current
 from ambry.client.values import Stored
+from ambry.client.workers import Workers
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -56,7 +59,8 @@ class AsyncClient:
 
     Every method has the arguments, the answer and the errors of the one of `Client` that has its name, unless it is
     described here. The file objects that `open` and `open_tensors` give wait themselves, so read them on a thread
-    (`asyncio.to_thread`). A call that is cancelled ends for its caller; its thread finishes what it was doing.
+    (`asyncio.to_thread`). A call that is cancelled ends, and so does what it was doing: files appear whole or not at
+    all, and the next call goes on with them.
 
     Args:
         url: As of `Client`; so are all others.
@@ -81,7 +85,7 @@ class AsyncClient:
         cache: str | os.PathLike[str] | None = None,
     ) -> None:
         self._client = Client(url, token=token, profile=profile, deadline_s=deadline_s, threads=threads, cache=cache)
-        self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="ambry client")
+        self._workers = Workers(_THREADS, "ambry client")
 
     async def __aenter__(self) -> Self:
         return self
@@ -94,10 +98,21 @@ class AsyncClient:
     async def close(self) -> None:
         """Hang up. Unlike a `Client`, this one is not used again."""
         self._client.close()
-        self._pool.shutdown(wait=False)
+        self._workers.close()
 
     async def _run(self, call: Callable[[], _T]) -> _T:
-        return await asyncio.get_running_loop().run_in_executor(self._pool, call)
+        stop = Stop()
+        future = self._workers.submit(call, stop)
+        try:
+            return await asyncio.wrap_future(future)
+        except asyncio.CancelledError:
+            stop.set()
+            if not future.cancelled():
+                # Whoever calls again finds no thread of this call at work.
+                end = asyncio.wrap_future(future)
+                end.add_done_callback(_passed_over)
+                await asyncio.wait((end,), timeout=LEAVE_S)
+            raise
 
     async def put_stream(
         self, pieces: Iterable[bytes] | AsyncIterator[bytes], name: str | None = None, *, upsert: bool = False
@@ -160,5 +175,24 @@ def _pulled(loop: asyncio.AbstractEventLoop, pieces: AsyncIterator[bytes]) -> It
             return piece
         return None
 
-    while (piece := asyncio.run_coroutine_threadsafe(following(), loop).result()) is not None:
+    stop = current()
+    assert stop is not None
+    while True:
+        future = asyncio.run_coroutine_threadsafe(following(), loop)
+        key = stop.add(future.cancel)
+        try:
+            piece = future.result()
+        except CancelledError:
+            stop.check()
+            raise
+        finally:
+            stop.remove(key)
+        if piece is None:
+            return
         yield piece
+
+
+def _passed_over(done: "asyncio.Future[Any]") -> None:
+    """Nobody waits for what came of a call that was cancelled."""
+    if not done.cancelled():
+        done.exception()

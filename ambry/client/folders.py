@@ -5,16 +5,21 @@ Names never lead out of the folder.
 
 import errno
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from ambry.client import small_files
 from ambry.client.beside import is_beside
+from ambry.client.parallel import LEAVE_S
 from ambry.client.progress import Meter, Progress
 from ambry.client.session import Session
 from ambry.client.small_files import SMALL_BYTES, THREADS_MAX, LocalFile, Sized, StoredFile, batched
+from ambry.client.stopping import Stop
 from ambry.client.values import SCHEME, ListedName, Stored, container_path
+from ambry.client.workers import Workers
 from ambry.errors import BadRequest
 
 if TYPE_CHECKING:
@@ -29,24 +34,34 @@ _NO_STEPS: Final = frozenset({"", ".", ".."})
 """Parts of a path that lead elsewhere, or nowhere."""
 
 
-def in_order(threads: int, operation: Callable[[_In], _Out], items: Iterable[_In]) -> Iterator[_Out]:
-    """What an operation makes of items, by several threads, a bounded number of them ahead. Raises the first error."""
-    from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait  # noqa: PLC0415 -- brings logging
+def in_order(threads: int, operation: Callable[[_In], _Out], items: Iterable[_In]) -> Generator[_Out, None, None]:
+    """What an operation makes of items, by several threads, a bounded number of them ahead. Raises the first error.
 
-    with ThreadPoolExecutor(threads, thread_name_prefix="ambry files") as pool:
-        waiting: list[Future[_Out]] = []
-        try:
-            for item in items:
-                waiting.append(pool.submit(operation, item))
-                if len(waiting) >= threads * _WAITING_PER_THREAD:
-                    wait(waiting, return_when=FIRST_COMPLETED)
-                    while waiting and waiting[0].done():
-                        yield waiting.pop(0).result()
-            while waiting:
-                yield waiting.pop(0).result()
-        finally:
-            for one in waiting:
-                one.cancel()
+    With it, or when nobody wants more, what is still under way is given up.
+    """
+    from concurrent.futures import FIRST_COMPLETED, wait  # noqa: PLC0415 -- brings logging
+
+    stop = Stop()
+    workers = Workers(threads, "ambry files")
+    waiting: list[Future[_Out]] = []
+    leave_s: float | None = LEAVE_S
+    try:
+        for item in items:
+            waiting.append(workers.submit(partial(operation, item), stop))
+            if len(waiting) >= threads * _WAITING_PER_THREAD:
+                wait(waiting, return_when=FIRST_COMPLETED)
+                while waiting and waiting[0].done():
+                    yield waiting.pop(0).result()
+        while waiting:
+            yield waiting.pop(0).result()
+    except Exception:
+        leave_s = None
+        raise
+    finally:
+        stop.set()
+        workers.close()
+        wait([one for one in waiting if not one.cancel()], timeout=leave_s)
+        stop.end()
 
 
 def files_of(folder: str, above: str = "") -> Iterator[LocalFile]:
@@ -104,7 +119,8 @@ def upload_dir(
         meter.add(sum(one.size for one in stored))
         return stored
 
-    found = [one for batch in in_order(_threads(threads, files), some, batched(files)) for one in batch]
+    with closing(in_order(_threads(threads, files), some, batched(files))) as batches:
+        found = [one for batch in batches for one in batch]
     meter.end()
     return found
 
@@ -137,7 +153,8 @@ def download_dir(
         meter.add(sum(entry.size for entry in batch))
         return targets
 
-    found = [one for batch in in_order(_threads(threads, listed), some, batched(listed)) for one in batch]
+    with closing(in_order(_threads(threads, listed), some, batched(listed))) as batches:
+        found = [one for batch in batches for one in batch]
     meter.end()
     return found
 

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Final
 from urllib.parse import urlsplit
 
+from ambry.client import stopping
 from ambry.errors import BadRequest, ConnectionLost, DeadlineExceeded
 from ambry.limits import MIB
 
@@ -35,8 +36,8 @@ class Exchange:
     """One answer that is being read. `close` it, or read it to its end."""
 
     __slots__ = (
-        "_can_keep", "_connection", "_is_buffered", "_pool", "_response", "_socket", "_url", "headers", "is_second",
-        "left", "status",
+        "_can_keep", "_connection", "_is_buffered", "_pool", "_response", "_socket", "_url", "_watch",
+        "headers", "is_second", "left", "status",
     )  # fmt: skip
 
     def __init__(
@@ -45,6 +46,7 @@ class Exchange:
         url: str,
         connection: http.client.HTTPConnection,
         response: http.client.HTTPResponse,
+        watch: "_Watch",
         *,
         can_keep: bool,
     ) -> None:
@@ -54,6 +56,7 @@ class Exchange:
         self.is_second = False
         """Whether the request was sent before, by a kept connection that broke: it may have been carried out then."""
         self._url = url
+        self._watch = watch
         self._connection: http.client.HTTPConnection | None = connection
         self._response = response
         self.status = response.status
@@ -65,9 +68,13 @@ class Exchange:
         self._is_buffered = True
 
     def readinto(self, view: memoryview) -> int:
-        """The next bytes, none at the end. Raises ConnectionLost when the body breaks off."""
+        """The next bytes, none at the end. Raises ConnectionLost when the body breaks off, Stopped when given up."""
         try:
+            stopping.check()
             count = self._response.readinto(view) if self._socket is None else self._received(self._socket, view)
+        except stopping.Stopped:
+            self.abort()
+            raise
         except _BROKEN as error:
             self.abort()
             raise ConnectionLost(f"the answer broke off: {error}") from error
@@ -141,6 +148,7 @@ class Exchange:
         connection, self._connection = self._connection, None
         if connection is None:
             return
+        self._watch.end()
         if self._response.length == 0:
             # http.client takes an answer without a body for open until somebody has read its end.
             self._response.read()
@@ -153,7 +161,30 @@ class Exchange:
         """Break the connection."""
         connection, self._connection = self._connection, None
         if connection is not None:
+            self._watch.end()
             connection.close()
+
+
+class _Watch:
+    """Over a connection that is used: it is hung up when the work of this thread is given up, which waits no longer."""
+
+    __slots__ = ("_key", "_stop")
+
+    def __init__(self, connection: http.client.HTTPConnection) -> None:
+        self._stop = stopping.current()
+        sock = connection.sock
+        self._key = 0 if self._stop is None else self._stop.add(lambda: _hang_up(sock))
+
+    def end(self) -> None:
+        """Before somebody else uses it, or it is closed and something else has its number."""
+        if self._stop is not None:
+            self._stop.remove(self._key)
+
+
+def _hang_up(sock: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        # Not by the method of a TLS socket, which would give the other thread what was not decrypted.
+        socket.socket.shutdown(sock, socket.SHUT_RDWR)
 
 
 def _text(value: str) -> str:
@@ -273,6 +304,7 @@ class Pool:
         assert connection.sock is not None
         connection.sock.settimeout(min(SILENCE_S, timeout_s))
         is_whole = True
+        watch = _Watch(connection)
         try:
             with _told(url):
                 connection.putrequest(method, path, skip_accept_encoding=True)
@@ -286,11 +318,12 @@ class Pool:
             with _told(url):
                 response = connection.getresponse()
         except BaseException:
+            watch.end()
             connection.close()
             raise
         if method == "HEAD" or response.status in {204, 304}:
             response.close()
-        return Exchange(self, url, connection, response, can_keep=is_whole)
+        return Exchange(self, url, connection, response, watch, can_keep=is_whole)
 
 
 def _has_news(source: socket.socket) -> bool:
@@ -333,7 +366,8 @@ def _send(connection: http.client.HTTPConnection, url: str, chunks: Chunks, size
 
 
 def _sent(connection: http.client.HTTPConnection, url: str, pieces: Chunks) -> bool:
-    """Send; says whether the server still takes it."""
+    """Send; says whether the server still takes it. Raises Stopped when given up."""
+    stopping.check()
     try:
         with _told(url):
             for piece in pieces:

@@ -1,7 +1,7 @@
 """Parts of one transfer by several threads: more of them as long as that makes it faster, and all end when one fails.
 
-The caller's thread only waits, so an interrupt (Ctrl-C) reaches it at once: the others are told, stop at their next
-piece, and what they noted of whole parts stays. They are daemons; one that waits for a silent server is left then.
+The caller's thread only waits, so an interrupt (Ctrl-C) reaches it at once: the others are told, end at once
+(stopping.py), and what they noted of whole parts stays. They are daemons; one that waits for a disk is left then.
 """
 
 import threading
@@ -10,17 +10,15 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Final
 
+from ambry.client.stopping import Stop, Stopped
+
 _THREADS_FIRST: Final = 4
 _LOOK_S: Final = 0.5
 _GAIN: Final = 1.1
 """A rate that counts as faster."""
 
-_LEAVE_S: Final = 2.0
+LEAVE_S: Final = 2.0
 """After an interrupt, how long the threads have to end. After an error they are waited for: no callback comes late."""
-
-
-class Stopped(Exception):
-    """This transfer ends."""
 
 
 class Parallel:
@@ -34,23 +32,25 @@ class Parallel:
         self._waiting: deque[int] = deque()
         self._busy = 0
         self._error: BaseException | None = None
-        self._is_stopping = False
+        self._stop = Stop()
         self._bytes = 0
 
     def moved(self, count: int) -> None:
         """Bytes have moved; called by each thread after each piece. Raises Stopped."""
         self._bytes += count
-        if self._is_stopping:
-            raise Stopped
+        self._stop.check()
 
     def run(self, parts: Sequence[int], begin: Callable[[], Callable[[int], None]]) -> None:
         """Do something with each part; `begin` makes what a thread needs. Raises the first error."""
         self._waiting.extend(parts)
         count = min(len(parts), self._threads_max)
         if count <= 1:
-            work = begin()
-            for part in parts:
-                work(part)
+            try:
+                work = begin()
+                for part in parts:
+                    work(part)
+            finally:
+                self._stop.end()
             return
         threads: list[threading.Thread] = []
         leave_s: float | None = None
@@ -65,14 +65,18 @@ class Parallel:
                 if rate > best * _GAIN and len(threads) < count:
                     self._grow(threads, min(4, count - len(threads)), begin)
                 best = max(best, rate)
+            if self._error is None:
+                # Given up from above: they ended, and nothing is whole.
+                self._stop.check()
         except KeyboardInterrupt:
-            leave_s = _LEAVE_S
+            leave_s = LEAVE_S
             raise
         finally:
-            self._is_stopping = True
+            self._stop.set()
             began = time.monotonic()
             for thread in threads:
                 thread.join(None if leave_s is None else max(began + leave_s - time.monotonic(), 0.0))
+            self._stop.end()
         if self._error is not None:
             raise self._error
 
@@ -91,20 +95,23 @@ class Parallel:
 
     def _work(self, begin: Callable[[], Callable[[int], None]]) -> None:
         try:
-            work = begin()
-            while not self._is_stopping:
-                try:
-                    part = self._waiting.popleft()
-                except IndexError:
-                    return
-                work(part)
+            with self._stop.working():
+                self._do(begin())
         except Stopped:
             return
         except BaseException as error:  # noqa: BLE001 -- the caller's thread raises it
             with self._lock:
                 self._error = self._error or error
-            self._is_stopping = True
+            self._stop.set()
         finally:
             with self._lock:
                 self._busy -= 1
                 self._lock.notify_all()
+
+    def _do(self, work: Callable[[int], None]) -> None:
+        while not self._stop.is_set:
+            try:
+                part = self._waiting.popleft()
+            except IndexError:
+                return
+            work(part)

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
-from ambry.client import chance
+from ambry.client import chance, stopping
 from ambry.client.retry import ATTEMPTS_MAX, RETRY_STATUSES, Frontends, RetryBudget, wait_s
 from ambry.client.settings import ClientSettings
 from ambry.errors import ERRORS_BY_CODE, AmbryError, ConnectionLost, DeadlineExceeded, Unavailable
@@ -72,6 +72,7 @@ class Session:
         last: str | None = None
         is_unsure = False
         while True:
+            stopping.check()
             now = self._now_s()
             if now >= deadline:
                 raise DeadlineExceeded("the deadline passed", attempts=attempts, **_earlier(is_unsure))
@@ -81,6 +82,8 @@ class Session:
             try:
                 exchange = self._exchange(url, method, path, headers or {}, body, deadline - now, can_repeat=can_repeat)
             except (ConnectionLost, DeadlineExceeded) as error:
+                # It was hung up because the work was given up: no fault of the frontend.
+                stopping.check()
                 self._note(url, failed=True)
                 failure: AmbryError = error
                 was_sent = error.facts.pop("was_sent", True) is True
@@ -104,7 +107,7 @@ class Session:
                 failure.facts.update(attempts=attempts, frontend=url, **_earlier(is_unsure))
                 raise failure
             is_unsure = is_unsure or (was_sent and method in _CHANGES)
-            time.sleep(wait)
+            stopping.sleep(wait)
 
     def _exchange(
         self,

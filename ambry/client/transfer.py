@@ -10,7 +10,6 @@ import base64
 import json
 import os
 import threading
-import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -21,6 +20,7 @@ import xxhash
 
 from ambry.blob.crc32 import crc32
 from ambry.blob.crc_join import join_all
+from ambry.client import stopping
 from ambry.client.beside import PART, PARTS, beside
 from ambry.client.landing import Landing, reserve
 from ambry.client.parallel import Parallel
@@ -449,6 +449,6 @@ def fetch_range(session: Session, path: str, start: int, stop: int, take: "Calla
             attempts += 1
             if attempts == _ATTEMPTS_MAX:
                 raise
-            time.sleep(0.1 * attempts)
+            stopping.sleep(0.1 * attempts)
         finally:
             exchange.close()
