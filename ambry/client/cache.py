@@ -14,6 +14,7 @@ import errno
 import fcntl
 import itertools
 import os
+import re
 import shutil
 import stat
 import threading
@@ -21,7 +22,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Final
+from typing import IO, Final
 
 from ambry.client.chance import below
 from ambry.clock import SystemClock
@@ -35,6 +36,9 @@ _STAMPS: Final = 100_000_000 * 1_000_000_000
 _READ_BYTES: Final = 4 * MIB
 _NUMBERS: Final = itertools.count()
 _FICLONE: Final = 0x40049409
+_NAME_OF_PART: Final = re.compile(r"\.[0-9a-f]{32}\.\d+\.\d+\.ambry-part")
+"""Of a file that a `Placer` has not finished."""
+
 _NO_LINK: Final = {errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP, errno.ENOSYS, errno.EACCES}
 
 
@@ -271,20 +275,74 @@ class Placer:
         """Let `target` have the bytes of a content. Raises OSError."""
         partial = target.with_name(f".{source.name[:32]}.{self._suffix}")
         partial.unlink(missing_ok=True)
+        mode = 0o755 if is_executable else 0o644
         try:
-            self._can_clone = self._can_clone and _cloned(source, partial)
-            if not self._can_clone:
+            with source.open("rb") as read:
+                if self._can_clone:
+                    with _new_file(partial) as write:
+                        self._can_clone = _cloned(read, write)
+                        if self._can_clone:
+                            _finish(read, write, mode)
+                            partial.replace(target)
+                            return
+                        # As long as it is locked: whoever tidies would take the next one of this name for it.
+                        partial.unlink()
                 if not (self._copies or is_executable) and _linked(source, partial):
                     partial.replace(target)
                     return
-                with source.open("rb") as read, partial.open("xb") as write:
+                with _new_file(partial) as write:
                     shutil.copyfileobj(read, write, _READ_BYTES)
-            partial.chmod(0o755 if is_executable else 0o644)
-            _keep_stamp(source, partial)
-            partial.replace(target)
+                    _finish(read, write, mode)
+                    partial.replace(target)
         finally:
             # A rename of one name of a file over another one of it does nothing, and leaves both.
             partial.unlink(missing_ok=True)
+
+
+def tidy(folder: Path) -> None:
+    """Take away copies in a folder whose writers were killed: nobody has a lock on them. Raises nothing.
+
+    Links stay, which take no room: whoever makes one has no lock on it.
+    """
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            if _NAME_OF_PART.fullmatch(entry.name):
+                with contextlib.suppress(OSError):
+                    _drop_left(Path(entry.path))
+
+
+def _drop_left(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        found = os.fstat(descriptor)
+        # One that was finished since it was opened has another name, and the next one may have this.
+        if stat.S_ISREG(found.st_mode) and found.st_nlink == 1 and os.path.samestat(found, path.lstat()):
+            path.unlink()
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _new_file(path: Path) -> Iterator[IO[bytes]]:
+    """A new file that is locked until it has its name, so that nobody takes it for one that was left."""
+    while True:
+        with path.open("xb") as file:
+            # Where nothing can be locked, nothing is taken away either.
+            with contextlib.suppress(OSError):
+                fcntl.flock(file, fcntl.LOCK_EX)
+            # Somebody was faster with the lock, and has taken the file away.
+            if os.fstat(file.fileno()).st_nlink:
+                yield file
+                return
+
+
+def _finish(source: IO[bytes], target: IO[bytes], mode: int) -> None:
+    """Give a file the mode that it should have, and the stamp of what it was made of."""
+    target.flush()
+    os.fchmod(target.fileno(), mode)
+    found = os.fstat(source.fileno())
+    os.utime(target.fileno(), ns=(found.st_atime_ns, found.st_mtime_ns))
 
 
 def is_placed(target: Path, digest: str, size: int) -> bool:
@@ -306,22 +364,17 @@ def _linked(source: Path, target: Path) -> bool:
     return True
 
 
-def _cloned(source: Path, target: Path) -> bool:
-    """Make a file that shares the blocks of another one until one of them is written to, where a disk can do that."""
-    with source.open("rb") as read, target.open("xb") as write, contextlib.suppress(OSError):
-        fcntl.ioctl(write.fileno(), _FICLONE, read.fileno())
-        return True
-    target.unlink()
-    return False
+def _cloned(source: IO[bytes], target: IO[bytes]) -> bool:
+    """Let a file share the blocks of another one until one of them is written to, where a disk can do that."""
+    try:
+        fcntl.ioctl(target.fileno(), _FICLONE, source.fileno())
+    except OSError:
+        return False
+    return True
 
 
 def _stamp(path: Path, digest: str) -> None:
     os.utime(path, ns=(path.stat().st_atime_ns, stamp_of(digest)))
-
-
-def _keep_stamp(source: Path, target: Path) -> None:
-    found = source.stat()
-    os.utime(target, ns=(found.st_atime_ns, found.st_mtime_ns))
 
 
 def file_digest(path: Path) -> str | None:

@@ -11,7 +11,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from ambry.client.cache import Cache, Placer, is_placed
+from ambry.client.cache import Cache, Placer, is_placed, tidy
 from ambry.client.contents import Contents
 from ambry.client.folders import in_order
 from ambry.client.model_manifest import Extent, ModelFile
@@ -113,7 +113,9 @@ class Pull:
             _make_folders(folder, folder / path, made)
         for file in files:
             target = folder / file.path
-            _make_folders(folder, target.parent, made)
+            if target.parent not in made:
+                _make_folders(folder, target.parent, made)
+                tidy(target.parent)
             if not self._is_there(target, file, copies=copies):
                 if target.is_dir() and not target.is_symlink():
                     raise BadRequest(f"{target} is a folder, and a file of the model", field="folder")

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from ambry.client.cache import Cache, Placer, file_digest, is_placed, open_cache, stamp_of
+from ambry.client.cache import Cache, Placer, file_digest, is_placed, open_cache, stamp_of, tidy
 from ambry.errors import BadConfiguration, ModelDamaged
-from ambry.limits import GIB
+from ambry.limits import GIB, MIB
 
 
 def loaded(cache: Cache, data: bytes) -> Path:
@@ -177,6 +177,54 @@ def test_what_is_placed_is_known_until_it_is_written_to(cache: Cache, tmp_path: 
     assert not is_placed(tmp_path / "missing", source.name, 4)
     assert [one.name for one in tmp_path.iterdir() if one.name.startswith(".")] == []
     assert file_digest(tmp_path / "missing") is None
+
+
+COPIER = """
+import sys
+from pathlib import Path
+from ambry.client.cache import Placer
+Placer(copies=True).place(Path(sys.argv[1]), Path(sys.argv[2]), is_executable=False)
+"""
+
+
+def test_what_a_killed_process_has_copied_is_taken_away_and_what_a_living_one_copies_is_not(tmp_path: Path) -> None:
+    source, target = tmp_path / ("ab" * 32), tmp_path / "folder/target"
+    os.mkfifo(source)
+    target.parent.mkdir()
+    (target.parent / ".mine.1.2.ambry-part").write_bytes(b"mine")
+    (target.parent / f".{'cd' * 16}.1.2.ambry-part").symlink_to(source)
+    process = subprocess.Popen([sys.executable, "-c", COPIER, str(source), str(target)])
+    with source.open("wb", buffering=0) as pipe:
+        # More than it reads at once: by then some is written, and it waits for the rest.
+        pipe.write(bytes(6 * MIB))
+        tidy(target.parent)
+        [left] = target.parent.glob(f".{'ab' * 16}.*")
+        assert left.stat().st_size > 0
+        process.kill()
+        process.wait(30)
+    assert left.exists()
+    tidy(target.parent)
+    assert len(list(target.parent.iterdir())) == 2
+    tidy(tmp_path / "missing")
+
+
+def test_what_is_copied_while_others_tidy_arrives(cache: Cache, tmp_path: Path) -> None:
+    source = loaded(cache, b"data" * 1000)
+    is_done = threading.Event()
+
+    def tidy_all_the_time() -> None:
+        while not is_done.is_set():
+            tidy(tmp_path)
+
+    thread = threading.Thread(target=tidy_all_the_time)
+    thread.start()
+    try:
+        for number in range(500):
+            Placer(copies=number % 2 == 0).place(source, tmp_path / "target", is_executable=False)
+            assert is_placed(tmp_path / "target", source.name, 4000)
+    finally:
+        is_done.set()
+        thread.join(30)
 
 
 def test_records_are_what_was_remembered_last(cache: Cache) -> None:

@@ -422,6 +422,14 @@ def test_nothing_is_written_through_links_of_the_target(client: Client, tmp_path
     assert tree(outside) == {"keep": b"keep"}
 
 
+def test_the_next_pull_takes_away_what_a_killed_one_left(client: Client, tmp_path: Path) -> None:
+    pushed = client.push_model(written(tmp_path / "model", {"sub/a": b"a", "b": b"b"}), f"{BASE}/left")
+    left = f".{'0' * 32}.7.140000000000000.ambry-part"
+    target = written(tmp_path / "target", {left: b"l", f"sub/{left}": b"l", f"own/{left}": b"l", ".x.ambry-part": b"x"})
+    client.pull_model(pushed.ref, target, copies=True)
+    assert sorted(tree(target)) == [".x.ambry-part", "b", f"own/{left}", "sub/a"]
+
+
 def test_files_of_the_folder_that_differ_are_replaced_and_others_stay(client: Client, tmp_path: Path) -> None:
     pushed = client.push_model(written(tmp_path / "model", {"a": b"aaaa", "b": b"bbbb"}), f"{BASE}/replaced")
     target = written(tmp_path / "target", {"a": b"xxxx", "mine": b"mine"})
