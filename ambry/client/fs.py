@@ -10,23 +10,37 @@ import asyncio
 import io
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any, Final
 
-from fsspec.asyn import AsyncFileSystem
+from fsspec.asyn import AsyncFileSystem, _run_coros_in_chunks, sync
 from fsspec.callbacks import DEFAULT_CALLBACK
 from fsspec.compression import compr
 from fsspec.core import get_compression
 
 from ambry.client.aio import AsyncClient
 from ambry.client.client import Client
-from ambry.client.fs_files import CompressedFile, TextFile, WrittenFile
+from ambry.client.fs_files import AsyncFile, CompressedFile, TextFile, WrittenFile
+from ambry.client.fs_ranges import Range, joined
+from ambry.client.model_names import is_kept
 from ambry.client.values import ListedName
-from ambry.errors import BlobDeleted, BlobExpired, BlobNotFound, NameDeleted, NameExists, NameExpired, NameNotFound
-from ambry.limits import MIB
+from ambry.errors import (
+    BlobDeleted,
+    BlobExpired,
+    BlobNotFound,
+    NameDeleted,
+    NameExists,
+    NameExpired,
+    NameNotFound,
+    RangeNotSatisfiable,
+)
+from ambry.limits import KIB, MIB
+
+_GAP_BYTES: Final = 64 * KIB
+"""Ranges so near to each other are asked for together: the bytes between cost less than a request."""
 
 _GONE: Final = (BlobNotFound, BlobDeleted, BlobExpired, NameNotFound, NameDeleted, NameExpired)
 
@@ -119,14 +133,47 @@ class AmbryFileSystem(AsyncFileSystem):  # type: ignore[misc] # fsspec has no ty
     async def _cat_file(self, path: str, start: int | None = None, end: int | None = None, **_: Any) -> bytes:
         path = self._strip_protocol(path)
         try:
-            if start is None and end is None:
-                return await self._async.get(path)
-            size = (await self._async.stat(path)).size
-            first = _from_begin(start or 0, size)
-            last = size if end is None else _from_begin(end, size)
-            return b"" if first >= last else await self._async.get(path, first, last)
+            first, last = start or 0, end
+            if first < 0 or (last is not None and last < 0):
+                size = (await self._async.stat(path)).size
+                first, last = _from_begin(first, size), size if last is None else _from_begin(last, size)
+            return await self._async.get(path, first, last)
+        except RangeNotSatisfiable:
+            return b""
         except _GONE as error:
             raise FileNotFoundError(path) from error
+
+    async def _cat_ranges(
+        self, paths: Any, starts: Any, ends: Any, max_gap: int | None = None, batch_size: int | None = None,
+        on_error: str = "return", **_: Any,
+    ) -> list[Any]:  # fmt: skip
+        """Ranges of files; those that are near each other, in one request. `max_gap`: bytes between them, 64 KiB."""
+        if not isinstance(paths, list):
+            raise TypeError("paths are a list")
+        begins = starts if isinstance(starts, Iterable) else [starts] * len(paths)
+        stops = ends if isinstance(ends, Iterable) else [ends] * len(paths)
+        names = [self._strip_protocol(path) for path in paths]
+        ranges = [Range(*one) for one in zip(range(len(names)), names, begins, stops, strict=True)]
+        found: list[Any] = [None] * len(ranges)
+
+        async def fetch(several: list[Range]) -> None:
+            path, first, last = several[0].path, several[0].start, several[-1].stop
+            if len(several) > 1:
+                last = max(one.stop or 0 for one in several)
+            try:
+                data = await self._cat_file(path, first, last)
+            except (AmbryError, OSError) as error:
+                if on_error != "return":
+                    raise
+                for one in several:
+                    found[one.number] = error
+                return
+            for one in several:
+                found[one.number] = data if len(several) == 1 else one.within(data, first or 0)
+
+        groups = joined(ranges, _GAP_BYTES if max_gap is None else max_gap)
+        await _run_coros_in_chunks(list(map(fetch, groups)), batch_size=batch_size or self.batch_size, nofiles=True)
+        return found
 
     async def _pipe_file(self, path: str, value: bytes, mode: str = "overwrite", **_: Any) -> None:
         path = self._strip_protocol(path)
@@ -230,6 +277,14 @@ class AmbryFileSystem(AsyncFileSystem):  # type: ignore[misc] # fsspec has no ty
 
         return WrittenFile(path, store, before, autocommit=autocommit)
 
+    async def open_async(self, path: str, mode: str = "rb", **options: Any) -> AsyncFile:
+        """As `open`, for `await`: a file whose methods wait on threads."""
+        return AsyncFile(await asyncio.to_thread(self.open, path, mode, **options))
+
+    def sign(self, path: str, expiration: int = 300, method: str = "GET", **_: Any) -> str:
+        """A URL with which anybody may read a file, or with `PUT` upload one, for `expiration` seconds."""
+        return self._sync.signed_url(self._strip_protocol(path), method=method, ttl_s=int(expiration))
+
     # --- changes -----------------------------------------------------------------------------------------------
 
     async def _rm_file(self, path: str, **_: Any) -> None:
@@ -240,38 +295,101 @@ class AmbryFileSystem(AsyncFileSystem):  # type: ignore[misc] # fsspec has no ty
             if not await self._isdir(path):
                 raise FileNotFoundError(path) from error
 
-    async def _rm(self, path: Any, recursive: bool = False, batch_size: int | None = None, **_: Any) -> None:
-        paths = await self._expand_path(path, recursive=recursive)
+    async def _rm(
+        self, path: Any, recursive: bool = False, batch_size: int | None = None, maxdepth: int | None = None,
+        models: bool = False, **_: Any,
+    ) -> None:  # fmt: skip
+        paths = await self._expand_path(path, recursive=recursive, maxdepth=maxdepth)
+        if not models:
+            self._spare_models(paths, path)
         files = [one for one in paths if one.count("/") >= 2]
         await super()._rm([one for one in files if await self._async.exists(one)], batch_size=batch_size)
 
-    async def _cp_file(self, path1: str, path2: str, **_: Any) -> None:
+    def _spare_models(self, paths: Iterable[str], named: Any) -> None:
+        """Raises PermissionError for names that models need, unless they were named as such."""
+        literal = {self._strip_protocol(one) for one in ([named] if isinstance(named, str) else named)}
+        for path in paths:
+            if path not in literal and is_kept("/".join(path.split("/")[2:])):
+                raise PermissionError(f"models need {path}: models=True takes such names too")
+
+    def touch(self, path: str, truncate: bool = True, **_: Any) -> None:
+        """Make an empty file. What is there is made empty, or without `truncate` left as it is: its time stays."""
+        with suppress(FileExistsError):
+            self.pipe_file(path, b"", mode="overwrite" if truncate else "create")
+
+    async def _cp_file(self, path1: str, path2: str, pairs: list[tuple[str, str]] | None = None, **_: Any) -> None:
         path1, path2 = self._strip_protocol(path1), self._strip_protocol(path2)
+        if pairs is not None:
+            pairs.append((path1, path2))
+            return
         try:
             await self._async.copy(path1, path2, upsert=True)
         except _GONE as error:
             if not await self._isdir(path1):
                 raise FileNotFoundError(path1) from error
 
-    def mv_file(self, path1: str, path2: str) -> None:
-        """Rename one file: in its container atomically, into another one by copying it."""
+    async def _mv_file(self, path1: str, path2: str, **_: Any) -> None:
         path1, path2 = self._strip_protocol(path1), self._strip_protocol(path2)
         try:
             if path1.split("/")[:2] == path2.split("/")[:2]:
-                self._sync.move(path1, path2, upsert=True)
+                await self._async.move(path1, path2, upsert=True)
             else:
-                self._sync.copy(path1, path2, upsert=True)
-                self._sync.delete(path1)
+                blob_id = (await self._async.stat(path1)).id
+                await self._async.copy(path1, path2, upsert=True)
+                await self._async.delete(path1, if_match=blob_id)
         except _GONE as error:
             raise FileNotFoundError(path1) from error
 
-    def mv(self, path1: Any, path2: Any, recursive: bool = False, maxdepth: int | None = None, **options: Any) -> None:
-        """Rename a file, or all files of a directory."""
-        if isinstance(path1, str) and isinstance(path2, str) and not recursive and self.isfile(path1):
-            target = path2.rstrip("/") + "/" + path1.rsplit("/", 1)[1] if self.isdir(path2) else path2
-            self.mv_file(path1, target)
-            return
-        super().mv(path1, path2, recursive=recursive, maxdepth=maxdepth, **options)
+    def mv_file(self, path1: str, path2: str) -> None:
+        """Rename one file: in its container atomically, into another one by copying it; no bytes move."""
+        sync(self.loop, self._mv_file, path1, path2)
+
+    def mv(
+        self, path1: Any, path2: Any, recursive: bool = False, maxdepth: int | None = None, models: bool = False,
+        **_: Any,
+    ) -> None:  # fmt: skip
+        """Rename files, with `recursive` all those of a directory, each as `mv_file` does it: blobs keep their ids.
+
+        Args:
+            path1: A file, a directory, a pattern, or a list of files.
+            path2: Where it goes: into a directory if that is one or ends with a slash, else to that very name.
+            recursive: Also directories.
+            maxdepth: Levels of directories.
+            models: Also names that models need.
+
+        Raises:
+            FileNotFoundError: Nothing is there.
+            ValueError: A directory goes into itself; nothing is renamed.
+            PermissionError: Names that models need, without `models`; nothing is renamed.
+        """
+        sync(self.loop, self._mv, path1, path2, recursive, maxdepth, models)
+
+    async def _mv(self, path1: Any, path2: Any, recursive: bool, maxdepth: int | None, models: bool) -> None:
+        pairs: list[tuple[str, str]] = []
+        # fsspec's rules for what goes where are those of copying.
+        await self._copy(path1, path2, recursive=recursive, maxdepth=maxdepth, on_error="raise", pairs=pairs)
+        pairs = [(one, other) for one, other in pairs if one != other and one.count("/") >= 2]
+        sources = {one for one, _ in pairs}
+        if not models:
+            self._spare_models(sources, path1)
+        for _, other in pairs:
+            if other in sources:
+                raise ValueError(f"{other} is renamed itself: a directory cannot go into itself")
+
+        async def move(one: str, other: str) -> None:
+            try:
+                await self._mv_file(one, other)
+            except FileNotFoundError:
+                # A directory, which has gone with the names below it.
+                if not any(source.startswith(f"{one}/") for source in sources):
+                    raise
+
+        moves = [move(one, other) for one, other in pairs]
+        for found in await _run_coros_in_chunks(
+            moves, batch_size=self.batch_size, nofiles=True, return_exceptions=True
+        ):
+            if isinstance(found, BaseException):
+                raise found
 
     async def _mkdir(self, path: str, create_parents: bool = True, **_: Any) -> None:
         """Directories come with the names below them."""

@@ -5,6 +5,7 @@ Those who wrap such a file, for text or compression, close it without a word of 
 Where the bytes go is its caller's business.
 """
 
+import asyncio
 import inspect
 import io
 import sys
@@ -13,7 +14,7 @@ import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from types import TracebackType
-from typing import IO, Any, Final
+from typing import IO, Any, Final, Self
 
 from ambry.limits import MIB
 
@@ -218,6 +219,61 @@ class TextFile(io.TextIOWrapper):
         if kind is not None:
             self.discard()
         super().__exit__(kind, error, traceback)
+
+
+class AsyncFile:
+    """A file of `open` for `await`: what waits does so on a thread, one call at a time."""
+
+    def __init__(self, file: Any) -> None:
+        self._file = file
+        self._handled = sys.exception()
+
+    @property
+    def closed(self) -> bool:
+        """Whether it is closed."""
+        return bool(self._file.closed)
+
+    async def read(self, size: int = -1) -> Any:
+        """At most `size` bytes, all that are left by default."""
+        return await asyncio.to_thread(self._file.read, size)
+
+    async def readline(self) -> Any:
+        """Up to the end of a line."""
+        return await asyncio.to_thread(self._file.readline)
+
+    async def seek(self, offset: int, whence: int = 0) -> int:
+        """Go somewhere else."""
+        return int(await asyncio.to_thread(self._file.seek, offset, whence))
+
+    def tell(self) -> int:
+        """The position."""
+        return int(self._file.tell())
+
+    async def write(self, data: Any) -> int:
+        """Take bytes."""
+        return int(await asyncio.to_thread(self._file.write, data))
+
+    async def flush(self) -> None:
+        """Hand on what was written."""
+        await asyncio.to_thread(self._file.flush)
+
+    def discard(self) -> None:
+        """Closing it will store nothing."""
+        self._file.discard()
+
+    async def close(self) -> None:
+        """Store what was written, unless an `async with` is left by an exception."""
+        if _breaks_off(self._handled) and hasattr(self._file, "discard"):
+            self._file.discard()
+        await asyncio.to_thread(self._file.close)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.close()
 
 
 def _breaks_off(handled: BaseException | None) -> bool:
