@@ -28,6 +28,7 @@ from ambry.client.fs_ranges import Range, joined
 from ambry.client.model_names import is_kept
 from ambry.client.values import ListedName
 from ambry.errors import (
+    AmbryError,
     BlobDeleted,
     BlobExpired,
     BlobNotFound,
