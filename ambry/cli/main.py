@@ -1,7 +1,7 @@
 """`ambry`: the command line. Names of commands and what they are for; each one's module is imported when it is run.
 
-Exit status: 0 done, 1 an operation failed, 2 wrong usage or the process cannot start. Errors are one line on standard
-error, without a traceback: whoever reads it is not looking for a line of our code.
+Exit status: 0 done, 1 an operation failed, 2 wrong usage or the process cannot start, 130 Ctrl-C. Errors are one line
+on standard error, without a traceback: whoever reads it is not looking for a line of our code.
 """
 
 import importlib
@@ -51,6 +51,8 @@ The module has the command under the same name."""
 
 FAILED: Final = 1
 CANNOT_START: Final = 2
+INTERRUPTED: Final = 130
+"""As a shell has it: 128 and the number of the signal."""
 
 
 class Commands(click.Group):
@@ -85,6 +87,9 @@ class Commands(click.Group):
         except AmbryError as error:
             click.echo(f"ambry: {error}", err=True)
             ctx.exit(CANNOT_START if isinstance(error, CannotStart) else FAILED)
+        except KeyboardInterrupt:
+            click.echo("ambry: interrupted", err=True)
+            ctx.exit(INTERRUPTED)
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})

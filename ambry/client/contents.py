@@ -134,7 +134,8 @@ class Contents:
                 unused.append(one)
         sizes = [one.size for one in unused]
         if not is_dry:
-            sizes = list(in_order(threads, lambda one: self._remove(one, since_ms, wanted), unused))
+            with contextlib.closing(in_order(threads, lambda one: self._remove(one, since_ms, wanted), unused)) as gone:
+                sizes = list(gone)
             self._forget_touches(touched, since_ms)
         return Collected(kept, kept_size, sum(size >= 0 for size in sizes), sum(size for size in sizes if size >= 0))
 
@@ -190,5 +191,5 @@ def _last(one: ListedName) -> str:
 
 def verify_all(contents: Contents, wanted: Iterable[str], threads: int) -> list[str]:
     """Those of some contents that are not there."""
-    checked = in_order(threads, lambda digest: (digest, contents.exists(digest)), wanted)
-    return [digest for digest, is_there in checked if not is_there]
+    with contextlib.closing(in_order(threads, lambda one: (one, contents.exists(one)), wanted)) as checked:
+        return [digest for digest, is_there in checked if not is_there]

@@ -80,8 +80,9 @@ class Pull:
         large = [file for file in missing if file.size > _SMALL_BYTES]
         small = [file for file in missing if file.size <= _SMALL_BYTES]
         if small:
-            for _ in in_order(self._threads, self._load, small):
-                pass
+            with contextlib.closing(in_order(self._threads, self._load, small)) as loaded:
+                for _ in loaded:
+                    pass
         # One after the other: each has all connections to itself.
         for file in large:
             self._load(file)

@@ -7,12 +7,14 @@ that changes meanwhile ends the push; content that was stored by then is found b
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from hashlib import sha256
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Final
 
+from ambry.client import stopping
 from ambry.client.beside import is_beside
 from ambry.client.chunking import Chunk, decode_table, encode_table, find_reuse, scan
 from ambry.client.contents import Contents
@@ -107,20 +109,22 @@ class Push:
 
     def store(self, files: Sequence[tuple[str, Path]]) -> tuple[ModelFile, ...]:
         """Have the content of files in the store. Raises FileChanged."""
-        return tuple(in_order(self._threads, lambda file: self._file(*file), files))
+        with closing(in_order(self._threads, lambda file: self._file(*file), files)) as stored:
+            return tuple(stored)
 
     def renew(self) -> None:
         """Before the manifest names content: what was seen some time ago is touched, and seen again."""
         old = [digest for digest, seen_s in self._seen.items() if self._now_s() - seen_s > _RENEW_AFTER_S]
-        for digest, is_there in in_order(self._threads, lambda one: (one, self._contents.renew(one)), old):
-            if not is_there:
-                raise ModelDamaged("content was deleted while the model was pushed; push again", name=digest)
+        with closing(in_order(self._threads, lambda one: (one, self._contents.renew(one)), old)) as renewed:
+            for digest, is_there in renewed:
+                if not is_there:
+                    raise ModelDamaged("content was deleted while the model was pushed; push again", name=digest)
 
     def _file(self, path: str, place: Path) -> ModelFile:
         with place.open("rb", buffering=0) as file:
             before = os.fstat(file.fileno())
             size = before.st_size
-            digest, chunks = scan(file, wants_chunks=size >= MODEL_CHUNKED_BYTES_MIN)
+            digest, chunks = scan(file, wants_chunks=size >= MODEL_CHUNKED_BYTES_MIN, tell=lambda _: stopping.check())
             told = _Told(self._meter)
             stored = self._stored(path, size, digest, chunks, file, told)
             after = os.fstat(file.fileno())

@@ -336,8 +336,10 @@ class Models:
                 problems += [f"{file.path}: content {digest} is missing" for digest in sorted(file.contents & missing)]
             if reads:
                 whole = [file for file in manifest.files if not file.contents & missing]
-                checked = in_order(self._threads, lambda one: (one, self._reads(contents, one)), whole)
-                problems += [f"{file.path}: {problem}" for file, problem in checked if problem is not None]
+                with contextlib.closing(
+                    in_order(self._threads, lambda one: (one, self._reads(contents, one)), whole)
+                ) as checked:
+                    problems += [f"{file.path}: {problem}" for file, problem in checked if problem is not None]
         return Verified(ref.selector, len(manifest.files), manifest.size, tuple(problems))
 
     def _reads(self, contents: Contents, file: ModelFile) -> str | None:
@@ -482,7 +484,8 @@ class Models:
                 return frozenset()
 
         listed = self._client.list(f"{container}/{VERSIONS}")
-        return frozenset[str]().union(*in_order(self._threads, contents_of, listed))
+        with contextlib.closing(in_order(self._threads, contents_of, listed)) as found:
+            return frozenset[str]().union(*found)
 
 
 def _is_offline(*, offline: bool | None = None) -> bool:

@@ -2,9 +2,11 @@
 
 import contextlib
 import random
+import signal
 import subprocess
 import sys
 import threading
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,7 @@ from ambry.client.contents import Contents
 from ambry.errors import AmbryError, ModelDamaged, NameDeleted, NameExists, NameNotFound, PreconditionFailed
 from ambry.limits import MIB
 from tests.client.conftest import bytes_of, ended, started, written
+from tests.client.test_interrupts import interrupted, silent
 
 BASE = "default/default"
 
@@ -161,6 +164,48 @@ def test_processes_that_pull_into_one_cache_get_the_same(url: str, tmp_path: Pat
     for number in range(3):
         copy = {path.name: path.read_bytes() for path in (tmp_path / f"copy-{number}").iterdir()}
         assert copy == files
+
+
+@pytest.mark.parametrize("after", [MIB, 20 * MIB])
+def test_a_push_and_a_pull_end_when_they_are_interrupted_and_are_gone_on_with(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int
+) -> None:
+    model = f"{BASE}/interrupted-{after}"
+    small = {f"part-{number}": bytes_of(300_000, after + number) for number in range(20)}
+    files = small | {"large": bytes_of(40 * MIB, after)}
+    folder = written(tmp_path / "model", files)
+    monkeypatch.setenv("AMBRY_CACHE", str(tmp_path / "cache"))
+    with Client(url) as client:
+        with silent(url, after) as way:
+            interrupted("sync", "push_model", way, folder, model)
+        assert client.list_versions(model) == []
+        for listed in client.list(f"{BASE}/.content/"):
+            if listed.size == 300_000:
+                assert sha256(client.get(f"{BASE}/{listed.name}")).hexdigest() == listed.name.rpartition("/")[2]
+        assert client.push_model(folder, model).size == sum(map(len, files.values()))
+        with silent(url, after) as way:
+            interrupted("sync", "pull_model", way, model, tmp_path / "copy")
+        assert not (tmp_path / "copy").exists()
+        client.pull_model(model, tmp_path / "copy")
+        assert {path.name: path.read_bytes() for path in (tmp_path / "copy").iterdir()} == files
+
+
+@pytest.mark.parametrize("job", ["push", "pull"])
+def test_a_command_that_is_interrupted_says_so_by_its_status(url: str, tmp_path: Path, job: str) -> None:
+    folder = written(tmp_path / "model", {"large": bytes_of(40 * MIB, 5)})
+    model = f"{BASE}/command-{job}"
+    if job == "pull":
+        with Client(url, cache=tmp_path / "own") as client:
+            client.push_model(folder, model)
+    with silent(url, 20 * MIB) as way:
+        command = [sys.executable, "-m", "ambry.cli.main", "model", job]
+        command += [str(folder), model] if job == "push" else [model, str(tmp_path / "copy")]
+        options = ["--url", way.url, "--cache", str(tmp_path / "cache")]
+        process = subprocess.Popen([*command, *options], stderr=subprocess.PIPE, text=True)
+        assert way.is_silent.wait(60)
+        process.send_signal(signal.SIGINT)
+        assert process.communicate(timeout=30)[1].rstrip().endswith("ambry: interrupted")
+        assert process.returncode == 130
 
 
 def test_a_store_that_is_killed_in_the_middle_gets_and_gives_the_whole_model(tmp_path: Path) -> None:
