@@ -528,7 +528,8 @@ class Client:
         """Store every file below a folder as `prefix/RELATIVE/PATH`, several at a time, small ones hundreds in a
         request.
 
-        Links to files are followed, those to folders are not; empty folders have no names.
+        Links to files are followed, those to folders are not; empty folders have no names. A call that broke off is made
+        again: without `upsert` what is stored with the same bytes, for ever, is not sent again.
 
         Args:
             folder: The folder.
@@ -540,7 +541,7 @@ class Client:
         Raises:
             FileChanged: A file changed while it was read. Of this and other errors the first is raised; what was stored
                 before it stays.
-            NameExists: A name is taken.
+            NameExists: A name is taken, by other bytes.
             OSError: The folder or a file cannot be read.
         """
         return folders.upload_dir(self, self._session, Path(folder), prefix, self._threads, progress, upsert=upsert)
@@ -548,7 +549,8 @@ class Client:
     def download_dir(self, prefix: str, folder: str | os.PathLike[str], *, progress: Progress = None) -> Sequence[Path]:
         """Write every blob whose name begins with `prefix/` to a file below a folder, several at a time.
 
-        Each file appears whole, verified and synced, or not at all; what has its name already is replaced.
+        Each file appears whole, verified and synced, or not at all; what has its name already is read, and replaced if
+        it does not have the blob's size and checksum. So a call that broke off is made again.
 
         Args:
             prefix: `account/container`, or `account/container/PATH`.

@@ -1,6 +1,6 @@
 """Folders up and down: every file under a name of its own, several at a time, small ones in batches (small_files.py).
 
-Names never lead out of the folder.
+Names never lead out of the folder. A call that was broken off is made again: what is there with the same bytes stays.
 """
 
 import errno
@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from ambry.client import small_files
-from ambry.client.beside import is_beside
+from ambry.client.beside import UPLOAD, beside, is_beside
+from ambry.client.digests import is_same
 from ambry.client.parallel import LEAVE_S
 from ambry.client.progress import Meter, Progress
 from ambry.client.session import Session
@@ -20,7 +21,8 @@ from ambry.client.small_files import SMALL_BYTES, THREADS_MAX, LocalFile, Sized,
 from ambry.client.stopping import Stop
 from ambry.client.values import SCHEME, ListedName, Stored, container_path
 from ambry.client.workers import Workers
-from ambry.errors import BadRequest
+from ambry.errors import AmbryError, BadRequest, NameExists
+from ambry.limits import MIB
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
@@ -30,6 +32,9 @@ if TYPE_CHECKING:
 _In = TypeVar("_In")
 _Out = TypeVar("_Out")
 _WAITING_PER_THREAD: Final = 4
+_LOOK_FIRST_BYTES: Final = 16 * MIB
+"""A file from this size on is not sent in vain to a name that may be taken: the store is asked first."""
+
 _NO_STEPS: Final = frozenset({"", ".", ".."})
 """Parts of a path that lead elsewhere, or nowhere."""
 
@@ -111,11 +116,10 @@ def upload_dir(
     files = list(files_of(str(folder), inner))
     meter = Meter(progress, folder.name, sum(file.size for file in files))
 
+    up = _Up(client, session, container, upsert=upsert)
+
     def some(batch: list[LocalFile]) -> list[Stored]:
-        if len(batch) == 1:
-            stored = [client.upload_file(batch[0].path, f"{container}/{batch[0].name}", upsert=upsert)]
-        else:
-            stored = small_files.upload(client, session, container, batch, upsert=upsert)
+        stored = up.store(batch)
         meter.add(sum(one.size for one in stored))
         return stored
 
@@ -123,6 +127,86 @@ def upload_dir(
         found = [one for batch in batches for one in batch]
     meter.end()
     return found
+
+
+class _Up:
+    """Files on their way up. Once a name was found to be taken, others are looked at before their files are sent."""
+
+    def __init__(self, client: "Client", session: Session, container: str, *, upsert: bool) -> None:
+        self._client = client
+        self._session = session
+        self._container = container
+        self._upsert = upsert
+        self._looks_first = False
+
+    def store(self, files: list[LocalFile]) -> list[Stored]:
+        """Have files in the store. Raises the first error."""
+        found: dict[str, Stored] = {}
+        if not self._upsert and (self._looks_first or self._is_worth_a_look(files)):
+            found = self._stored_before(files)
+        missing = [file for file in files if file.name not in found]
+        taken: dict[str, NameExists] = {}
+        for file, outcome in zip(missing, self._send(missing), strict=True):
+            if isinstance(outcome, Stored):
+                found[file.name] = outcome
+            elif isinstance(outcome, NameExists):
+                taken[file.name] = outcome
+            else:
+                raise outcome
+        if taken:
+            self._looks_first = True
+            found |= self._stored_before([file for file in missing if file.name in taken])
+        for name, error in taken.items():
+            if name not in found:
+                raise error
+        return [found[file.name] for file in files]
+
+    def _send(self, files: list[LocalFile]) -> Sequence[Stored | AmbryError | OSError]:
+        if len(files) > 1:
+            return small_files.upload_each(self._client, self._session, self._container, files, upsert=self._upsert)
+        outcomes: list[Stored | AmbryError | OSError] = []
+        for file in files:
+            try:
+                name = f"{self._container}/{file.name}"
+                outcomes.append(self._client.upload_file(file.path, name, upsert=self._upsert))
+            except NameExists as error:
+                outcomes.append(error)
+        return outcomes
+
+    def _is_worth_a_look(self, files: list[LocalFile]) -> bool:
+        path = files[0].path
+        # An upload that had begun is gone on with.
+        return files[0].size >= _LOOK_FIRST_BYTES and not path.with_name(beside(path.name, UPLOAD)).exists()
+
+    def _stored_before(self, files: list[LocalFile]) -> dict[str, Stored]:
+        """By name, those files whose bytes their names have already, for as long as if they were stored now."""
+        named = self._named(files)
+        pairs = [
+            (file, named[file.name]) for file in files if file.name in named and named[file.name].size == file.size
+        ]
+        infos = self._client.stat_many([entry.id or "" for _, entry in pairs])
+        return {
+            file.name: Stored(entry.id or "", entry.size, f"{self._container}/{file.name}", entry.version)
+            for (file, entry), found in zip(pairs, infos, strict=True)
+            if found.info is not None and found.info.ttl_s is None and is_same(str(file.path), found.info, follow=True)
+        }
+
+    def _named(self, files: list[LocalFile]) -> dict[str, ListedName]:
+        """What names of files stand for, by lists of those alone that lie between them in their folders."""
+        by_folder: dict[str, list[str]] = {}
+        for file in files:
+            by_folder.setdefault(file.name[: file.name.rfind("/") + 1], []).append(file.name)
+        named: dict[str, ListedName] = {}
+        for folder, names in by_folder.items():
+            first, last = min(names), max(names)
+            # A list begins behind a name: behind the first one without its end.
+            for entry in self._client.list(
+                f"{self._container}/{folder}", delimiter="/", start_after=first[:-1] or None
+            ):
+                if entry.name > last:
+                    break
+                named[entry.name] = entry
+        return named
 
 
 def download_dir(
@@ -134,6 +218,7 @@ def download_dir(
     listed = list(client.list(f"{container}/{inner}"))
     meter = Meter(progress, folder.name, sum(entry.size for entry in listed))
     made: set[str] = set()
+    is_new = not (folder.is_dir() and any(folder.iterdir()))
     above = os.path.join(folder, "")  # noqa: PTH118 -- text: paths that are taken apart cost as much as small files
 
     def some(batch: list[ListedName]) -> list[Path]:
@@ -146,10 +231,11 @@ def download_dir(
             StoredFile(f"{container}/{entry.name}", entry.id or "", entry.size, target)
             for entry, target in zip(batch, targets, strict=True)
         ]
-        if len(files) == 1:
-            client.download_file(files[0].ref, files[0].path)
-        else:
-            small_files.download(client, session, files)
+        missing = files if is_new else _not_there(client, files)
+        if len(missing) == 1:
+            client.download_file(missing[0].ref, missing[0].path)
+        elif missing:
+            small_files.download(client, session, missing)
         meter.add(sum(entry.size for entry in batch))
         return targets
 
@@ -157,6 +243,30 @@ def download_dir(
         found = [one for batch in batches for one in batch]
     meter.end()
     return found
+
+
+def _not_there(client: "Client", files: list[StoredFile]) -> list[StoredFile]:
+    """Those whose bytes are not in their places already. What is there is read: its time says nothing."""
+    there = [file for file in files if file.id and _size_of(str(file.path)) == file.size]
+    infos = client.stat_many([file.id for file in there])
+    same = {
+        file.ref
+        for file, found in zip(there, infos, strict=True)
+        if found.info is not None and is_same(str(file.path), found.info, follow=False)
+    }
+    for file in files:
+        if file.ref in same:
+            # As whoever writes there does.
+            small_files.tidy(str(file.path.parent))
+    return [file for file in files if file.ref not in same]
+
+
+def _size_of(path: str) -> int:
+    """Bytes of a file; -1 where there is none."""
+    try:
+        return os.stat(path).st_size  # noqa: PTH116 -- text, as above
+    except OSError:
+        return -1
 
 
 def _threads(threads: int, items: Sequence[Sized]) -> int:

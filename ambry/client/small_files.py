@@ -51,6 +51,7 @@ _LOOKED_MAX: Final = 10_000
 """Folders that are remembered as looked at: one is looked at once by a process."""
 
 _looked: Final[set[str]] = set()
+_numbers = itertools.count()
 _NAME_OF_PART: Final = re.compile(r"\.[0-9]+-[0-9]+" + re.escape(PART))
 
 
@@ -113,17 +114,6 @@ def batched(items: Iterable[_Sized]) -> Iterator[list[_Sized]]:
 
 
 # --- up --------------------------------------------------------------------------------------------------------
-
-
-def upload(
-    client: "Client", session: Session, container: str, files: Sequence[LocalFile], *, upsert: bool
-) -> list[Stored]:
-    """Store small files under their names in `account/container`, in one request. Raises as Client.upload_file."""
-    outcomes = upload_each(client, session, container, files, upsert=upsert)
-    stored = [one for one in outcomes if isinstance(one, Stored)]
-    if len(stored) < len(outcomes):
-        raise next(one for one in outcomes if not isinstance(one, Stored))
-    return stored
 
 
 def upload_each(
@@ -278,7 +268,7 @@ def download_each(
         for part in parts.values():
             part.drop()
     for folder in devices:
-        _tidy(folder)
+        tidy(folder)
     for number in range(len(files)):
         if number not in outcomes:
             outcomes[number] = _alone(client, files[number])
@@ -308,20 +298,13 @@ def _alone(client: "Client", file: StoredFile) -> BlobInfo | AmbryError | OSErro
 class _Part:
     """A small file under a name that nobody looks at, and that no other process has: two may load the same file."""
 
-    _numbers = itertools.count()
-
     def __init__(self, file: StoredFile, info: BlobInfo, body: Buffer, devices: dict[str, int]) -> None:
         """`devices` are the file systems of folders, as far as they are known."""
         # Text, not paths: half of what a small file costs here would be taking paths apart.
         self.target = str(file.path)
         self.info = info
         folder = self.target[: self.target.rfind("/")] if "/" in self.target else "."
-        while True:
-            self.path = f"{folder}/.{os.getpid()}-{next(self._numbers)}{PART}"
-            # Left behind by a process that was killed and had the number of this one.
-            with contextlib.suppress(FileExistsError):
-                descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
-                break
+        self.path, descriptor = _new_part(folder)
         try:
             try:
                 view = memoryview(body)
@@ -349,6 +332,15 @@ class _Part:
             os.unlink(self.path)  # noqa: PTH108 -- text, as above
 
 
+def _new_part(folder: str) -> tuple[str, int]:
+    """A file in a folder that nobody else has: its path, and a descriptor to write to."""
+    while True:
+        path = f"{folder}/.{os.getpid()}-{next(_numbers)}{PART}"
+        # Left behind by a process that was killed and had the number of this one.
+        with contextlib.suppress(FileExistsError):
+            return path, os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+
+
 def _finish(parts: dict[int, _Part]) -> dict[int, BlobInfo | OSError]:
     """Have parts on the disk, then under their names; those that are there are parts no more."""
     outcomes: dict[int, BlobInfo | OSError] = {}
@@ -372,20 +364,29 @@ def _finish(parts: dict[int, _Part]) -> dict[int, BlobInfo | OSError]:
     return outcomes
 
 
-def _tidy(folder: str) -> None:
-    """Take away parts that were left in a folder, in which this process has just made one of its own."""
+def tidy(folder: str) -> None:
+    """Take away parts that were left in a folder."""
     if folder in _looked:
         return
     if len(_looked) >= _LOOKED_MAX:
         _looked.clear()
     _looked.add(folder)
     with contextlib.suppress(OSError):
-        # By the clock of whoever keeps the files, and by what cannot be set: a part may have the time of its blob.
-        now_ns = os.stat(f"{folder}/").st_ctime_ns  # noqa: PTH116 -- text, as above
         with os.scandir(f"{folder}/") as entries:
-            for entry in itertools.islice(entries, _LOOK_MAX):
-                if _NAME_OF_PART.fullmatch(entry.name):
-                    _drop_left(entry, now_ns)
+            found = [entry for entry in itertools.islice(entries, _LOOK_MAX) if _NAME_OF_PART.fullmatch(entry.name)]
+        now_ns = _now_ns(folder) if found else 0
+        for entry in found:
+            _drop_left(entry, now_ns)
+
+
+def _now_ns(folder: str) -> int:
+    """The time by the clock of whoever keeps the files, and by what cannot be set: a part may have that of its blob."""
+    path, descriptor = _new_part(folder)
+    try:
+        return os.fstat(descriptor).st_ctime_ns
+    finally:
+        os.close(descriptor)
+        os.unlink(path)  # noqa: PTH108 -- text, as above
 
 
 def _drop_left(entry: os.DirEntry[str], now_ns: int) -> None:

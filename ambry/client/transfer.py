@@ -22,6 +22,7 @@ from ambry.blob.crc32 import crc32
 from ambry.blob.crc_join import join_all
 from ambry.client import stopping
 from ambry.client.beside import PART, PARTS, beside
+from ambry.client.digests import cheapest, digest_of, pieces_of
 from ambry.client.landing import Landing, reserve
 from ambry.client.parallel import Parallel
 from ambry.client.part_upload import PartUpload
@@ -68,36 +69,10 @@ def read_whole(session: Session, path: str, headers: Mapping[str, str], deadline
 
 
 def _check(header: str, data: bytes) -> None:
-    for algorithm, expected in _known(header).items():
-        if _digest(algorithm, [data]) != expected:
-            raise BadDigest("the bytes that came do not have their checksum", field=algorithm)
-
-
-def _known(header: str) -> dict[str, str]:
-    """The cheapest digest of a Repr-Digest header that this client can compute."""
-    found = digests_of(header)
-    for algorithm in ("xxh3", "crc32", "md5", "sha-256"):
-        if algorithm in found:
-            return {algorithm: found[algorithm]}
-    return {}
-
-
-def _digest(algorithm: str, pieces: "list[bytes] | Iterator[bytes]") -> str:
-    if algorithm == "crc32":
-        value = 0
-        for piece in pieces:
-            value = crc32(piece, value)
-        return base64.b64encode(value.to_bytes(4, "big")).decode()
-    made: Any
-    if algorithm == "xxh3":
-        made = xxhash.xxh3_64()
-    else:
-        import hashlib  # noqa: PLC0415 -- for blobs that have no cheaper digest
-
-        made = hashlib.new(algorithm.replace("-", ""), usedforsecurity=False)
-    for piece in pieces:
-        made.update(piece)
-    return base64.b64encode(made.digest()).decode()
+    digests = digests_of(header)
+    algorithm = cheapest(digests)
+    if algorithm is not None and digest_of(algorithm, [data]) != digests[algorithm]:
+        raise BadDigest("the bytes that came do not have their checksum", field=algorithm)
 
 
 # --- up --------------------------------------------------------------------------------------------------------
@@ -352,7 +327,7 @@ def download_file(
     meter = Meter(progress, target.name, info.size)
 
     def check(pieces: Iterator[bytes]) -> None:
-        if expected is not None and _digest("xxh3", pieces) != expected:
+        if expected is not None and digest_of("xxh3", pieces) != expected:
             raise BadDigest("the bytes that came do not have their checksum", field="xxh3")
 
     download(session, source, target, meter, check, part_bytes, threads)
@@ -382,7 +357,7 @@ def download(
         try:
             if source.crc32 is not None and parts.crc32() != source.crc32:
                 raise BadDigest("the bytes that came do not have their checksum", field="crc32")
-            check(_pieces(descriptor))
+            check(pieces_of(descriptor))
         except BadDigest:
             parts.forget()
             raise
@@ -391,13 +366,6 @@ def download(
         os.close(descriptor)
     parts.path.replace(target)
     parts.forget()
-
-
-def _pieces(descriptor: int) -> Iterator[bytes]:
-    at = 0
-    while piece := os.pread(descriptor, _PIECE_BYTES, at):
-        at += len(piece)
-        yield piece
 
 
 def _fetch_all(

@@ -131,8 +131,10 @@ def test_a_folder_whose_upload_is_interrupted_has_whole_files_or_none(
     wanted = contents(folder)
     for one in client.list(f"{prefix}/"):
         assert client.get(f"default/default/{one.name}") == wanted[one.name.removeprefix(f"{prefix}/"[16:])]
-    client.upload_dir(folder, prefix, upsert=True)
-    assert {one.name.removeprefix(f"{prefix}/"[16:]) for one in client.list(f"{prefix}/")} == wanted.keys()
+    before = [one.id for one in client.list(f"{prefix}/")]
+    stored = client.upload_dir(folder, prefix)
+    assert {f"{prefix}/{name}": len(data) for name, data in wanted.items()} == {one.name: one.size for one in stored}
+    assert set(before) <= {one.id for one in stored} == {one.id for one in client.list(f"{prefix}/")}
     assert not [path for path in folder.rglob("*") if is_beside(path.name)]
 
 

@@ -124,10 +124,10 @@ def test_an_upload_that_is_interrupted_anywhere_leaves_no_name_and_goes_on(
     sidecar = (copied.parent / ".source.ambry-upload").read_text(encoding="utf-8")
     there = _parts_of(client, json.loads(sidecar.partition("\n")[2])["upload"])
     assert there
-    began = _bytes_in(client)
+    began = bytes_in(client)
     client.upload_file(copied, name, part_bytes=MIB)
     # What had arrived was read and compared, and not sent again.
-    assert _bytes_in(client) - began <= SIZE - there + 100_000
+    assert bytes_in(client) - began <= SIZE - there + 100_000
     assert client.get(name) == copied.read_bytes()
     assert names_in(copied.parent) == ["source"]
 
@@ -139,7 +139,7 @@ def _parts_of(client: Client, upload: str) -> int:
     return sum(one["size"] for one in json.loads(answer)["parts"])
 
 
-def _bytes_in(client: Client) -> float:
+def bytes_in(client: Client) -> float:
     """Bytes of bodies that the store has taken."""
     session = client._session
     text = session.ask("GET", "/metrics", deadline=session.deadline(None)).read().decode()
@@ -297,5 +297,5 @@ def test_a_server_that_is_killed_in_the_middle_costs_only_what_was_under_way(
         processes.append(started(folder, int(url.rpartition(":")[2]))[0])
         client.upload_file(copied, f"{BASE}/killed", part_bytes=MIB)
         # The other half had arrived before.
-        assert _bytes_in(client) < SIZE * 0.75
+        assert bytes_in(client) < SIZE * 0.75
         assert client.get(f"{BASE}/killed") == copied.read_bytes()

@@ -1,0 +1,75 @@
+"""Digests that a store keeps of blobs, computed here: of bytes that came, and of files that may be the same."""
+
+import base64
+import os
+import stat
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Final
+
+import xxhash
+
+from ambry.blob.crc32 import crc32
+from ambry.client import stopping
+from ambry.client.values import BlobInfo
+from ambry.limits import MIB
+
+_ALGORITHMS: Final = ("xxh3", "crc32", "md5", "sha-256")
+"""What this client can compute, the cheapest first."""
+
+_PIECE_BYTES: Final = MIB
+
+
+def cheapest(digests: Mapping[str, str]) -> str | None:
+    """The algorithm of the cheapest digest that this client can compute; None where there is none."""
+    return next((algorithm for algorithm in _ALGORITHMS if algorithm in digests), None)
+
+
+def digest_of(algorithm: str, pieces: Iterable[bytes]) -> str:
+    """The digest of bytes as the store has it, in base64."""
+    if algorithm == "crc32":
+        value = 0
+        for piece in pieces:
+            value = crc32(piece, value)
+        return base64.b64encode(value.to_bytes(4, "big")).decode()
+    made: Any
+    if algorithm == "xxh3":
+        made = xxhash.xxh3_64()
+    else:
+        import hashlib  # noqa: PLC0415 -- for blobs that have no cheaper digest
+
+        made = hashlib.new(algorithm.replace("-", ""), usedforsecurity=False)
+    for piece in pieces:
+        made.update(piece)
+    return base64.b64encode(made.digest()).decode()
+
+
+def pieces_of(descriptor: int) -> Iterator[bytes]:
+    """The bytes of a file from its beginning, piece by piece. Raises Stopped when given up."""
+    at = 0
+    while piece := os.pread(descriptor, _PIECE_BYTES, at):
+        stopping.check()
+        at += len(piece)
+        yield piece
+
+
+def is_same(path: str, info: BlobInfo, *, follow: bool) -> bool:
+    """Whether a file has the size of a blob and, read as a whole, its digest. False where the store keeps none.
+
+    What is no file is not the same, nor what cannot be read; with `follow`, a link is what it leads to.
+    """
+    algorithm = cheapest(info.digests)
+    if algorithm is None:
+        return False
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | (0 if follow else os.O_NOFOLLOW))
+    except OSError:
+        return False
+    try:
+        found = os.fstat(descriptor)
+        if not stat.S_ISREG(found.st_mode) or found.st_size != info.size:
+            return False
+        return digest_of(algorithm, pieces_of(descriptor)) == info.digests[algorithm]
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)
