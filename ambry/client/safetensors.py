@@ -243,8 +243,10 @@ class TensorFile:
 
     def _read(self, start: int, stop: int) -> Any:
         """Bytes of the file as an array of bytes: parts at a time, each straight to its place."""
-        import numpy as np  # noqa: PLC0415 -- an extra: ambry[models]
-
+        try:
+            import numpy as np  # noqa: PLC0415 -- an extra: ambry[models]
+        except ImportError as error:
+            raise BadTensors("tensors need numpy, which is not installed: pip install 'ambry[models]'") from error
         found = np.empty(stop - start, dtype=np.uint8)
         view: memoryview = found.data
         size = min(max(-(-len(view) // _PARTS), _PART_BYTES_MIN), _PART_BYTES_MAX)

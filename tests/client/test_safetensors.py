@@ -3,6 +3,7 @@
 import json
 import random
 import struct
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -113,6 +114,14 @@ def test_a_file_that_is_put_together_from_several_contents_is_read_whole(client:
     assert np.array_equal(client.load_tensors(f"{pushed.ref}/a.safetensors")["t"], wanted)
     with client.open_tensors(f"{pushed.ref}/a.safetensors") as file:
         assert np.array_equal(file.get_slice("t")[1, 900:10_000], wanted[1, 900:10_000])
+
+
+def test_without_numpy_the_error_names_it(client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_file({"a": np.zeros(3)}, tmp_path / "a")
+    client.upload_file(tmp_path / "a", "default/default/no-numpy", upsert=True)
+    monkeypatch.setitem(sys.modules, "numpy", None)
+    with pytest.raises(BadTensors, match=r"numpy.*ambry\[models\]"):
+        client.load_tensors("default/default/no-numpy")
 
 
 def test_types_that_numpy_lacks_and_frameworks_that_are_not_there_are_named(client: Client) -> None:
