@@ -528,8 +528,8 @@ class Client:
         """Store every file below a folder as `prefix/RELATIVE/PATH`, several at a time, small ones hundreds in a
         request.
 
-        Links to files are followed, those to folders are not; empty folders have no names. A call that broke off is made
-        again: without `upsert` what is stored with the same bytes, for ever, is not sent again.
+        Links to files are followed, those to folders are not; empty folders have no names. After a break, call it again:
+        without `upsert` what is stored with the same bytes, for ever, is not sent again.
 
         Args:
             folder: The folder.
