@@ -528,7 +528,7 @@ class Client:
         """Store every file below a folder as `prefix/RELATIVE/PATH`, several at a time, small ones hundreds in a
         request.
 
-        Links to files are followed, those to folders are not; empty folders have no names. After a break, call it again:
+        Links to files are followed, those to folders are not; empty folders have no names. After a break, call again:
         without `upsert` what is stored with the same bytes, for ever, is not sent again.
 
         Args:
