@@ -115,6 +115,10 @@ class CrowdedWorld(World):
         if self.store.is_writable:
             self.check_accounts()
 
+    def is_in_doubt(self, reopened: int) -> bool:
+        """Whether a crash may bring back what was refused: the journal may have it, or the index lacks something."""
+        return self.lacks_index(reopened) or self.store._journal.failure is not None
+
     def lacks_index(self, reopened: int) -> bool:
         """Whether the store has failed, or its index has, since it had been opened again so often."""
         return not self.store.is_writable or self.store.indexes_reopened != reopened
@@ -240,7 +244,7 @@ def _commits(make: Callable[[CrowdedWorld, int], Mutation]) -> Act:
         if world.store.is_writable and len(world.models) == 1 and not world.disk.is_off:
             reopened = world.store.indexes_reopened
             answers = world.commit([make(world, number)], DiskFull, DiskUnavailable)
-            if answers is None and not world.lacks_index(reopened) and not world.disk.is_off:
+            if answers is None and not world.is_in_doubt(reopened) and not world.disk.is_off:
                 # Refused as a whole, before anything of it was tried.
                 world.models = world.models[:1]
 
@@ -456,7 +460,8 @@ class Schedule:
         world.turns = None
         world.is_troubled = False
         if not world.disk.is_off:
-            if world.store.failure is None and not world.store.is_writable:
+            if world.store.failure is None and world.is_in_doubt(world.store.indexes_reopened):
+                # Another journal takes the place of one that failed: what was refused with it does not come back.
                 world.store.checkpoint()
             world.hits["index opened again"] += world.store.indexes_reopened
             world.check()
