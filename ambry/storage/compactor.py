@@ -14,8 +14,9 @@ retired files stay open for as long as a read may take.
 
 Damaged records, and segments that cannot be read to their end, are reported to the caller and keep their segment
 until someone has dealt with them. What is copied is verified again on its way. A failure before 3, a full disk and a
-wish to stop included, gives back what was written and harms nobody; from 3 on the store itself has failed, since
-nobody knows which of two states its disk has.
+wish to stop included, gives back what was written and harms nobody. A disk that is full when the index is to be flushed
+does not either: old and new segments are listed then, and another compaction finds the old ones to be garbage. By any
+other failure from 3 on the store itself has failed, since nobody knows which of two states its disk has.
 """
 
 import threading
@@ -23,7 +24,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final, Protocol, TypeAlias
 
-from ambry.errors import CorruptRecord, DiskUnavailable, ShuttingDown
+from ambry.errors import CorruptRecord, DiskFull, DiskUnavailable, ShuttingDown
 from ambry.limits import MIB
 from ambry.storage.accounts import Accounts
 from ambry.storage.compaction_plan import Fate, Retention, fate_of
@@ -40,7 +41,7 @@ from ambry.storage.index_entry import (
     repair_key,
 )
 from ambry.storage.record import RecordKind, check_body, decode_header, encode_meta, padding_after
-from ambry.storage.reopening import index_error
+from ambry.storage.reopening import index_error, is_of_index
 from ambry.storage.replica import Replica, new_segment
 from ambry.storage.segment import (
     DATA_OFFSET,
@@ -96,6 +97,10 @@ class Host(Protocol):
         """Times that the index failed and was opened again: what was moved in it since its last flush may be lost."""
         ...
 
+    def check_index_room(self) -> None:
+        """Raise DiskFull when the index must not be flushed for want of room."""
+        ...
+
     def flush_index(self) -> None:
         """Make what was written to the index durable. Raises DiskFull, DiskUnavailable."""
         ...
@@ -132,6 +137,7 @@ class _Work:
     moves: list[_Move] = field(default_factory=list)
     damaged: set[int] = field(default_factory=set)
     is_adopted: bool = False
+    is_listing: bool = False
     changes_copied: set[int] = field(default_factory=set)
     outputs: list[Segment] = field(default_factory=list)
     numbers: list[int] = field(default_factory=list)
@@ -174,7 +180,7 @@ class Compaction:
     def run(self, numbers: tuple[int, ...]) -> tuple[CompactionReport, list[Segment]]:
         """Compact; the retired segments are the caller's to close when no read can be using them any more.
 
-        Raises DiskFull, DiskUnavailable, or what `pace` raises. If `is_adopted` is true then, the store has failed.
+        Raises DiskFull, DiskUnavailable, or what `pace` raises. Unless that `is_harmless`, the store has failed.
         """
         replica, work = self._replica, self._work
         assert not replica.open_ended & set(numbers)
@@ -182,8 +188,10 @@ class Compaction:
         kept_back = work.damaged | changed
         done = set(numbers) - kept_back
         size_before = sum(replica.segments[number].end for number in done)
+        self._host.check_index_room()
         with self._host.locked():
             self._check_index()
+            work.is_listing = True
             retired = replica.retire(self._disk, done) if done else []
         for number in sorted(done):
             self._disk.remove(segment_path(replica.partition, number))
@@ -218,21 +226,25 @@ class Compaction:
             for source, start in sources:
                 self._copy_segment(source, start)
             self._finish_outputs()
+            # What follows needs a few blocks, and the disk may have been filled by others meanwhile.
+            self._host.check_index_room()
             self._adopt()
         except Exception:
             if not self._work.is_adopted:
                 self._abandon()
             raise
         kept_back = set(self._move_all())
+        self._host.check_index_room()
         self._host.flush_index()
         return kept_back
 
     def _adopt(self) -> None:
         with self._host.locked():
             self._check_index()
-            self._work.is_adopted = True
+            self._work.is_adopted = self._work.is_listing = True
             if self._work.outputs:
                 self._replica.adopt(self._disk, self._work.outputs)
+            self._work.is_listing = False
 
     def _check_index(self) -> None:
         """Raise DiskUnavailable when moves may have been lost, or would be. Under the lock."""
@@ -240,10 +252,14 @@ class Compaction:
         if self._host.indexes_reopened != self._opening:
             raise index_error("it was, and moves that it had may be lost")
 
-    @property
-    def is_adopted(self) -> bool:
-        """Whether the disk may already list what was written."""
-        return self._work.is_adopted
+    def is_harmless(self, error: BaseException) -> bool:
+        """Whether the store can go on after an error of `run` or `relocate`, since its disk has one state or the other.
+
+        It can while nothing that was written is listed; when the index has to be opened again, for the journal has what
+        that lacks; and when there was no room between two writes of the list.
+        """
+        is_between = isinstance(error, DiskFull) and not self._work.is_listing
+        return not self._work.is_adopted or is_of_index(error) or is_between
 
     # --- look and copy -----------------------------------------------------------------------------------------
 

@@ -447,7 +447,7 @@ class DiskStore:
 
         False when the journal failed, and another checkpoint has to replace it.
         """
-        self._check_index_room()
+        self.check_index_room()
         self.flush_index()
         if plan.replaces_journal:
             # Lengths wait: the group at which the journal failed may come back with it in a crash, and lengthen a
@@ -531,7 +531,7 @@ class DiskStore:
         with self._lock:
             if self._reopenings.reason is None or self._failure is not None:
                 return
-            self._check_index_room()
+            self.check_index_room()
             self._reopenings.check_descriptors()
             assert self._covered is not None
             try:
@@ -611,7 +611,7 @@ class DiskStore:
                 try:
                     relocation.relocate(segment)
                 except DiskFull as error:
-                    if relocation.is_adopted:
+                    if not relocation.is_harmless(error):
                         raise DiskUnavailable(f"the disk was full in the middle of a move: {error}") from error
                     raise
                 with self._lock:
@@ -727,12 +727,12 @@ class DiskStore:
                 needed_bytes = sum(use.live_bytes + use.dead_bytes for use in uses)
             if needed_bytes > self.compaction_room():
                 raise DiskFull("compaction needs as much space as it keeps", needed=needed_bytes)
-            self._check_index_room()
+            self.check_index_room()
             compaction = self._compaction_of(replica, self.retention, pace, on_damage)
             try:
                 report, retired = compaction.run(numbers)
             except Exception as error:
-                if compaction.is_adopted and not is_of_index(error):
+                if not compaction.is_harmless(error):
                     with self._lock:
                         self._fail(error)
                 raise
@@ -757,17 +757,24 @@ class DiskStore:
             on_damage=on_damage,
         )
 
-    def _check_index_room(self) -> None:
+    def check_index_room(self) -> None:
         """A database whose flush meets a full disk takes nothing more until it is opened again, so it is not asked to.
 
         Raises DiskFull.
         """
-        if self._disk.free_bytes() < min(INDEX_ROOM_BYTES, self._settings.reserve_bytes // 4):
+        if self._disk.free_bytes() < self._index_room:
             raise DiskFull("no room to flush the index")
 
+    @property
+    def _index_room(self) -> int:
+        return min(INDEX_ROOM_BYTES, self._settings.reserve_bytes // 4)
+
     def compaction_room(self) -> int:
-        """Bytes that a compaction may write before it frees any: reserved space included, but for a last part."""
-        return max(self._disk.free_bytes() - self._settings.segment_bytes // 8, 0)
+        """Bytes that a compaction may write before it frees any: reserved space included, but for a last part.
+
+        At its end it has to flush the index, for which there would be no room otherwise.
+        """
+        return max(self._disk.free_bytes() - max(self._settings.segment_bytes // 8, self._index_room), 0)
 
     def survey(
         self, partition: int, number: int, *, pace: Callable[[int], None], on_damage: OnDamage = lambda *_: None

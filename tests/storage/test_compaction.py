@@ -18,7 +18,7 @@ from ambry.errors import (
     DiskUnavailable,
     ShuttingDown,
 )
-from ambry.limits import JOURNAL_BODY_BYTES_MAX, MIB, UNDELETE_MARGIN_MS
+from ambry.limits import JOURNAL_BODY_BYTES_MAX, KIB, MIB, UNDELETE_MARGIN_MS
 from ambry.storage.commit import Mutation
 from ambry.storage.compaction_plan import SMALL_SHARE, SegmentFacts, choose
 from ambry.storage.compactor import CompactionReport
@@ -403,6 +403,57 @@ def test_trouble_in_a_compaction_loses_nothing(operation: str, error: type[Ambry
         world.open()
         world.check()
     assert stopped or operation == "pread"
+
+
+def test_a_disk_that_fills_up_while_compaction_moves_entries_is_no_failure_of_the_store() -> None:
+    """The index cannot be flushed then; old and new segments are both listed, and what is garbage goes later."""
+    for is_stuck in (False, True):
+        world = _filled()
+        _delete(world, *range(0, 24, 2))
+        world.clock.advance(8 * DAY_MS)
+        world.store.checkpoint()
+        index = world.source.index
+        index.fail("flush", DiskFull)
+        with pytest.raises(DiskFull):
+            _compact_all(world)
+        # As RocksDB may be after that, until it is opened again.
+        index.is_stuck = is_stuck
+        assert world.store.failure is None
+        world.check()
+        if is_stuck:
+            with pytest.raises(DiskUnavailable):
+                world.store.checkpoint(always=True)
+            world.store.checkpoint()
+            assert world.store.indexes_reopened == 1
+        world.commit([put(blob_id(700), body_of(700, 900))])
+        world.check()
+        size_before = world.store.replicas[0].log_size
+        _compact_all(world)
+        assert world.store.replicas[0].log_size < size_before
+        world.check()
+        world.crash()
+        world.open()
+        world.check()
+
+
+def test_a_disk_that_others_fill_during_a_compaction_ends_it_before_anything_is_listed() -> None:
+    world = _filled(replace(TINY, reserve_bytes=64 * KIB))
+    _delete(world, *range(0, 24, 2))
+    world.clock.advance(8 * DAY_MS)
+    world.store.checkpoint()
+    listed = set(world.store.replicas[0].segments)
+    numbers = tuple(one.number for one in world.store.segment_facts(1))
+
+    def fill(_: int) -> None:
+        world.disk.free_bytes = lambda: 0  # type: ignore[method-assign] # a disk that others fill is not simulated
+
+    with pytest.raises(DiskFull):
+        world.store.compact(1, numbers, pace=fill, on_damage=lambda *_: None)
+    del world.disk.free_bytes
+    assert world.store.failure is None
+    assert set(world.store.replicas[0].segments) == listed
+    _compact_all(world)
+    world.check()
 
 
 def test_a_segment_that_cannot_be_read_stays_and_the_others_go() -> None:
