@@ -255,12 +255,12 @@ class Upkeep:
         return has_found
 
     def _repair(self) -> bool:
-        """Fetch some of what is queued; True when any of it is here again."""
+        """Fetch some of what is queued; True when any of it is here again. Without a source others bring it."""
+        waiting = holes(self._store, b"", REPAIRS_PER_STEP)
+        self.figures.repairs_waiting = len(waiting)
         if self._repair_source is None:
             return False
         count = 0
-        waiting = holes(self._store, b"", REPAIRS_PER_STEP)
-        self.figures.repairs_waiting = len(waiting)
         for blob_id in waiting:
             request = self._repair_source.fetch(blob_id)
             if request is None or request.blob_id != blob_id:
@@ -436,18 +436,23 @@ class Upkeep:
 
     def _scrub(self, surveys: dict[int, dict[int, Survey]], now_ms: int) -> bool:
         segments: list[tuple[int, int, int]] = []
-        verified_count = 0
+        size = seen = 0
+        waits_since_ms = NEVER
         for replica in self._store.replicas:
-            for number in sorted(replica.segments):
+            for number, segment in sorted(replica.segments.items()):
                 survey = surveys[replica.partition].get(number)
-                verified_count += survey is not None
-                segments.append((survey.verified_at_ms if survey is not None else 0, replica.partition, number))
+                verified_at_ms = 0 if survey is None else survey.verified_at_ms
+                segments.append((verified_at_ms, replica.partition, number))
+                size += segment.end - DATA_OFFSET
+                seen += 0 if survey is None else min(survey.seen_bytes, segment.end - DATA_OFFSET)
+                # No byte of a segment is older than the segment.
+                waits_since_ms = min(waits_since_ms, max(verified_at_ms, segment.created_ms))
         if not segments:
             return False
         segments.sort()
-        self.figures.verified_ratio = verified_count / len(segments)
+        self.figures.verified_ratio = seen / size if size else 1.0
+        self.figures.oldest_ms = waits_since_ms
         oldest_ms, partition, number = segments[0]
-        self.figures.oldest_ms = oldest_ms
         if oldest_ms + self._settings.scrub_interval_ms > now_ms:
             return False
         for path in self._store.restore_files(partition, number):
@@ -540,7 +545,7 @@ class Upkeep:
         gauges: list[tuple[str, str, Callable[[], float]]] = [
             (
                 "ambry_disk_repairs_waiting",
-                "Blobs that wait for their bytes, up to 64.",
+                "Blobs that wait for their bytes from a peer, up to 64: those found damaged here that live.",
                 lambda: figures.repairs_waiting,
             ),
             ("ambry_disk_garbage_bytes", "Garbage found by the last look.", lambda: figures.garbage_bytes),
@@ -576,12 +581,12 @@ class Upkeep:
             ),
             (
                 "ambry_disk_verified_ratio",
-                "Share of the segments that were ever verified.",
+                "Share of the bytes of records that were verified since they were written.",
                 lambda: figures.verified_ratio,
             ),
             (
                 "ambry_disk_oldest_verification_seconds",
-                "When the segment that waits longest was verified, in seconds since 1970; 0 for never.",
+                "Since when the byte that waits longest has not been verified, in seconds since 1970; 0 at first.",
                 lambda: figures.oldest_ms / 1000,
             ),
         ]

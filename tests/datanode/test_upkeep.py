@@ -162,6 +162,40 @@ def test_scrub_verifies_everything_finds_damage_and_goes_on_where_it_was() -> No
     assert upkeep.figures.damages == 1
 
 
+def test_what_was_not_verified_yet_is_told_in_bytes_and_by_its_age() -> None:
+    world = World(SETTINGS)
+    world.open()
+    world.commit([put(blob_id(0), body_of(0, 1500))])
+    made_ms = world.store.replicas[0].segments[1].created_ms
+    world.store.checkpoint()
+    world.clock.advance(1000)
+    upkeep = _upkeep(world)
+    assert upkeep.step()
+    assert (upkeep.figures.verified_ratio, upkeep.figures.oldest_ms) == (0.0, made_ms)
+    _work(upkeep)
+    seen = world.store.replicas[0].log_size
+    verified_ms = world.clock.now_ms()
+    assert upkeep.figures.verified_ratio == 1.0
+    world.clock.advance(1000)
+    world.commit([put(blob_id(1), body_of(1, 9000))])
+    _work(upkeep)
+    assert upkeep.figures.verified_ratio == pytest.approx(seen / world.store.replicas[0].log_size, abs=0.05)
+    assert upkeep.figures.oldest_ms == verified_ms
+
+
+def test_blobs_that_wait_for_their_bytes_are_counted_after_a_restart_whoever_repairs_them() -> None:
+    world = _filled()
+    upkeep = _upkeep(world)
+    world.store.replicas[0].segments[1].file.pwrite([b"\xff"], 900)
+    _work(upkeep)
+    assert upkeep.figures.quarantined == 1
+    world.close()
+    world.open()
+    upkeep = _upkeep(world)
+    upkeep.step()
+    assert upkeep.figures.repairs_waiting == 1
+
+
 def test_upkeep_stops_in_the_middle_of_a_segment() -> None:
     world = _filled()
     slow = replace(SETTINGS, scrub_bytes_per_s=1)
