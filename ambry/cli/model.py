@@ -10,7 +10,7 @@ import click
 
 from ambry.cli.asking import dry_run_option, json_option, show_json, show_table
 from ambry.cli.client_options import asked, profile_option, url_option
-from ambry.cli.progress import progress_of
+from ambry.cli.progress import transferring
 from ambry.client.progress import shown
 
 cache_option: Final = click.option(
@@ -58,10 +58,10 @@ def push(
     ignore: tuple[str, ...], url: str | None, profile: str | None, cache_folder: Path | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Store FOLDER as a new version of MODEL; only what the store lacks is sent."""
-    with asked(url, profile, cache_folder) as client, progress_of(f"push {name}", as_json=as_json) as progress:
+    with asked(url, profile, cache_folder) as client, transferring(f"push {name}", is_silent=as_json) as bars:
         pushed = client.push_model(
             folder, name, aliases=aliases, metadata=_pairs(metadata), lineage=_pairs(lineage),
-            ignore_patterns=ignore or None, progress=progress.at,
+            ignore_patterns=ignore or None, progress=bars,
         )  # fmt: skip
     text = f"{pushed.ref}: {pushed.files} files, {shown(pushed.size)}, {shown(pushed.sent_bytes)} of it sent"
     _say(asdict(pushed) | {"ref": pushed.ref}, text, as_json=as_json)
@@ -84,10 +84,10 @@ def pull(
     verify: bool, copies: bool, url: str | None, profile: str | None, cache_folder: Path | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Have the files of MODEL in FOLDER, or in a folder of the cache, which is printed."""
-    with asked(url, profile, cache_folder) as client, progress_of(f"pull {name}", as_json=as_json) as progress:
+    with asked(url, profile, cache_folder) as client, transferring(f"pull {name}", is_silent=as_json) as bars:
         pulled = client.pull_model(
             name, folder, allow_patterns=allow or None, ignore_patterns=ignore or None, offline=offline, verify=verify,
-            copies=copies, progress=progress.at,
+            copies=copies, progress=bars,
         )  # fmt: skip
     document = asdict(pulled) | {"folder": str(pulled.folder)}
     _say(document, str(pulled.folder), as_json=as_json)

@@ -1,4 +1,4 @@
-"""Progress bars on a terminal, and nothing elsewhere."""
+"""Progress bars on a terminal, and nothing elsewhere, or where AMBRY_PROGRESS is 0."""
 
 import contextlib
 import sys
@@ -17,6 +17,7 @@ from rich.progress import (
 )
 from rich.progress import Progress as Bars
 
+from ambry.client.progress import is_shown
 from ambry.limits import MIB
 
 _LARGE_BYTES: Final = 8 * MIB
@@ -59,7 +60,7 @@ class _Bar(Progress):
 @contextlib.contextmanager
 def progress_of(label: str, *, as_json: bool, is_bytes: bool = True) -> Iterator[Progress]:
     """A bar on standard error while the block runs, if that is a terminal and nobody asked for JSON."""
-    if as_json or not sys.stderr.isatty():
+    if as_json or not is_shown(sys.stderr):
         yield Progress()
         return
     counts = (DownloadColumn(binary_units=True), TransferSpeedColumn()) if is_bytes else (MofNCompleteColumn(),)
@@ -91,17 +92,64 @@ class Transferring:
     @contextlib.contextmanager
     def file(self, label: str, size: int, check: Callable[[], None]) -> Iterator[Callable[[int, int], None]]:
         """What to tell of one file, bytes done and in total; `check` may raise to end it."""
-        del label, size
         before = 0
+        with self.bar(label, size) as advance:
 
-        def tell(done: int, total: int) -> None:
-            nonlocal before
-            del total
-            check()
-            self.passed(done - before)
-            before = done
+            def tell(done: int, total: int) -> None:
+                nonlocal before
+                del total
+                check()
+                self.passed(done - before)
+                advance(done - before)
+                before = done
 
-        yield tell
+            yield tell
+
+    @contextlib.contextmanager
+    def bar(self, label: str, size: int) -> Iterator[Callable[[int], None]]:
+        """A bar of one file if it is large, and what to tell it: how many bytes more are done."""
+        del label, size
+        yield _nothing
+
+    # What follows has the names and the manner of an fsspec Callback, as which the library takes it.
+
+    def set_size(self, size: int) -> None:
+        """So many bytes are to come."""
+        self.begin(0, size)
+
+    def relative_update(self, count: int = 1) -> None:
+        """`count` more bytes are done."""
+        self.passed(count)
+
+    def branched(self, source: str, target: str) -> "_Branch":
+        """What to tell of one file, whose bytes are told here too."""
+        del target
+        self.begin(1, 0)
+        return _Branch(self, source)
+
+
+class _Branch:
+    """One file of a transfer of the library, in the manner of an fsspec Callback."""
+
+    def __init__(self, whole: Transferring, label: str) -> None:
+        self._whole = whole
+        self._label = label
+        self._shown = contextlib.ExitStack()
+        self._tell: Callable[[int], None] | None = None
+
+    def set_size(self, size: int) -> None:
+        """Its bytes."""
+        self._tell = self._shown.enter_context(self._whole.bar(self._label, size))
+
+    def relative_update(self, count: int = 1) -> None:
+        """`count` more bytes of it are done."""
+        if self._tell is not None:
+            self._tell(count)
+
+    def close(self) -> None:
+        """It is done, or has failed."""
+        self._shown.close()
+        self._whole.ended(1)
 
 
 class _TransferBars(Transferring):
@@ -110,7 +158,7 @@ class _TransferBars(Transferring):
     def __init__(self, bars: Bars, label: str) -> None:
         self._bars = bars
         self._lock = threading.Lock()
-        self._all = bars.add_task(label, total=0, files="")
+        self._all = bars.add_task(label.replace("[", r"\["), total=0, files="")
         self._files = self._files_done = self._size = 0
 
     def begin(self, files: int, size: int) -> None:
@@ -131,27 +179,27 @@ class _TransferBars(Transferring):
         return f"{self._files_done}/{self._files} files"
 
     @contextlib.contextmanager
-    def file(self, label: str, size: int, check: Callable[[], None]) -> Iterator[Callable[[int, int], None]]:
-        with super().file(label, size, check) as tell_all:
-            if size < _LARGE_BYTES:
-                yield tell_all
-                return
-            task = self._bars.add_task(label.replace("[", r"\["), total=size, files="")
+    def bar(self, label: str, size: int) -> Iterator[Callable[[int], None]]:
+        if size < _LARGE_BYTES:
+            yield _nothing
+            return
+        # Names of files may look like markup.
+        task = self._bars.add_task(label.replace("[", r"\["), total=size, files="")
+        try:
+            yield lambda count: self._bars.advance(task, count)
+        finally:
+            self._bars.remove_task(task)
 
-            def tell(done: int, total: int) -> None:
-                tell_all(done, total)
-                self._bars.update(task, completed=done)
 
-            try:
-                yield tell
-            finally:
-                self._bars.remove_task(task)
+def _nothing(count: int) -> None:
+    """Nobody wants to know."""
+    del count
 
 
 @contextlib.contextmanager
 def transferring(label: str, *, is_silent: bool) -> Iterator[Transferring]:
     """Bars of many files on standard error while the block runs, if that is a terminal."""
-    if is_silent or not sys.stderr.isatty():
+    if is_silent or not is_shown(sys.stderr):
         yield Transferring()
         return
     bars = Bars(

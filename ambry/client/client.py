@@ -74,8 +74,9 @@ class Client:
         metadata: Names (ASCII) and texts that are kept with a blob.
         deadline_s: Seconds that this call may take, retries included; None: those of the client.
         upsert: Whether a name that is taken stands for the new blob from then on; the old version is kept beside it.
-        progress: True for a line on a terminal (silent elsewhere, and with AMBRY_PROGRESS=0), a function of bytes done
-            and bytes in total, or a Callback of fsspec. A function is called by any thread, one at a time.
+        progress: True for lines on a terminal, of the whole and of large files under way (silent elsewhere, and with
+            AMBRY_PROGRESS=0), a function of bytes done and in total, or a Callback of fsspec, `branched` for each file
+            of several. A function is called by any thread, one at a time.
 
     Raises:
         BadConfiguration: When it is made: a URL, a profile or a file of settings that cannot be used.

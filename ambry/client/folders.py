@@ -119,9 +119,8 @@ def upload_dir(
     up = _Up(client, session, container, upsert=upsert)
 
     def some(batch: list[LocalFile]) -> list[Stored]:
-        stored = up.store(batch)
-        meter.add(sum(one.size for one in stored))
-        return stored
+        with meter.files([(str(file.path), f"{container}/{file.name}", file.size) for file in batch]) as part:
+            return up.store(batch, part)
 
     with closing(in_order(_threads(threads, files), some, batched(files))) as batches:
         found = [one for batch in batches for one in batch]
@@ -139,14 +138,14 @@ class _Up:
         self._upsert = upsert
         self._looks_first = False
 
-    def store(self, files: list[LocalFile]) -> list[Stored]:
-        """Have files in the store. Raises the first error."""
+    def store(self, files: list[LocalFile], progress: Meter | None) -> list[Stored]:
+        """Have files in the store; `progress` is of a file by itself. Raises the first error."""
         found: dict[str, Stored] = {}
         if not self._upsert and (self._looks_first or self._is_worth_a_look(files)):
             found = self._stored_before(files)
         missing = [file for file in files if file.name not in found]
         taken: dict[str, NameExists] = {}
-        for file, outcome in zip(missing, self._send(missing), strict=True):
+        for file, outcome in zip(missing, self._send(missing, progress), strict=True):
             if isinstance(outcome, Stored):
                 found[file.name] = outcome
             elif isinstance(outcome, NameExists):
@@ -161,14 +160,14 @@ class _Up:
                 raise error
         return [found[file.name] for file in files]
 
-    def _send(self, files: list[LocalFile]) -> Sequence[Stored | AmbryError | OSError]:
+    def _send(self, files: list[LocalFile], progress: Meter | None) -> Sequence[Stored | AmbryError | OSError]:
         if len(files) > 1:
             return small_files.upload_each(self._client, self._session, self._container, files, upsert=self._upsert)
         outcomes: list[Stored | AmbryError | OSError] = []
         for file in files:
             try:
                 name = f"{self._container}/{file.name}"
-                outcomes.append(self._client.upload_file(file.path, name, upsert=self._upsert))
+                outcomes.append(self._client.upload_file(file.path, name, upsert=self._upsert, progress=progress))
             except NameExists as error:
                 outcomes.append(error)
         return outcomes
@@ -232,11 +231,11 @@ def download_dir(
             for entry, target in zip(batch, targets, strict=True)
         ]
         missing = files if is_new else _not_there(client, files)
-        if len(missing) == 1:
-            client.download_file(missing[0].ref, missing[0].path)
-        elif missing:
-            small_files.download(client, session, missing)
-        meter.add(sum(entry.size for entry in batch))
+        with meter.files([(file.ref, str(file.path), file.size) for file in files]) as part:
+            if len(missing) == 1:
+                client.download_file(missing[0].ref, missing[0].path, progress=part)
+            elif missing:
+                small_files.download(client, session, missing)
         return targets
 
     with closing(in_order(_threads(threads, listed), some, batched(listed))) as batches:

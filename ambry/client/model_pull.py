@@ -96,15 +96,14 @@ class Pull:
         def load(target: Path) -> None:
             if is_small:
                 target.write_bytes(contents.read(file.sha256, file.size))
-                self._meter.add(file.size)
+                meter.add(file.size)
                 return
             source = source_of(contents, file.pieces, file.sha256)
             threads = 1 if file.size <= _SMALL_BYTES else self._threads
-            download(
-                self._session, source, target, self._meter, lambda pieces: _check(file, pieces), PART_BYTES, threads
-            )
+            download(self._session, source, target, meter, lambda pieces: _check(file, pieces), PART_BYTES, threads)
 
-        self._cache.fetch(file.sha256, file.size, load)
+        with self._meter.file(file.path, file.path, file.size) as meter:
+            self._cache.fetch(file.sha256, file.size, load)
 
     def fill(self, folder: Path, files: Sequence[ModelFile], empty_folders: Sequence[str], *, copies: bool) -> None:
         """Give a folder the files, from the cache."""

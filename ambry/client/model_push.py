@@ -125,12 +125,13 @@ class Push:
             before = os.fstat(file.fileno())
             size = before.st_size
             digest, chunks = scan(file, wants_chunks=size >= MODEL_CHUNKED_BYTES_MIN, tell=lambda _: stopping.check())
-            told = _Told(self._meter)
-            stored = self._stored(path, size, digest, chunks, file, told)
-            after = os.fstat(file.fileno())
-            if (after.st_size, after.st_mtime_ns) != (before.st_size, before.st_mtime_ns):
-                raise FileChanged(f"{place} changed while it was read", name=path)
-            told.add(size - told.count)
+            with self._meter.file(path, path, size) as meter:
+                told = _Told(meter)
+                stored = self._stored(path, size, digest, chunks, file, told)
+                after = os.fstat(file.fileno())
+                if (after.st_size, after.st_mtime_ns) != (before.st_size, before.st_mtime_ns):
+                    raise FileChanged(f"{place} changed while it was read", name=path)
+                told.add(size - told.count)
             return ModelFile(path, size, digest, bool(before.st_mode & 0o100), stored[0], stored[1])
 
     def _stored(

@@ -2,14 +2,18 @@
 
 import json
 import os
+import pty
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pytest
 from click.testing import CliRunner
 
 from ambry.cli.main import main
+from tests.client.conftest import bytes_of, written
 
 MODEL = "default/default/nets/tiny"
 
@@ -114,3 +118,31 @@ def test_the_cache_is_listed_verified_and_pruned(url: str, tmp_path: Path) -> No
         "removed": 2, "removed_size": 2000, "kept": 1, "kept_size": 1000,
     }  # fmt: skip
     assert "removed 1" in shell.run("cache", "prune", "--bytes", "0")
+
+
+@pytest.mark.parametrize("is_silent", [False, True])
+def test_a_terminal_shows_the_files_of_a_push_and_of_a_pull(url: str, tmp_path: Path, is_silent: bool) -> None:
+    folder = written(tmp_path / "model", {"weights [a].bin": bytes_of(12 << 20), "config.json": b"{}"})
+    environment = {**os.environ, "AMBRY_URL": url, "AMBRY_CACHE": str(tmp_path / "cache"), "TERM": "xterm"}
+    environment |= {"COLUMNS": "200"} | ({"AMBRY_PROGRESS": "0"} if is_silent else {})
+    name = f"default/default/bars-{is_silent}"
+    for arguments in (("push", str(folder), name), ("pull", name, str(tmp_path / "copy"))):
+        own, other = pty.openpty()
+        command = [sys.executable, "-m", "ambry.cli.main", "model", *arguments]
+        process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=other)
+        os.close(other)
+        drawn = b"".join(iter(partial(_read, own), b"")).decode()
+        os.close(own)
+        assert process.wait(timeout=60) == 0
+        if is_silent:
+            assert drawn == ""
+        else:
+            assert "weights [a].bin" in drawn and f"{arguments[0]} {name}" in drawn and "2/2 files" in drawn
+
+
+def _read(descriptor: int) -> bytes:
+    """What a terminal shows next; nothing when its last writer has gone."""
+    try:
+        return os.read(descriptor, 1 << 16)
+    except OSError:
+        return b""
