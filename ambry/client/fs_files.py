@@ -6,6 +6,7 @@ Where the bytes go is its caller's business.
 """
 
 import asyncio
+import dis
 import inspect
 import io
 import sys
@@ -20,6 +21,8 @@ from ambry.limits import MIB
 
 _SPOOL_BYTES: Final = 8 * MIB
 _EXITS: Final = frozenset({"__exit__", "__aexit__"})
+_WITH_ENDS_BADLY: Final = dis.opmap.get("WITH_EXCEPT_START")
+"""The instruction of a `with` that is left by an exception: the files of `io` have an `__exit__` that is no frame."""
 
 
 class WrittenFile(io.RawIOBase):
@@ -286,6 +289,9 @@ def _breaks_off(handled: BaseException | None) -> bool:
     if error is None or error is handled:
         return False
     frame = inspect.currentframe()
-    while frame is not None and frame.f_code.co_name not in _EXITS:
+    while frame is not None:
+        code = frame.f_code
+        if code.co_name in _EXITS or (frame.f_lasti >= 0 and code.co_code[frame.f_lasti] == _WITH_ENDS_BADLY):
+            return True
         frame = frame.f_back
-    return frame is not None
+    return False

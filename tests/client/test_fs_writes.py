@@ -3,6 +3,7 @@
 import contextlib
 import gc
 import gzip
+import io
 import itertools
 import os
 import tempfile
@@ -20,13 +21,16 @@ from ambry.client.fs import AmbryFileSystem
 fsspec.register_implementation("ambry", AmbryFileSystem, clobber=True)
 _places = itertools.count()
 
-WAYS = {
+WAYS: dict[str, Callable[[Any, str], Any]] = {
     "bytes": lambda fs, path: fs.open(path, "wb"),
     "text": lambda fs, path: fs.open(path, "w"),
     "compressed": lambda fs, path: fs.open(path, "wb", compression="gzip"),
     "compressed text": lambda fs, path: fs.open(path, "wt", compression="gzip", encoding="utf-8"),
     "fsspec bytes": lambda fs, path: fsspec.open(f"ambry://{path}", "wb", endpoint_url=fs.endpoint),
     "fsspec text": lambda fs, path: fsspec.open(f"ambry://{path}", "w", endpoint_url=fs.endpoint),
+    "fsspec text, opened": lambda fs, path: fsspec.open(f"ambry://{path}", "w", endpoint_url=fs.endpoint).open(),
+    "text over bytes": lambda fs, path: io.TextIOWrapper(fs.open(path, "wb")),
+    "buffer over bytes": lambda fs, path: io.BufferedWriter(fs.open(path, "wb")),
     "fsspec compressed": lambda fs, path: fsspec.open(
         f"ambry://{path}", "wt", compression="gzip", endpoint_url=fs.endpoint
     ),
