@@ -61,6 +61,11 @@ class Landing:
                 piece = piece[count:]
                 at += count
 
+    def end(self) -> None:
+        """Nothing more is written by a thread that was left behind: the descriptor will be that of another file."""
+        with self._lock:
+            self._descriptor = -1
+
     def push(self, start: int, stop: int) -> None:
         """Have the disk begin with bytes `start:stop`, which are written; waits at most for room in its queue."""
         from ctypes import c_int64  # noqa: PLC0415 -- only for who loads a file

@@ -304,7 +304,7 @@ class _Part:
         self.target = str(file.path)
         self.info = info
         folder = self.target[: self.target.rfind("/")] if "/" in self.target else "."
-        self.path, descriptor = _new_part(folder)
+        self.path, descriptor = new_part(folder)
         try:
             try:
                 view = memoryview(body)
@@ -332,13 +332,13 @@ class _Part:
             os.unlink(self.path)  # noqa: PTH108 -- text, as above
 
 
-def _new_part(folder: str) -> tuple[str, int]:
-    """A file in a folder that nobody else has: its path, and a descriptor to write to."""
+def new_part(folder: str) -> tuple[str, int]:
+    """A file in a folder that nobody else has: its path, and a descriptor."""
     while True:
         path = f"{folder}/.{os.getpid()}-{next(_numbers)}{PART}"
         # Left behind by a process that was killed and had the number of this one.
         with contextlib.suppress(FileExistsError):
-            return path, os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+            return path, os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
 
 
 def _finish(parts: dict[int, _Part]) -> dict[int, BlobInfo | OSError]:
@@ -381,7 +381,7 @@ def tidy(folder: str) -> None:
 
 def _now_ns(folder: str) -> int:
     """The time by the clock of whoever keeps the files, and by what cannot be set: a part may have that of its blob."""
-    path, descriptor = _new_part(folder)
+    path, descriptor = new_part(folder)
     try:
         return os.fstat(descriptor).st_ctime_ns
     finally:

@@ -2,14 +2,20 @@
 
 Up, large files go in parts (part_upload.py), others in one stream. Down, parts are written to `.NAME.ambry-part`;
 `.NAME.ambry-parts` lists, a line each, the blob, and the parts that are there with their checksums. A part counts when
-its bytes have the checksum of its line, so neither a crash nor another program can make a wrong one count. The number
+its bytes have the checksum of its line, so neither a crash nor another program can make a wrong one count. Whoever
+writes parts has a lock on their file; who comes second waits, and finds the file or goes on with its parts. The number
 of connections grows while that makes it faster. Memory: one piece each.
 """
 
 import base64
+import contextlib
+import errno
+import fcntl
 import json
 import os
+import stat
 import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -28,6 +34,7 @@ from ambry.client.parallel import Parallel
 from ambry.client.part_upload import PartUpload
 from ambry.client.progress import Meter, Progress
 from ambry.client.session import Session
+from ambry.client.small_files import new_part
 from ambry.client.values import BlobInfo, Stored, digests_of
 from ambry.errors import BadDigest, ConnectionLost, FileChanged, MethodNotAllowed, NameStoreUnavailable
 from ambry.limits import GIB, KIB, MIB
@@ -49,6 +56,13 @@ _LARGE_PART_BYTES: Final = 32 * MIB
 at most, so four of them an eighth of the smallest large file."""
 
 _ATTEMPTS_MAX: Final = 5
+_LOOK_S: Final = 0.05
+_PATIENCE_S: Final = 60.0
+"""Parts that nobody has written to for so long, although somebody has a lock on them, are not waited for any longer."""
+
+_NO_LOCKS: Final = frozenset({errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL})
+"""What file systems without locks answer."""
+
 UPSERT: Final = "x-ambry-named-upsert"
 
 
@@ -188,7 +202,7 @@ class _Parts:
 
     def __init__(self, source: Source, target: Path, part_bytes: int) -> None:
         self.path = target.with_name(beside(target.name, PART))
-        self._list = target.with_name(beside(target.name, PARTS))
+        self._list: Path | None = target.with_name(beside(target.name, PARTS))
         self._source = source
         self._part_bytes = part_bytes
         self._lock = threading.Lock()
@@ -196,22 +210,57 @@ class _Parts:
         self.checks: dict[int, int] = {}
         """Checksums of the parts that are there."""
 
-    def open(self) -> tuple[int, list[int]]:
-        """A descriptor of the file, of the blob's size, and the parts that are missing."""
+    def open(self) -> tuple[int, bool]:
+        """A descriptor of the file, which nobody else writes to, and whether somebody else has done so meanwhile."""
+        has_waited = False
+        while True:
+            descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            try:
+                if not _try_lock(descriptor):
+                    has_waited = True
+                    if not _wait_for_lock(descriptor):
+                        break
+                # The file that was waited for has its name now, or is gone.
+                if _is_at(descriptor, self.path):
+                    return descriptor, has_waited
+            except BaseException:
+                _close(descriptor)
+                raise
+            _close(descriptor)
+        os.close(descriptor)
+        # One that nobody resumes; small_files.py takes it away where this process is killed.
+        path, descriptor = new_part(str(self.path.parent))
+        self.path, self._list = Path(path), None
+        return descriptor, has_waited
+
+    def fill(self, descriptor: int) -> list[int]:
+        """Have the file of the blob's size; the parts that are missing."""
         found = self._listed()
-        descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        try:
-            if os.fstat(descriptor).st_size != self._source.size:
-                os.ftruncate(descriptor, self._source.size)
-                self._reserve(descriptor)
-            self.checks = {part: check for part, check in found.items() if self._check_of(descriptor, part) == check}
+        if os.fstat(descriptor).st_size != self._source.size:
+            os.ftruncate(descriptor, self._source.size)
+            self._reserve(descriptor)
+        self.checks = {part: check for part, check in found.items() if self._check_of(descriptor, part) == check}
+        if self._list is not None:
             # Anew, so that lines are never added to what a crash or something else has torn.
             lines = [self._head(), *([part, check] for part, check in self.checks.items())]
             self._list.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-        except BaseException:
-            os.close(descriptor)
-            raise
-        return descriptor, [part for part in range(self.count) if part not in self.checks]
+        return [part for part in range(self.count) if part not in self.checks]
+
+    def place(self, target: Path) -> None:
+        """Have the file under its name."""
+        # The list first: as soon as the file is gone, another process may begin a list of its own.
+        self.forget()
+        self.path.replace(target)
+
+    def drop(self) -> None:
+        """Keep nothing, while the lock is held."""
+        self.forget()
+        self.path.unlink(missing_ok=True)
+
+    def leave(self) -> None:
+        """Keep what can be resumed."""
+        if self._list is None:
+            self.path.unlink(missing_ok=True)
 
     def _reserve(self, descriptor: int) -> None:
         try:
@@ -227,13 +276,16 @@ class _Parts:
 
     def note(self, part: int, check: int) -> None:
         """A part is there."""
-        with self._lock, self._list.open("a", encoding="utf-8") as file:
+        with self._lock:
             self.checks[part] = check
-            file.write(json.dumps([part, check]) + "\n")
+            if self._list is not None:
+                with self._list.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps([part, check]) + "\n")
 
     def forget(self) -> None:
         """Nothing is to be resumed."""
-        self._list.unlink(missing_ok=True)
+        if self._list is not None:
+            self._list.unlink(missing_ok=True)
 
     def crc32(self) -> int:
         """That of the whole, joined from the parts, all of which are there."""
@@ -251,6 +303,8 @@ class _Parts:
     def _listed(self) -> dict[int, int]:
         """Parts and checksums of the list; nothing where it is of another blob. What cannot be read is named."""
         found: dict[int, int] = {}
+        if self._list is None:
+            return found
         try:
             # What follows the last line's end is the line that a crash has torn.
             head, *lines = self._list.read_text(encoding="utf-8").split("\n")[:-1]
@@ -277,6 +331,45 @@ class _Parts:
             checksum.update(piece)
             start += len(piece)
         return checksum.value
+
+
+def _try_lock(descriptor: int) -> bool:
+    """Whether nobody else has a lock on a file now. Where there are no locks, nobody has."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+    return True
+
+
+def _wait_for_lock(descriptor: int) -> bool:
+    """Wait for the lock of somebody who writes; False for somebody who does not. Raises Stopped when given up."""
+    written, since = -1, time.monotonic()
+    while not _try_lock(descriptor):
+        now, latest = time.monotonic(), os.fstat(descriptor).st_mtime_ns
+        if latest != written:
+            written, since = latest, now
+        if now - since >= _PATIENCE_S:
+            return False
+        stopping.sleep(_LOOK_S)
+    return True
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _close(descriptor: int) -> None:
+    """Close a file, and its lock also where a child has the descriptor after a fork."""
+    with contextlib.suppress(OSError):
+        fcntl.flock(descriptor, fcntl.LOCK_UN)
+    os.close(descriptor)
 
 
 class _Crc32:
@@ -327,10 +420,10 @@ def download_file(
     meter = Meter(progress, target.name, info.size)
 
     def check(pieces: Iterator[bytes]) -> None:
-        if expected is not None and digest_of("xxh3", pieces) != expected:
+        if digest_of("xxh3", pieces) != expected:
             raise BadDigest("the bytes that came do not have their checksum", field="xxh3")
 
-    download(session, source, target, meter, check, part_bytes, threads)
+    download(session, source, target, meter, None if expected is None else check, part_bytes, threads)
     meter.end()
 
 
@@ -344,28 +437,59 @@ def download(
     source: Source,
     target: Path,
     meter: Meter,
-    check: "Callable[[Iterator[bytes]], None]",
+    check: "Callable[[Iterator[bytes]], None] | None",
     part_bytes: int,
     threads: int,
 ) -> None:
     """Write bytes to a file, once they have the CRC of the source and `check`, which sees all, raised no BadDigest."""
     parts = _Parts(source, target, part_bytes)
-    descriptor, missing = parts.open()
+    descriptor, has_waited = parts.open()
     try:
+        if has_waited and _is_there(target, source, check):
+            parts.drop()
+            meter.add(source.size)
+            return
+        missing = parts.fill(descriptor)
         meter.add(source.size - sum(stop - start for start, stop in map(parts.span, missing)))
         _fetch_all(session, source, parts, missing, descriptor, meter, threads)
         try:
             if source.crc32 is not None and parts.crc32() != source.crc32:
                 raise BadDigest("the bytes that came do not have their checksum", field="crc32")
-            check(pieces_of(descriptor))
+            if check is not None:
+                check(pieces_of(descriptor))
         except BadDigest:
             parts.forget()
             raise
         os.fsync(descriptor)
+        parts.place(target)
+    except BaseException:
+        parts.leave()
+        raise
+    finally:
+        _close(descriptor)
+
+
+def _is_there(target: Path, source: Source, check: "Callable[[Iterator[bytes]], None] | None") -> bool:
+    """Whether a file has the bytes of a source, as far as there is a checksum that can tell."""
+    try:
+        descriptor = os.open(target, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError:
+        return False
+    try:
+        found = os.fstat(descriptor)
+        if not stat.S_ISREG(found.st_mode) or found.st_size != source.size:
+            return False
+        if source.crc32 is not None:
+            expected = base64.b64encode(source.crc32.to_bytes(4, "big")).decode()
+            return digest_of("crc32", pieces_of(descriptor)) == expected
+        if check is None:
+            return False
+        check(pieces_of(descriptor))
+    except BadDigest:
+        return False
     finally:
         os.close(descriptor)
-    parts.path.replace(target)
-    parts.forget()
+    return True
 
 
 def _fetch_all(
@@ -400,7 +524,10 @@ def _fetch_all(
 
         return work
 
-    parallel.run(missing, begin)
+    try:
+        parallel.run(missing, begin)
+    finally:
+        landing.end()
 
 
 def fetch_range(session: Session, path: str, start: int, stop: int, take: "Callable[[Exchange, int], int]") -> None:
