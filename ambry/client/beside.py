@@ -1,5 +1,10 @@
-"""Names of what a transfer keeps beside a file: hidden, in the same folder, so that a rename is atomic."""
+"""Names of what a transfer keeps beside a file: hidden, in the same folder, so that a rename is atomic.
 
+And the name of the file itself, in errors of what is done by descriptors.
+"""
+
+import contextlib
+from collections.abc import Iterator
 from typing import Final
 
 import xxhash
@@ -31,3 +36,19 @@ def beside(name: str, suffix: str) -> str:
 def is_beside(name: str) -> bool:
     """Whether a file is one of these, and no content."""
     return name.startswith(".") and name.endswith((PART, PARTS, UPLOAD))
+
+
+@contextlib.contextmanager
+def named(path: object) -> Iterator[None]:
+    """Let errors of the operating system tell the file of a caller where they tell none, or a descriptor."""
+    try:
+        yield
+    except OSError as error:
+        name_it(error, path)
+        raise
+
+
+def name_it(error: OSError, path: object) -> None:
+    """Have the file of a caller in an error that tells none, or a descriptor."""
+    if error.filename is None or isinstance(error.filename, int):
+        error.filename = str(path)

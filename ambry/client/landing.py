@@ -8,7 +8,10 @@ import errno
 import os
 import threading
 from functools import cache
+from pathlib import Path
 from typing import Any, Final
+
+from ambry.client.beside import name_it
 
 _SYNC_FILE_RANGE_WRITE: Final = 2
 _UNSUPPORTED: Final = frozenset({errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.ENODEV})
@@ -49,17 +52,23 @@ class Landing:
     for 3 GiB.
     """
 
-    def __init__(self, descriptor: int) -> None:
+    def __init__(self, descriptor: int, target: Path) -> None:
+        """A file that will have the name `target`."""
+        self._target = target
         self._descriptor = descriptor
         self._lock = threading.Lock()
 
     def write(self, piece: memoryview, at: int) -> None:
-        """All of a piece: a disk that becomes full takes some bytes, and refuses the next."""
+        """All of a piece: a disk that becomes full takes some bytes, and refuses the next. Raises OSError."""
         with self._lock:
-            while len(piece):
-                count = os.pwrite(self._descriptor, piece, at)
-                piece = piece[count:]
-                at += count
+            try:
+                while len(piece):
+                    count = os.pwrite(self._descriptor, piece, at)
+                    piece = piece[count:]
+                    at += count
+            except OSError as error:
+                name_it(error, self._target)
+                raise
 
     def end(self) -> None:
         """Nothing more is written by a thread that was left behind: the descriptor will be that of another file."""

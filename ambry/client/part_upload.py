@@ -15,7 +15,7 @@ from typing import IO, TYPE_CHECKING, Any, Final
 
 import xxhash
 
-from ambry.client.beside import UPLOAD, beside
+from ambry.client.beside import UPLOAD, beside, named
 from ambry.client.parallel import Parallel
 from ambry.client.progress import Meter
 from ambry.client.session import Session
@@ -245,7 +245,8 @@ class PartUpload:
         """The bytes of a part, piece by piece in one buffer. Raises FileChanged for a file that became shorter."""
         at, stop = self._span(number)
         while at < stop:
-            count = os.preadv(self._file.fileno(), [buffer[: stop - at]], at)
+            with named(self._file.name):
+                count = os.preadv(self._file.fileno(), [buffer[: stop - at]], at)
             if not count:
                 raise FileChanged("the file became shorter while it was read")
             yield buffer[:count]

@@ -21,7 +21,7 @@ import xxhash
 
 from ambry.blob.batch_format import CONTENT_TYPE, ITEM_SIZE, encode_end, encode_put
 from ambry.client.batches import EXPECTED_BYTES_MAX, OVERHEAD_BYTES, Buffer, ask_batch, read_small
-from ambry.client.beside import PART, PARTS
+from ambry.client.beside import PART, PARTS, name_it, named
 from ambry.client.session import Session, error_of
 from ambry.client.values import BlobInfo, Stored
 from ambry.errors import AmbryError, ConnectionLost, FileChanged, NameExists
@@ -173,6 +173,9 @@ class _Batch:
                     count += more
                 after = os.fstat(descriptor)
                 check = xxhash.xxh3_64_intdigest(room[:size])
+        except OSError as error:
+            name_it(error, path)
+            raise
         finally:
             os.close(descriptor)
         if count != size or (after.st_size, after.st_mtime_ns) != (size, before.st_mtime_ns):
@@ -318,6 +321,10 @@ class _Part:
                 self.device = device
             finally:
                 os.close(descriptor)
+        except OSError as error:
+            self.drop()
+            name_it(error, self.target)
+            raise
         except BaseException:
             self.drop()
             raise
@@ -409,7 +416,8 @@ def _sync(paths: Sequence[str]) -> None:
             continue
         try:
             if syncfs is None:
-                os.fsync(descriptor)
+                with named(path):
+                    os.fsync(descriptor)
             elif number := syncfs(descriptor):
                 raise OSError(number, os.strerror(number), path)
             else:

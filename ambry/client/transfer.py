@@ -27,7 +27,7 @@ import xxhash
 from ambry.blob.crc32 import crc32
 from ambry.blob.crc_join import join_all
 from ambry.client import stopping
-from ambry.client.beside import PART, PARTS, beside
+from ambry.client.beside import PART, PARTS, beside, named
 from ambry.client.digests import cheapest, digest_of, pieces_of
 from ambry.client.landing import Landing, reserve
 from ambry.client.parallel import Parallel
@@ -122,7 +122,8 @@ class _Watched:
 
     def read(self, size: int) -> bytes:
         """The next bytes. Raises FileChanged at the end of a file that is another than it was."""
-        piece = self._file.read(min(size, self.size - self._file.tell()))
+        with named(self._file.name):
+            piece = self._file.read(min(size, self.size - self._file.tell()))
         self._told += len(piece)
         self._meter.add(len(piece))
         if self._file.tell() == self.size or not piece:
@@ -201,6 +202,7 @@ class _Parts:
     """Which parts of a blob are in the file beside the target, kept in a file beside that."""
 
     def __init__(self, source: Source, target: Path, part_bytes: int) -> None:
+        self.target = target
         self.path = target.with_name(beside(target.name, PART))
         self._list: Path | None = target.with_name(beside(target.name, PARTS))
         self._source = source
@@ -246,11 +248,11 @@ class _Parts:
             self._list.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
         return [part for part in range(self.count) if part not in self.checks]
 
-    def place(self, target: Path) -> None:
+    def place(self) -> None:
         """Have the file under its name."""
         # The list first: as soon as the file is gone, another process may begin a list of its own.
         self.forget()
-        self.path.replace(target)
+        self.path.replace(self.target)
 
     def drop(self) -> None:
         """Keep nothing, while the lock is held."""
@@ -279,7 +281,7 @@ class _Parts:
         with self._lock:
             self.checks[part] = check
             if self._list is not None:
-                with self._list.open("a", encoding="utf-8") as file:
+                with named(self.target), self._list.open("a", encoding="utf-8") as file:
                     file.write(json.dumps([part, check]) + "\n")
 
     def forget(self) -> None:
@@ -449,24 +451,31 @@ def download(
             parts.drop()
             meter.add(source.size)
             return
-        missing = parts.fill(descriptor)
+        with named(target):
+            missing = parts.fill(descriptor)
         meter.add(source.size - sum(stop - start for start, stop in map(parts.span, missing)))
         _fetch_all(session, source, parts, missing, descriptor, meter, threads)
-        try:
-            if source.crc32 is not None and parts.crc32() != source.crc32:
-                raise BadDigest("the bytes that came do not have their checksum", field="crc32")
-            if check is not None:
-                check(pieces_of(descriptor))
-        except BadDigest:
-            parts.forget()
-            raise
-        os.fsync(descriptor)
-        parts.place(target)
+        with named(target):
+            _verify(descriptor, source, parts, check)
+            os.fsync(descriptor)
+        parts.place()
     except BaseException:
         parts.leave()
         raise
     finally:
         _close(descriptor)
+
+
+def _verify(descriptor: int, source: Source, parts: _Parts, check: "Callable[[Iterator[bytes]], None] | None") -> None:
+    """Raises BadDigest for bytes that are not those of the source: nothing of them is resumed."""
+    try:
+        if source.crc32 is not None and parts.crc32() != source.crc32:
+            raise BadDigest("the bytes that came do not have their checksum", field="crc32")
+        if check is not None:
+            check(pieces_of(descriptor))
+    except BadDigest:
+        parts.forget()
+        raise
 
 
 def _is_there(target: Path, source: Source, check: "Callable[[Iterator[bytes]], None] | None") -> bool:
@@ -497,7 +506,7 @@ def _fetch_all(
 ) -> None:
     """Fetch the missing parts by several threads. Raises the first error."""
     parallel = Parallel(threads)
-    landing = Landing(descriptor)
+    landing = Landing(descriptor, parts.target)
 
     def begin() -> Callable[[int], None]:
         buffer = memoryview(bytearray(_RECEIVE_BYTES))

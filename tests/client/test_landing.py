@@ -35,7 +35,7 @@ def test_nothing_is_reserved_for_an_empty_file(descriptor: int) -> None:
 
 
 def test_pieces_of_several_threads_land_where_they_belong(descriptor: int) -> None:
-    landing = Landing(descriptor)
+    landing = Landing(descriptor, Path("file"))
     reserve(descriptor, 8 * MIB)
 
     def work(first: int) -> None:
@@ -55,6 +55,24 @@ def test_pieces_of_several_threads_land_where_they_belong(descriptor: int) -> No
 def test_a_push_of_a_file_that_is_gone_is_left_to_the_sync_to_tell(tmp_path: Path) -> None:
     number = os.open(tmp_path / "file", os.O_RDWR | os.O_CREAT)
     os.close(number)
-    Landing(number).push(0, MIB)
+    Landing(number, tmp_path / "file").push(0, MIB)
     with pytest.raises(OSError, match="Bad file descriptor"):
         os.fsync(number)
+
+
+def test_a_disk_that_becomes_full_is_told_with_the_name_of_the_file(tmp_path: Path) -> None:
+    number = os.open("/dev/full", os.O_RDWR)
+    try:
+        with pytest.raises(OSError, match="No space left on device") as caught:
+            Landing(number, tmp_path / "file").write(memoryview(b"x"), 0)
+        assert caught.value.filename == str(tmp_path / "file")
+    finally:
+        os.close(number)
+
+
+def test_nothing_is_written_after_the_end(descriptor: int) -> None:
+    landing = Landing(descriptor, Path("file"))
+    landing.end()
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        landing.write(memoryview(b"x"), 0)
+    assert os.fstat(descriptor).st_size == 0

@@ -1,5 +1,6 @@
 """Large files in parts, up and down: interrupted at any point by real signals, resumed, damaged, changed, disk full."""
 
+import errno
 import json
 import os
 import random
@@ -265,8 +266,33 @@ def test_a_disk_without_room_for_the_file_is_told_before_the_first_byte_and_keep
     if done.returncode == 77 or "unshare" in done.stderr:
         pytest.skip("this machine makes no file systems for tests")
     assert "status 1" in done.stdout
-    assert "No space left on device" in done.stderr
+    assert f"No space left on device: '{small}/target'" in done.stderr
     assert done.stdout.split("status 1\n")[1].split() == []
+
+
+@pytest.mark.parametrize("size", [100_000, SIZE])
+@pytest.mark.parametrize("in_batch", [False, True])
+def test_what_the_disk_refuses_is_told_with_the_name_of_the_file(
+    client: Client, url: str, tmp_path: Path, size: int, in_batch: bool
+) -> None:
+    base = f"{BASE}/refused-{size}-{in_batch}"
+    for name in ("a", "target")[not in_batch :]:
+        client.put(bytes_of(size if name == "target" else 10), f"{base}/{name}")
+    # As a full disk, which no test can have everywhere: no file has more bytes than this.
+    program = (
+        "import resource, sys; from ambry.client import Client; resource.setrlimit(resource.RLIMIT_FSIZE, (9000, 9000))"
+        "\ntry: Client(sys.argv[1]).download_dir(*sys.argv[2:])"
+        "\nexcept OSError as error: print(error.errno, error.filename)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, url, base, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    assert done.stdout.split() == [str(errno.EFBIG), str(tmp_path / "target")]
+    assert not (tmp_path / "target").exists()
 
 
 @pytest.fixture
