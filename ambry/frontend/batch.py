@@ -65,6 +65,7 @@ class BatchReads:
         response = web.StreamResponse(status=200, headers=CIMultiDict(_headers(call)))
         budget = self._services.operations.budget
         await budget.enter(_SHARE_BYTES)
+        share = _SHARE_BYTES
         writer = _Writer(response, self._services)
         checks: dict[int, int] = {}
         try:
@@ -75,16 +76,19 @@ class BatchReads:
                 for number, found in enumerate(window, at):
                     if isinstance(found, OpenBlob) and len(found.head) < found.size:
                         await writer.flush()
-                        budget.give(_SHARE_BYTES)
+                        # Before the next wait: whoever leaves in the middle of a large one has nothing to give back.
+                        budget.give(share)
+                        share = 0
                         checks[number] = await self._large(writer, found)
                         await budget.take(_SHARE_BYTES)
+                        share = _SHARE_BYTES
                     else:
                         writer.add(*_answer_of(found, with_body=True))
                     if writer.size >= _FLUSH_BYTES:
                         await writer.flush()
                 at += len(window)
         finally:
-            budget.give(_SHARE_BYTES)
+            budget.give(share)
         writer.add(encode_end(len(ids), head=encode_checks(checks)))
         await writer.flush()
         await response.write_eof()

@@ -5,6 +5,7 @@ import contextlib
 import os
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -205,6 +206,29 @@ def test_a_call_that_is_cancelled_leaves_no_thread_at_work(url: str, tmp_path: P
         asyncio.run(story(way))
     with Client(url) as client:
         assert not client.exists(name)
+
+
+def test_readers_of_batches_that_leave_in_the_middle_cost_the_store_nothing(client: Client, url: str) -> None:
+    ids = "\n".join(client.put(bytes_of(SMALL_BYTES, seed)).id for seed in range(64)).encode()
+    host, _, port = url.removeprefix("http://").partition(":")
+    head = f"POST /batch/get HTTP/1.1\r\nHost: {host}\r\nContent-Type: text/plain\r\nContent-Length: {len(ids)}\r\n\r\n"
+    for _ in range(4):
+        with socket.create_connection((host, int(port))) as reader:
+            reader.sendall(head.encode() + ids)
+            assert reader.recv(64 * KIB)
+            # Closed at once, with bytes on their way.
+            reader.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    while (held := bytes_held(client)) > 0:
+        pass
+    assert held == 0
+    assert client.get(client.put(b"x").id) == b"x"
+
+
+def bytes_held(client: Client) -> float:
+    """Bytes of memory that transfers have in the store."""
+    session = client._session
+    text = session.ask("GET", "/metrics", deadline=session.deadline(None)).read().decode()
+    return float(next(line.split()[1] for line in text.splitlines() if line.startswith("ambry_transfer_bytes ")))
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
