@@ -24,7 +24,7 @@ from ambry.errors import DirectoryInUse, DirectoryUnusable, DiskUnavailable
 from ambry.limits import COMMIT_GROUP_RECORDS_MAX, MIB
 from ambry.storage.index import Index
 from ambry.storage.real_disk import RealDisk
-from ambry.storage.rebuild import CheckReport, check_disk
+from ambry.storage.rebuild import CheckReport, Finding, check_disk
 from ambry.storage.rocks_index import RocksIndexSource
 from ambry.storage.salvage import SalvageReport, salvage
 
@@ -186,10 +186,15 @@ def _tell_of_journal(report: SalvageReport) -> None:
         click.echo("not known: whether anything was acknowledged after the last group that is known")
 
 
+def _place_of(finding: Finding) -> str:
+    if finding.segment:
+        return f"partition {finding.partition}, segment {finding.segment}, offset {finding.offset}: "
+    return f"partition {finding.partition}: " if finding.partition else ""
+
+
 def _tell(report: CheckReport, seconds: float, *, rebuild: bool) -> None:
     for finding in report.findings:
-        place = f"partition {finding.partition}, segment {finding.segment}, offset {finding.offset}"
-        click.echo(f"{place}: {finding.what}")
+        click.echo(f"{_place_of(finding)}{finding.what}")
     click.echo(
         f"{report.records} records in {report.segments} segments of {report.partitions} partitions, "
         f"{report.log_bytes / MIB:.1f} MiB: {'all fine' if not report.findings else f'{len(report.findings)} wrong'}"

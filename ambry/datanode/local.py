@@ -408,6 +408,8 @@ def _tell(placement: Placement, report: RecoveryReport) -> None:
         records_redone=report.records_redone,
         index_rebuilt=report.index_rebuilt,
     )
+    if report.index_fault:
+        _log.warning("the index was made anew", path=str(placement.path), reason=report.index_fault)
     for partition in report.replicas_gone:
         _log.warning("a replica is gone from the disk, and begins anew", partition=partition)
     for partition, segment, damage in report.damages:

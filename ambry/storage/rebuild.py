@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from ambry.blob.state import BlobState, join
 from ambry.clock import Clock
 from ambry.config import StorageSettings
-from ambry.errors import AmbryError, CorruptRecord
+from ambry.errors import AmbryError, CorruptRecord, DiskUnavailable
 from ambry.storage.accounts import Accounts
 from ambry.storage.disk import Disk
 from ambry.storage.index import IndexSource, pages
@@ -29,7 +29,7 @@ _ENTRIES_PER_PAGE = 512
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """Something that is not as it should be, and where."""
+    """Something that is not as it should be, and where. `segment` is 0 when it is in no segment."""
 
     partition: int
     segment: int
@@ -123,12 +123,18 @@ class _Check:
         self._findings: list[Finding] = []
         self._records = self._entries = self._segments = self._log_bytes = 0
         self._recounted = Accounts()
+        self._has_bad_index = False
 
     def run(self, recovery: RecoveryReport | None) -> CheckReport:
+        if recovery is not None and recovery.index_fault:
+            self._findings.append(Finding(0, 0, 0, f"the index was made anew: {recovery.index_fault}"))
         for replica in self._store.replicas:
             pointed = sum(self._segment(replica, number) for number in sorted(replica.segments))
-            self._entries_of(replica, pointed)
-        if self._is_quiet and self._recounted.snapshot() != self._store.accounts.snapshot():
+            try:
+                self._entries_of(replica, pointed)
+            except DiskUnavailable as error:
+                self._index_failed(error)
+        if self._is_quiet and not self._has_bad_index and self._recounted.snapshot() != self._store.accounts.snapshot():
             self._findings.append(Finding(0, 0, 0, "the totals of the index are not those of its entries"))
         return CheckReport(
             len(self._store.replicas),
@@ -170,8 +176,12 @@ class _Check:
     def _compare(self, replica: Replica, number: int, records: Sequence[tuple[int, Header, bytes]]) -> int:
         self._records += len(records)
         pointed = 0
-        keys = [blob_key(key) for _, _, key in records]
-        for (offset, header, _), value in zip(records, self._store.index.get_many(keys), strict=True):
+        try:
+            values = self._store.index.get_many([blob_key(key) for _, _, key in records])
+        except DiskUnavailable as error:
+            self._index_failed(error)
+            return 0
+        for (offset, header, _), value in zip(records, values, strict=True):
             place = Place(number, offset)
             try:
                 entry = decode_entry(value) if value is not None else None
@@ -233,6 +243,16 @@ class _Check:
         except CorruptRecord:
             place = Place(0, 0)
         self._found(replica, place.segment, place.offset, f"{wrong}: {key[5:].hex()}")
+
+    def _index_failed(self, error: DiskUnavailable) -> None:
+        """A read of the index failed. If it is for good, the logs are read on; raises the error otherwise."""
+        reason = self._store.index.damage
+        if not reason:
+            raise error
+        if not self._has_bad_index:
+            self._has_bad_index = True
+            what = f"the index is damaged, and `ambry datanode check --rebuild` makes it anew: {reason}"
+            self._findings.append(Finding(0, 0, 0, what))
 
     def _is_there(self, replica: Replica, number: int) -> bool:
         """Whether a segment still is; compaction may have taken it while it was read."""

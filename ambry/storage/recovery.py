@@ -76,6 +76,10 @@ class RecoveryReport:
     replicas_gone: tuple[int, ...] = ()
     """Partitions that the index knew and of which no replica was there any more."""
 
+    index_fault: str = ""
+    """What was wrong with an index that was made anew, with the file where RocksDB names one. Empty when nothing was:
+    it is whole, the disk is new, or its format is not that of this program."""
+
 
 def open_store(
     disk: Disk,
@@ -101,8 +105,10 @@ def open_store(
         raise DirectoryUnusable(f"the disk was opened {2**EPOCH_BITS - 1} times, which is all its LSNs allow")
     write_disk_meta(disk, DiskMeta(meta.disk_id, epoch))
     replicas = open_replicas(disk, checkpoint.ends)
-    index, applied = _open_index(index_source, meta.disk_id)
+    index, applied, fault = _open_index(index_source, meta.disk_id)
     rebuilds = applied < checkpoint.sequence
+    if rebuilds and applied >= 0:
+        fault = f"it ends at commit group {applied}, before the checkpoint at {checkpoint.sequence}"
     groups = journal.read_groups(checkpoint.position, checkpoint.sequence, checkpoint.epoch)
     try:
         late, gone, accounts, redo = _redo(index, replicas, journal, groups, applied, rebuilds=rebuilds)
@@ -110,7 +116,7 @@ def open_store(
         if rebuilds or not index.damage:
             raise
         # A damaged block of it. What was redone so far is redone again.
-        rebuilds = True
+        rebuilds, fault = True, index.damage
         groups = journal.read_groups(checkpoint.position, checkpoint.sequence, checkpoint.epoch)
         late, gone, accounts, redo = _redo(index, replicas, journal, groups, applied, rebuilds=True)
     if applied > groups.sequence or groups.is_cut_short():
@@ -153,7 +159,16 @@ def open_store(
     for partition, capacity in sorted(partitions.items()):
         store.add_replica(partition, capacity)
     is_rebuilt = rebuilds and not is_new
-    return store, RecoveryReport(is_new, redo.groups, redo.records, is_rebuilt, records, tuple(damages), gone)
+    return store, RecoveryReport(
+        is_new,
+        redo.groups,
+        redo.records,
+        is_rebuilt,
+        records,
+        tuple(damages),
+        gone,
+        fault if is_rebuilt else "",
+    )
 
 
 def _open_identity(
@@ -186,17 +201,27 @@ def open_replicas(disk: Disk, known: Sequence[tuple[int, int, int]]) -> dict[int
     return {partition: replica for partition, replica in opened if replica is not None}
 
 
-def _open_index(source: IndexSource, disk_id: bytes) -> tuple[Index, int]:
-    """The index and the last group in it; -1 when it has to be rebuilt."""
+def _open_index(source: IndexSource, disk_id: bytes) -> tuple[Index, int, str]:
+    """The index and the last group in it; -1 when it has to be rebuilt, and then what is wrong with it."""
     try:
         index = source.open()
-    except DiskUnavailable:
+    except DiskUnavailable as error:
         # Damaged beyond reading. It is a cache: the logs have everything.
         source.discard()
-        index = source.open()
-    if index.get(STATE_DISK) != disk_id + INDEX_VERSION:
-        return index, -1
-    return index, int.from_bytes(index.get(STATE_APPLIED) or b"", "little")
+        return source.open(), -1, error.message
+    try:
+        stands_for = index.get(STATE_DISK)
+        applied = int.from_bytes(index.get(STATE_APPLIED) or b"", "little")
+    except DiskUnavailable:
+        if not index.damage:
+            raise
+        return index, -1, index.damage
+    if stands_for == disk_id + INDEX_VERSION:
+        return index, applied, ""
+    if stands_for is None:
+        return index, -1, "it is missing, or was never finished"
+    # Another format is what another version of this program has left.
+    return index, -1, "" if stands_for.startswith(disk_id) else "it is of another disk"
 
 
 def _forget_gone(index: Index, replicas: Collection[int]) -> tuple[int, ...]:
