@@ -192,9 +192,15 @@ def _place_of(finding: Finding) -> str:
     return f"partition {finding.partition}: " if finding.partition else ""
 
 
+def _blob_of(finding: Finding) -> str:
+    known = [f"blob {finding.blob_id}"] if finding.blob_id else []
+    known += [f"{finding.size} bytes"] if finding.size else []
+    return f" ({', '.join(known)})" if known else ""
+
+
 def _tell(report: CheckReport, seconds: float, *, rebuild: bool) -> None:
     for finding in report.findings:
-        click.echo(f"{_place_of(finding)}{finding.what}")
+        click.echo(f"{_place_of(finding)}{finding.what}{_blob_of(finding)}")
     click.echo(
         f"{report.records} records in {report.segments} segments of {report.partitions} partitions, "
         f"{report.log_bytes / MIB:.1f} MiB: {'all fine' if not report.findings else f'{len(report.findings)} wrong'}"

@@ -9,6 +9,7 @@ against a recount of all entries. Knows nothing that `recovery` does not; it onl
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+from ambry.blob.blob_id import BINARY_SIZE, text_from_binary
 from ambry.blob.state import BlobState, join
 from ambry.clock import Clock
 from ambry.config import StorageSettings
@@ -16,7 +17,16 @@ from ambry.errors import AmbryError, CorruptRecord, DiskUnavailable
 from ambry.storage.accounts import Accounts
 from ambry.storage.disk import Disk
 from ambry.storage.index import IndexSource, pages
-from ambry.storage.index_entry import Entry, Place, blob_key, decode_entry, partition_range
+from ambry.storage.index_entry import (
+    ENTRY_SIZE,
+    HAS_BODY,
+    Entry,
+    Place,
+    blob_key,
+    decode_entry,
+    partition_range,
+    repair_key,
+)
 from ambry.storage.plain_scan import plain_pages
 from ambry.storage.record import HEADER_SIZE, Header, decode_header, decode_meta, header_of
 from ambry.storage.recovery import RecoveryReport, open_store
@@ -35,6 +45,11 @@ class Finding:
     segment: int
     offset: int
     what: str
+    blob_id: str = ""
+    """Of the blob that it concerns, as clients write it; empty when no record and no entry of the index says."""
+
+    size: int = 0
+    """Bytes of the record, or of the damaged place, in the segment."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +108,10 @@ def _of_rebuild(store: DiskStore, recovery: RecoveryReport) -> CheckReport:
         0,
         sum(segment.end for segment in segments),
         recovery,
-        tuple(Finding(partition, number, one.offset, one.reason) for partition, number, one in recovery.damages),
+        tuple(
+            Finding(partition, number, one.offset, one.reason, _text_of(one.key), one.size)
+            for partition, number, one in recovery.damages
+        ),
     )
 
 
@@ -124,6 +142,8 @@ class _Check:
         self._records = self._entries = self._segments = self._log_bytes = 0
         self._recounted = Accounts()
         self._has_bad_index = False
+        self._unnamed: dict[tuple[int, Place], int] = {}
+        """Which of the findings is the one about a place, for places of which no blob is known yet."""
 
     def run(self, recovery: RecoveryReport | None) -> CheckReport:
         if recovery is not None and recovery.index_fault:
@@ -162,7 +182,7 @@ class _Check:
             done = reached
             if isinstance(found, Damage):
                 if self._is_there(replica, number):
-                    self._found(replica, number, found.offset, found.reason)
+                    self._found(replica, number, found.offset, found.reason, found.key, found.size)
                 continue
             if isinstance(found, list):
                 records = [(offset, header_of(fields), fields[9]) for offset, fields in found]
@@ -181,17 +201,18 @@ class _Check:
         except DiskUnavailable as error:
             self._index_failed(error)
             return 0
-        for (offset, header, _), value in zip(records, values, strict=True):
+        for (offset, header, key), value in zip(records, values, strict=True):
             place = Place(number, offset)
             try:
                 entry = decode_entry(value) if value is not None else None
             except CorruptRecord as error:
-                self._found(replica, number, offset, f"the index has a damaged entry for this record's blob: {error}")
+                what = f"the index has a damaged entry for this record's blob: {error}"
+                self._found(replica, number, offset, what, key, header.record_size)
                 continue
             pointed += entry is not None and entry.place == place
             wrong = self._wrong(header, place, entry)
             if wrong is not None and self._is_there(replica, number):
-                self._found(replica, number, offset, wrong)
+                self._found(replica, number, offset, wrong, key, header.record_size)
         return pointed
 
     def _wrong(self, header: Header, place: Place, entry: Entry | None) -> str | None:
@@ -217,6 +238,7 @@ class _Check:
         before = self._entries
         for page in pages(self._store.index, *partition_range(b"b", replica.partition), _ENTRIES_PER_PAGE):
             self._entries += len(page)
+            self._holes(replica, page)
             if self._is_quiet:
                 self._recount(replica, page)
         if self._entries - before == pointed:
@@ -233,16 +255,44 @@ class _Check:
                 # Found by its record, or by looking it up.
                 continue
 
+    def _holes(self, replica: Replica, page: Sequence[tuple[bytes, bytes]]) -> None:
+        """Blobs of a page of entries that live and do not have their bytes here."""
+        for key, value in page:
+            if len(value) != ENTRY_SIZE or value[1] & HAS_BODY:
+                continue
+            try:
+                entry = decode_entry(value)
+            except CorruptRecord:
+                # Found by its record, or by looking it up.
+                continue
+            if entry.state.is_deleted or entry.state.is_expired(self._now_ms):
+                continue
+            is_queued = self._store.index.get(repair_key(key)) is not None
+            if self._store.index.get(key) != value:
+                continue
+            what = "the bytes of this blob, which lives, are not in this replica; " + (
+                "it waits for its repair from a peer" if is_queued else "it is not in the repair queue"
+            )
+            self._found(replica, entry.segment, entry.offset, what, entry.id_head + key[1:], entry.record_size)
+
     def _look_up(self, replica: Replica, key: bytes, value: bytes) -> None:
         wrong = _wrong_of_entry(replica, key, value)
         if wrong is None or self._store.index.get(key) != value:
             # It is fine, or it has changed since the page was read: whoever changed it knew better.
             return
         try:
-            place = decode_entry(value).place
+            entry = decode_entry(value)
         except CorruptRecord:
-            place = Place(0, 0)
-        self._found(replica, place.segment, place.offset, f"{wrong}: {key[5:].hex()}")
+            self._found(replica, 0, 0, f"{wrong}; of the blob whose id ends with the bytes {key[5:].hex()}")
+            return
+        blob_id = entry.id_head + key[1:]
+        at = self._unnamed.pop((replica.partition, entry.place), None)
+        if at is not None:
+            # That damage was found in the log already, and only the index says whose it is.
+            named = replace(self._findings[at], blob_id=_text_of(blob_id), size=entry.record_size)
+            self._findings[at] = named
+            return
+        self._found(replica, entry.segment, entry.offset, wrong, blob_id, entry.record_size)
 
     def _index_failed(self, error: DiskUnavailable) -> None:
         """A read of the index failed. If it is for good, the logs are read on; raises the error otherwise."""
@@ -258,8 +308,17 @@ class _Check:
         """Whether a segment still is; compaction may have taken it while it was read."""
         return number in replica.segments
 
-    def _found(self, replica: Replica, number: int, offset: int, what: str) -> None:
-        self._findings.append(Finding(replica.partition, number, offset, what))
+    def _found(
+        self, replica: Replica, number: int, offset: int, what: str, blob_id: bytes = b"", size: int = 0
+    ) -> None:
+        if number and not blob_id:
+            self._unnamed[replica.partition, Place(number, offset)] = len(self._findings)
+        self._findings.append(Finding(replica.partition, number, offset, what, _text_of(blob_id), size))
+
+
+def _text_of(blob_id: bytes) -> str:
+    """As clients write it; empty when it is not known."""
+    return text_from_binary(blob_id) if len(blob_id) == BINARY_SIZE else ""
 
 
 def _wrong_of_entry(replica: Replica, key: bytes, value: bytes) -> str | None:

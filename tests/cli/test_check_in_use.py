@@ -47,8 +47,11 @@ def test_serve_is_checked_while_it_serves(tmp_path: Path, depth: int) -> None:
         damage(data, bodies[7])
         found = check(data / "disk0", "--json")
         assert found.exit_code == 1
-        ((what,),) = ([one["what"] for one in json.loads(found.stdout)["findings"]],)
-        assert "checksum" in what
+        (finding,) = json.loads(found.stdout)["findings"]
+        assert "checksum" in finding["what"]
+        assert finding["blob_id"] == ids[7]
+        assert finding["size"] > 3000
+        assert f"(blob {ids[7]}, {finding['size']} bytes)" in check(data).stdout
         assert [get(url, ids[n]) for n in range(40) if n != 7] == [body for n, body in enumerate(bodies) if n != 7]
         refused = check(data, "--rebuild")
         assert refused.exit_code == 2

@@ -5,9 +5,10 @@ from collections.abc import Iterable
 
 import pytest
 
+from ambry.blob.blob_id import text_from_binary
 from ambry.blob.requests import Change
 from ambry.errors import DiskUnavailable
-from ambry.storage.index_entry import Place, blob_key, encode_entry
+from ambry.storage.index_entry import Place, blob_key, encode_entry, repair_key
 from ambry.storage.plain_scan import PlainRecord, plain_pages, readable_pages
 from ambry.storage.rebuild import CheckReport, check_store
 from ambry.storage.record import decode_header, header_of
@@ -138,3 +139,39 @@ def test_each_kind_of_damage_is_named_with_its_place() -> None:
     assert any("totals" in one.what for one in _check(world).findings)
     others = {entry.place for entry in entries if entry is not None} - {fifth.place, sixth.place, seventh.place}
     assert not places & others
+
+
+def test_damage_has_the_id_of_its_blob_as_clients_write_it_from_the_record_or_from_the_index() -> None:
+    world = _filled()
+    replica = world.store.replicas[0]
+    body, header = world._entry(blob_id(5)[12:]), world._entry(blob_id(9)[12:])
+    assert body is not None
+    assert header is not None
+    _flip(replica.segments[body.segment], body.offset + body.body_offset + 3, 2)
+    _flip(replica.segments[header.segment], header.offset + 9, 2)
+    found = {one.blob_id: one for one in _check(world).findings}
+    assert found.keys() == {text_from_binary(blob_id(5)), text_from_binary(blob_id(9))}
+    for entry, number, what in ((body, 5, "body"), (header, 9, "header")):
+        one = found[text_from_binary(blob_id(number))]
+        assert (one.partition, one.segment, one.offset) == (1, entry.segment, entry.offset)
+        assert one.size == entry.record_size
+        assert what in one.what
+
+
+@pytest.mark.parametrize("is_quiet", [True, False])
+def test_a_live_blob_whose_bytes_are_in_quarantine_is_a_finding_until_it_is_dead(*, is_quiet: bool) -> None:
+    world = _filled()
+    replica = world.store.replicas[0]
+    for number in (5, 9):
+        entry = world._entry(blob_id(number)[12:])
+        assert entry is not None
+        _flip(replica.segments[entry.segment], entry.offset + entry.body_offset + 3, 2)
+        assert world.store.quarantine_blob(blob_id(number))
+        _flip(replica.segments[entry.segment], entry.offset + entry.body_offset + 3, 2)
+    world.store.index.write([(repair_key(blob_key(blob_id(9))), None)])
+    found = {one.blob_id: one.what for one in _check(world, is_quiet=is_quiet).findings}
+    assert found.keys() == {text_from_binary(blob_id(5)), text_from_binary(blob_id(9))}
+    assert "waits for its repair" in found[text_from_binary(blob_id(5))]
+    assert "not in the repair queue" in found[text_from_binary(blob_id(9))]
+    world.store.commit([update(blob_id(n), Change.DELETE, time_ms=world.clock.now_ms()) for n in (5, 9)])
+    assert _check(world, is_quiet=is_quiet).findings == ()
