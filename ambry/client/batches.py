@@ -5,7 +5,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import xxhash
 
@@ -23,6 +23,9 @@ from ambry.client.session import Session, error_of
 from ambry.client.values import BatchEntry, BlobInfo, Stored
 from ambry.errors import AmbryError, BadDigest, ConnectionLost
 from ambry.limits import KIB, MIB
+
+if TYPE_CHECKING:
+    from ambry.client.http import Exchange
 
 Buffer: TypeAlias = bytes | bytearray | memoryview
 
@@ -149,7 +152,13 @@ def ask_batch(
 
     Raises ConnectionLost for an answer without its end, and the error of a broken batch.
     """
-    exchange = session.ask("POST", path, headers=headers, body=body, deadline=session.deadline(None))
+    return session.read(
+        path, lambda exchange: _items(exchange, expected), method="POST", headers=headers, body=body,
+        deadline=session.deadline(None), is_once=path == "/batch/put",
+    )  # fmt: skip
+
+
+def _items(exchange: "Exchange", expected: int) -> tuple[list[tuple[Item, bytes, memoryview]], str | None]:
     answer = exchange.gather(expected)
     request_id = exchange.headers.get("x-ambry-request-id")
     found: list[tuple[Item, bytes, memoryview]] = []

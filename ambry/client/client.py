@@ -4,8 +4,6 @@ Every method may be called from several threads, and after a fork. `deadline_s` 
 included. Large files are transfer.py's, folders folders.py's, batches batches.py's.
 """
 
-import contextlib
-import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -13,11 +11,11 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
 from urllib.parse import urlencode
 
-from ambry.client import batches, folders, name_changes, small_files, transfer
-from ambry.client.bodies import Body, Source, base64_of, upload_headers
+from ambry.client import batches, folders, name_changes, puts, small_files, transfer
+from ambry.client.bodies import Body, Source, upload_headers
 from ambry.client.progress import Progress
 from ambry.client.reader import BlobReader
-from ambry.client.session import Session
+from ambry.client.session import Session, header_of, info_from
 from ambry.client.settings import load_settings
 from ambry.client.values import (
     BatchEntry,
@@ -25,18 +23,17 @@ from ambry.client.values import (
     ListedName,
     Stored,
     container_path,
-    digests_of,
-    info_of,
     listed_of,
     path_of,
     range_of,
     with_version,
 )
-from ambry.errors import AmbryError, BadDigest, NameExists, NotAllowed, PreconditionFailed
+from ambry.errors import AmbryError, NotAllowed, PreconditionFailed
 from ambry.limits import MIB
 
 if TYPE_CHECKING:
     from ambry.client.contents import Collected
+    from ambry.client.http import Exchange
     from ambry.client.model_manifest import ModelManifest
     from ambry.client.model_pull import Pulled
     from ambry.client.models import ModelDiff, Models, ModelVersion, Pushed, Verified
@@ -158,37 +155,8 @@ class Client:
         headers = upload_headers(content_type, filename, ttl_s, metadata, if_match=if_match, upsert=upsert)
         if if_none_match:
             headers["If-None-Match"] = "*"
-        body = Body(data, size)
-        headers.update(body.headers)
-        if sha256 is not None:
-            own = f"sha-256=:{base64_of(sha256)}:"
-            headers["Repr-Digest"] = f"{headers['Repr-Digest']}, {own}" if "Repr-Digest" in headers else own
-        path, method = ("/", "POST") if name is None else (path_of(name), "PUT")
-        try:
-            exchange = self._session.ask(
-                method,
-                path,
-                headers=headers,
-                body=body.chunks,
-                expected=(201,),
-                deadline=self._session.deadline(deadline_s),
-                can_repeat=body.can_repeat,
-            )
-        except (NameExists, PreconditionFailed) as error:
-            stored = None
-            if name is not None and name_changes.is_unsure(error):
-                with contextlib.suppress(AmbryError):
-                    stored = small_files.stored_before(self, name, body.size, body.digest)
-            if stored is None or stored.id == if_match:
-                raise
-            return stored
-        exchange.read()
-        found = digests_of(exchange.headers.get("repr-digest", "")).get("xxh3")
-        blob_id = exchange.headers["x-ambry-blob-id"]
-        if found is not None and found != body.digest:
-            self.delete(blob_id)
-            raise BadDigest("the store has other bytes than were sent", field="xxh3")
-        return Stored(blob_id, body.size, name, exchange.headers.get("x-ambry-named-version"))
+        until = self._session.deadline(deadline_s)
+        return puts.put(self, self._session, Body(data, size), name, headers, until, if_match=if_match, sha256=sha256)
 
     def put_stream(self, pieces: Iterable[bytes], name: str | None = None, *, upsert: bool = False) -> Stored:
         """Store bytes of unknown length as they come; without a deadline, and without a second attempt.
@@ -247,20 +215,22 @@ class Client:
         """
         path = with_version(path_of(ref), version)
         deadline = self._session.deadline(deadline_s)
-        refusals = (400, 401, 403, 404, 410, 412)
-        exchange = self._session.ask("HEAD", path, expected=(200, *refusals), deadline=deadline)
-        exchange.close()
-        if exchange.status == 200:
-            return info_of(exchange.headers, ref)
+
+        def take(exchange: "Exchange") -> BlobInfo | None:
+            return info_from(exchange, ref) if exchange.status == 200 else None
+
+        expected = (200, 400, 401, 403, 404, 410, 412)
+        info = self._session.read(path, take, method="HEAD", expected=expected, deadline=deadline)
+        if info is not None:
+            return info
         # The answer to a HEAD has no body that says why.
         self._session.ask("GET", path, headers={"Range": "bytes=0-0"}, expected=(206, 416), deadline=deadline).close()
         return self.stat(ref, version=version, deadline_s=deadline_s)
 
     def exists(self, ref: str, *, deadline_s: float | None = None) -> bool:
         """Whether there is such a blob; False for one that was deleted or has expired."""
-        exchange = self._session.ask(
-            "HEAD", path_of(ref), expected=(200, 404, 410), deadline=self._session.deadline(deadline_s)
-        )
+        deadline = self._session.deadline(deadline_s)
+        exchange = self._session.ask("HEAD", path_of(ref), expected=(200, 404, 410), deadline=deadline)
         exchange.close()
         return exchange.status == 200
 
@@ -285,7 +255,7 @@ class Client:
         path = with_version(path_of(ref), version)
         deadline = self._session.deadline(deadline_s)
         try:
-            self._session.ask("DELETE", path, headers=headers, expected=(202,), deadline=deadline).read()
+            self._session.ask("DELETE", path, headers=headers, expected=(202,), deadline=deadline).drain()
         except PreconditionFailed as error:
             if not (name_changes.is_unsure(error) and name_changes.is_gone(self, ref)):
                 raise
@@ -303,7 +273,7 @@ class Client:
         """
         headers = {"x-ambry-ttl": "-1" if ttl_s is None else str(ttl_s)}
         deadline = self._session.deadline(deadline_s)
-        self._session.ask("PUT", f"{path_of(blob_id)}/ttl", headers=headers, deadline=deadline).read()
+        self._session.ask("PUT", f"{path_of(blob_id)}/ttl", headers=headers, deadline=deadline).drain()
 
     def undelete(self, blob_id: str, *, deadline_s: float | None = None) -> None:
         """Bring a deleted blob back.
@@ -316,7 +286,9 @@ class Client:
             BlobNotFound: No such id, or its record is collected; BlobExpired.
         """
         try:
-            self._session.ask("PUT", f"{path_of(blob_id)}/undelete", deadline=self._session.deadline(deadline_s)).read()
+            self._session.ask(
+                "PUT", f"{path_of(blob_id)}/undelete", deadline=self._session.deadline(deadline_s)
+            ).drain()
         except NotAllowed as error:
             if not (name_changes.is_unsure(error) and self.exists(blob_id)):
                 raise
@@ -347,9 +319,9 @@ class Client:
         if size_max is not None:
             headers["x-ambry-max-upload-size"] = str(size_max)
         deadline = self._session.deadline(deadline_s)
-        exchange = self._session.ask("GET", "/signedUrl", headers=headers, deadline=deadline)
-        exchange.read()
-        return exchange.headers["x-ambry-signed-url"]
+        return self._session.read(
+            "/signedUrl", lambda exchange: header_of(exchange, "x-ambry-signed-url"), headers=headers, deadline=deadline
+        )
 
     # --- names -------------------------------------------------------------------------------------------------
 
@@ -372,7 +344,8 @@ class Client:
             query["start-after"] = start_after
         while True:
             target = f"{path}?{urlencode(query)}"
-            document = json.loads(self._session.ask("GET", target, deadline=self._session.deadline(None)).read())
+            until = self._session.deadline(None)
+            document = self._session.read_json(target, "entries", "nextPageToken", deadline=until)
             for entry in document["entries"]:
                 yield listed_of(entry)
             if document["nextPageToken"] is None:

@@ -36,8 +36,8 @@ class Exchange:
     """One answer that is being read. `close` it, or read it to its end."""
 
     __slots__ = (
-        "_can_keep", "_connection", "_is_buffered", "_pool", "_response", "_socket", "_url", "_watch",
-        "headers", "is_second", "left", "status",
+        "_can_keep", "_connection", "_is_buffered", "_pool", "_response", "_socket", "_watch", "headers", "is_second",
+        "left", "status", "url",
     )  # fmt: skip
 
     def __init__(
@@ -55,7 +55,7 @@ class Exchange:
         self._can_keep = can_keep
         self.is_second = False
         """Whether the request was sent before, by a kept connection that broke: it may have been carried out then."""
-        self._url = url
+        self.url = url
         self._watch = watch
         self._connection: http.client.HTTPConnection | None = connection
         self._response = response
@@ -125,6 +125,11 @@ class Exchange:
         """All of the rest. Raises ConnectionLost."""
         return bytes(self.gather(MIB // 4))
 
+    def drain(self) -> None:
+        """Let the rest pass, of an answer whose head says all: that it breaks off changes nothing."""
+        with contextlib.suppress(ConnectionLost, DeadlineExceeded):
+            self.read()
+
     def gather(self, expected: int) -> memoryview:
         """All of the rest in one piece of memory, without a copy if it has at most `expected` bytes, or says how many.
 
@@ -153,16 +158,21 @@ class Exchange:
             # http.client takes an answer without a body for open until somebody has read its end.
             self._response.read()
         if self._can_keep and self._response.isclosed() and not self._response.will_close:
-            self._pool.give_back(self._url, connection)
+            self._pool.give_back(self.url, connection)
         else:
-            connection.close()
+            self._break(connection)
 
     def abort(self) -> None:
         """Break the connection."""
         connection, self._connection = self._connection, None
         if connection is not None:
             self._watch.end()
-            connection.close()
+            self._break(connection)
+
+    def _break(self, connection: http.client.HTTPConnection) -> None:
+        # http.client gives an answer that says `Connection: close` the socket to keep.
+        self._response.close()
+        connection.close()
 
 
 class _Watch:

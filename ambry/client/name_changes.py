@@ -8,7 +8,7 @@ import contextlib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final
 
-from ambry.client.session import EARLIER, Session
+from ambry.client.session import EARLIER, Session, header_of
 from ambry.client.values import SCHEME, BlobInfo, Stored, path_of, quote_name
 from ambry.errors import (
     AmbryError,
@@ -69,8 +69,8 @@ def _change(
     """The id that the target stands for then, and its version."""
     more = {"x-ambry-named-upsert": "true"} if upsert else {}
     exchange = session.ask("PUT", path_of(target), headers={**headers, **more}, expected=(201,), deadline=deadline)
-    exchange.read()
-    return exchange.headers["x-ambry-blob-id"], exchange.headers.get("x-ambry-named-version")
+    exchange.drain()
+    return header_of(exchange, "x-ambry-blob-id"), exchange.headers.get("x-ambry-named-version")
 
 
 def is_unsure(error: AmbryError) -> bool:

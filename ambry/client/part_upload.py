@@ -11,14 +11,14 @@ import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Final
+from typing import IO, TYPE_CHECKING, Final
 
 import xxhash
 
 from ambry.client.beside import UPLOAD, beside, named
 from ambry.client.parallel import Parallel
 from ambry.client.progress import Meter
-from ambry.client.session import Session
+from ambry.client.session import Session, document_of, header_of
 from ambry.client.values import Stored, path_of
 from ambry.errors import AmbryError, BadDigest, BadRequest, FileChanged, NoSuchUpload, NotAllowed
 from ambry.limits import BLOB_BYTES_MAX, CHUNK_BYTES_MAX, MIB, UPLOAD_PARTS_MAX
@@ -136,7 +136,10 @@ class PartUpload:
         after = 0
         while True:
             try:
-                document = self._ask_json("GET", f"{self._path}?after={after}", deadline_s)
+                document = self._session.read_json(
+                    f"{self._path}?after={after}", "parts", "status", "nextAfter",
+                    deadline=self._session.deadline(deadline_s),
+                )  # fmt: skip
             except (NoSuchUpload, BadRequest):
                 return None
             for one in document["parts"]:
@@ -152,10 +155,11 @@ class PartUpload:
         headers = {**self._headers, **self._condition}
         if self._name is not None:
             headers["x-ambry-upload-name"] = path_of(self._name)
-        exchange = self._session.ask(
-            "POST", "/uploads", headers=headers, expected=(201,), deadline=self._session.deadline(deadline_s)
-        )
-        upload = json.loads(exchange.read())["uploadId"]
+        document = self._session.read(
+            "/uploads", lambda exchange: document_of(exchange, "uploadId"), method="POST", headers=headers,
+            expected=(201,), deadline=self._session.deadline(deadline_s),
+        )  # fmt: skip
+        upload = document["uploadId"]
         self._path = f"/uploads/{upload}"
         self._state.save(upload)
 
@@ -213,7 +217,7 @@ class PartUpload:
         exchange = self._session.ask(
             "PUT", f"{self._path}/{number}", headers={"Content-Length": str(stop - start)}, body=body, deadline=deadline
         )
-        exchange.read()
+        exchange.drain()
         etag = exchange.headers.get("etag", "").strip('"')
         if etag != checksum.hexdigest():
             raise BadDigest("the store has other bytes than were sent", field="xxh3")
@@ -227,10 +231,9 @@ class PartUpload:
             "POST", self._path, headers=headers, body=lambda: (data,), expected=(201,),
             deadline=self._session.deadline(deadline_s),
         )  # fmt: skip
-        exchange.read()
-        return Stored(
-            exchange.headers["x-ambry-blob-id"], self._size, self._name, exchange.headers.get("x-ambry-named-version")
-        )
+        exchange.drain()
+        version = exchange.headers.get("x-ambry-named-version")
+        return Stored(header_of(exchange, "x-ambry-blob-id"), self._size, self._name, version)
 
     def _give_up(self) -> None:
         """Abort an upload that nobody goes on with; one that is over is fine."""
@@ -251,6 +254,3 @@ class PartUpload:
                 raise FileChanged("the file became shorter while it was read")
             yield buffer[:count]
             at += count
-
-    def _ask_json(self, method: str, path: str, deadline_s: float) -> Any:  # noqa: ANN401 -- JSON of the store
-        return json.loads(self._session.ask(method, path, deadline=self._session.deadline(deadline_s)).read())

@@ -8,18 +8,22 @@ import os
 import threading
 import time
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from ambry.client import chance, stopping
-from ambry.client.retry import ATTEMPTS_MAX, RETRY_STATUSES, Frontends, RetryBudget, wait_s
+from ambry.client.retry import ATTEMPTS_MAX, RETRY_STATUSES, WAIT_S_MAX, Frontends, RetryBudget, retry_after_s, wait_s
 from ambry.client.settings import ClientSettings
+from ambry.client.values import BlobInfo, info_of
+from ambry.clock import SystemClock
 from ambry.errors import ERRORS_BY_CODE, AmbryError, ConnectionLost, DeadlineExceeded, Unavailable
 
 if TYPE_CHECKING:
     from ambry.client.http import Chunks, Exchange, Pool
 
 _ERRORS_BY_NAME: Final = {error.name: error for error in ERRORS_BY_CODE.values()}
-_RETRY_AFTER_S_MAX: Final = 60.0
+_TOO_MANY: Final = 429
+_CLOCK: Final = SystemClock()
+_T = TypeVar("_T")
 _CHANGES: Final = frozenset({"PUT", "POST", "DELETE"})
 EARLIER: Final = "earlier_attempt"
 """The fact of an error which says that an earlier attempt may have done what was asked."""
@@ -78,7 +82,7 @@ class Session:
                 raise DeadlineExceeded("the deadline passed", attempts=attempts, **_earlier(is_unsure))
             with self._lock:
                 url = last = self._frontends.pick(now, avoid=last)
-            retry_after_s: float | None = None
+            after_s: float | None = None
             try:
                 exchange = self._exchange(url, method, path, headers or {}, body, deadline - now, can_repeat=can_repeat)
             except (ConnectionLost, DeadlineExceeded) as error:
@@ -87,27 +91,97 @@ class Session:
                 self._note(url, failed=True)
                 failure: AmbryError = error
                 was_sent = error.facts.pop("was_sent", True) is True
+                status = None
             else:
                 is_unsure = is_unsure or (exchange.is_second and method in _CHANGES)
                 was_sent = True
-                if exchange.status in expected:
+                status = exchange.status
+                if status in expected:
                     self._note(url, failed=False)
                     return exchange
-                failure, retry_after_s = _failure(exchange)
-                self._note(url, failed=exchange.status in {502, 503, 504})
-                if exchange.status not in RETRY_STATUSES:
-                    attempts.append(f"{url}: {exchange.status}")
+                failure, is_stores = _failure(exchange)
+                after_s = retry_after_s(exchange.headers, _CLOCK.now_ms())
+                is_broken = status in {502, 503, 504} or (status >= 500 and not is_stores)
+                self._note(url, failed=is_broken, after_s=after_s)
+                if status not in RETRY_STATUSES and not is_broken:
+                    attempts.append(f"{url}: {status}")
                     failure.facts.update(attempts=attempts, frontend=url, **_earlier(is_unsure))
                     raise failure
             attempts.append(f"{url}: {failure.message}")
-            wait = wait_s(len(attempts), retry_after_s, chance.fraction())
-            with self._lock:
-                may_retry = can_repeat and len(attempts) < ATTEMPTS_MAX and self._budget.try_spend()
-            if not may_retry or self._now_s() + wait >= deadline:
-                failure.facts.update(attempts=attempts, frontend=url, **_earlier(is_unsure))
-                raise failure
+            failure.facts.update(attempts=attempts, frontend=url, **_earlier(is_unsure))
+            if after_s is not None:
+                failure.facts["retry_after_s"] = after_s
+            # Who asks too much asks no other frontend instead.
+            self._wait(failure, url, deadline, after_s, can_repeat=can_repeat, is_to_wait=status == _TOO_MANY)
             is_unsure = is_unsure or (was_sent and method in _CHANGES)
-            stopping.sleep(wait)
+
+    def read(
+        self,
+        path: str,
+        take: "Callable[[Exchange], _T]",
+        *,
+        method: str = "GET",
+        headers: Mapping[str, str] | None = None,
+        body: "Callable[[], Chunks] | None" = None,
+        expected: tuple[int, ...] = (200,),
+        deadline: float,
+        is_once: bool = False,
+    ) -> _T:
+        """What `take` makes of an answer. One that breaks off, or is none of a store, is asked for again.
+
+        Not with `is_once`, which tries again until there is a head. `headers` are taken anew for each attempt. Raises
+        as `ask`, and what `take` raises.
+        """
+        attempts: list[str] = []
+        while True:
+            exchange = self.ask(method, path, headers=headers, body=body, expected=expected, deadline=deadline)
+            try:
+                return take(exchange)
+            except AmbryError as error:
+                attempts.append(f"{exchange.url}: {error.message}")
+                error.facts = {
+                    "status": exchange.status, "request_id": exchange.headers.get("x-ambry-request-id"),
+                    "attempts": attempts, "frontend": exchange.url, **error.facts,
+                }  # fmt: skip
+                if not isinstance(error, ConnectionLost | Unavailable):
+                    raise
+                # It was hung up because the work was given up: no fault of the frontend.
+                stopping.check()
+                self._note(exchange.url, failed=True)
+                self._wait(error, exchange.url, deadline, None, can_repeat=not is_once)
+            finally:
+                exchange.close()
+
+    def read_json(self, path: str, *keys: str, deadline: float) -> Any:  # noqa: ANN401 -- JSON of the store
+        """The document that is answered, which has these keys. Raises Unavailable for what is none."""
+        return self.read(path, lambda exchange: document_of(exchange, *keys), deadline=deadline)
+
+    def _wait(
+        self,
+        failure: AmbryError,
+        url: str,
+        deadline: float,
+        after_s: float | None,
+        *,
+        can_repeat: bool = True,
+        is_to_wait: bool = False,
+    ) -> None:
+        """Wait before the next attempt. Raises the failure if there is to be none: too many, no budget, no time.
+
+        `after_s` is what this frontend asks for. Another one that can be asked sooner is, unless `is_to_wait`.
+        """
+        attempts = failure.facts["attempts"]
+        assert isinstance(attempts, list)
+        now = self._now_s()
+        with self._lock:
+            others_s = None if is_to_wait else self._frontends.well_in_s(now, besides=url)
+            may_retry = can_repeat and len(attempts) < ATTEMPTS_MAX and self._budget.try_spend()
+        least_s = after_s if after_s is None or others_s is None else min(after_s, others_s)
+        wait = wait_s(len(attempts), least_s, chance.fraction())
+        # Without a deadline nobody waits for longer than an operation may take.
+        if not may_retry or now + wait >= deadline or wait > max(self._deadline_s, WAIT_S_MAX):
+            raise failure
+        stopping.sleep(wait)
 
     def _exchange(
         self,
@@ -136,10 +210,10 @@ class Session:
                 self._pool = Pool()
             return self._pool
 
-    def _note(self, url: str, *, failed: bool) -> None:
+    def _note(self, url: str, *, failed: bool, after_s: float | None = None) -> None:
         with self._lock:
             if failed:
-                self._frontends.failed(url, self._now_s())
+                self._frontends.failed(url, self._now_s(), after_s)
             else:
                 self._frontends.answered(url)
                 self._budget.succeeded()
@@ -151,7 +225,7 @@ def _earlier(is_unsure: bool) -> dict[str, object]:  # noqa: FBT001 -- it is all
 
 def error_of(document: Any, status: int, request_id: str | None) -> AmbryError:  # noqa: ANN401 -- JSON of a stranger
     """The error that a document of the store means."""
-    if not isinstance(document, dict) or not isinstance(document.get("code"), str):
+    if not _is_stores(document):
         return Unavailable(f"status {status}, and no words of a store", status=status, request_id=request_id)
     cls = _ERRORS_BY_NAME.get(document["code"], AmbryError)
     facts: dict[str, object] = {"status": status, "request_id": request_id}
@@ -160,14 +234,51 @@ def error_of(document: Any, status: int, request_id: str | None) -> AmbryError: 
     return cls(str(document.get("message", "")), **facts)
 
 
-def _failure(exchange: "Exchange") -> tuple[AmbryError, float | None]:
-    """What an answer of another status means, and after how many seconds to come back."""
+def header_of(exchange: "Exchange", name: str) -> str:
+    """A header that the store's answers of this kind have. Raises Unavailable for another server's."""
+    value = exchange.headers.get(name)
+    if value is None:
+        raise _no_answer(exchange, f"no {name}")
+    return value
+
+
+def info_from(exchange: "Exchange", ref: str) -> BlobInfo:
+    """What the head of an answer says of a blob. Raises Unavailable for another server's."""
+    header_of(exchange, "x-ambry-blob-size")
+    try:
+        return info_of(exchange.headers, ref)
+    except ValueError as error:
+        raise _no_answer(exchange, f"headers that say nothing of a blob, {error}") from error
+
+
+def _is_stores(document: Any) -> bool:  # noqa: ANN401 -- JSON of a stranger
+    return isinstance(document, dict) and isinstance(document.get("code"), str)
+
+
+def document_of(exchange: "Exchange", *keys: str) -> Any:  # noqa: ANN401 -- JSON of a stranger
+    """The JSON object of an answer, which has these keys. Raises Unavailable for another server's."""
+    try:
+        document = json.loads(exchange.read())
+    except (ValueError, RecursionError) as error:
+        raise _no_answer(exchange, "no JSON") from error
+    if not isinstance(document, dict) or not document.keys() >= set(keys):
+        raise _no_answer(exchange, f"no JSON with {', '.join(keys)}")
+    return document
+
+
+def _no_answer(exchange: "Exchange", what: str) -> Unavailable:
+    return Unavailable(
+        f"status {exchange.status} and {what}: no answer of a store",
+        status=exchange.status, request_id=exchange.headers.get("x-ambry-request-id"), frontend=exchange.url,
+    )  # fmt: skip
+
+
+def _failure(exchange: "Exchange") -> tuple[AmbryError, bool]:
+    """What an answer of another status means, and whether it has the words of a store."""
     request_id = exchange.headers.get("x-ambry-request-id")
     try:
         document = json.loads(exchange.read() or b"null")
-    except (ValueError, RecursionError, ConnectionLost):
+    except (ValueError, RecursionError, ConnectionLost, DeadlineExceeded):
         document = None
     exchange.close()
-    text = exchange.headers.get("retry-after", "")
-    retry_after_s = min(float(text), _RETRY_AFTER_S_MAX) if text.isascii() and text.isdecimal() else None
-    return error_of(document, exchange.status, request_id), retry_after_s
+    return error_of(document, exchange.status, request_id), _is_stores(document)

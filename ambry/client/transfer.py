@@ -36,7 +36,7 @@ from ambry.client.progress import Meter, Progress
 from ambry.client.session import Session
 from ambry.client.small_files import new_part
 from ambry.client.values import BlobInfo, Stored, digests_of
-from ambry.errors import BadDigest, ConnectionLost, FileChanged, MethodNotAllowed, NameStoreUnavailable
+from ambry.errors import BadDigest, FileChanged, MethodNotAllowed, NameStoreUnavailable
 from ambry.limits import GIB, KIB, MIB
 
 if TYPE_CHECKING:
@@ -55,7 +55,6 @@ _LARGE_PART_BYTES: Final = 32 * MIB
 """Of a large file: a quarter of the requests, and a tenth less of the processor. A crash costs each connection a part
 at most, so four of them an eighth of the smallest large file."""
 
-_ATTEMPTS_MAX: Final = 5
 _LOOK_S: Final = 0.05
 _PATIENCE_S: Final = 60.0
 """Parts that nobody has written to for so long, although somebody has a lock on them, are not waited for any longer."""
@@ -68,18 +67,14 @@ UPSERT: Final = "x-ambry-named-upsert"
 
 def read_whole(session: Session, path: str, headers: Mapping[str, str], deadline: float) -> bytes:
     """A body in memory; one that breaks off is asked for again. Raises BadDigest for bytes with another checksum."""
-    for attempt in range(1, _ATTEMPTS_MAX + 1):
-        exchange = session.ask("GET", path, headers=headers, expected=(200, 206), deadline=deadline)
-        try:
-            data = exchange.read()
-        except ConnectionLost:
-            if attempt == _ATTEMPTS_MAX:
-                raise
-            continue
+
+    def take(exchange: "Exchange") -> bytes:
+        data = exchange.read()
         if exchange.status == 200:
             _check(exchange.headers.get("repr-digest", ""), data)
         return data
-    raise AssertionError("the loop returns or raises")
+
+    return session.read(path, take, headers=headers, expected=(200, 206), deadline=deadline)
 
 
 def _check(header: str, data: bytes) -> None:
@@ -541,18 +536,15 @@ def _fetch_all(
 
 def fetch_range(session: Session, path: str, start: int, stop: int, take: "Callable[[Exchange, int], int]") -> None:
     """Bytes `start:stop` of a blob. `take` reads at most so many of them; one that breaks off goes on where it was."""
-    attempts = 0
-    while start < stop:
-        headers = {"Range": f"bytes={start}-{stop - 1}"}
-        exchange = session.ask("GET", path, headers=headers, expected=(206,), deadline=session.deadline(NO_DEADLINE_S))
+    # Each attempt asks for what has not come yet.
+    headers = {"Range": f"bytes={start}-{stop - 1}"}
+
+    def take_all(exchange: "Exchange") -> None:
+        nonlocal start
         exchange.stream()
-        try:
-            while start < stop and (count := take(exchange, stop - start)):
-                start += count
-        except ConnectionLost:
-            attempts += 1
-            if attempts == _ATTEMPTS_MAX:
-                raise
-            stopping.sleep(0.1 * attempts)
-        finally:
-            exchange.close()
+        while start < stop and (count := take(exchange, stop - start)):
+            start += count
+            headers["Range"] = f"bytes={start}-{stop - 1}"
+
+    while start < stop:
+        session.read(path, take_all, headers=headers, expected=(206,), deadline=session.deadline(NO_DEADLINE_S))
