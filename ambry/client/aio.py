@@ -115,17 +115,19 @@ class AsyncClient:
             raise
 
     async def put_stream(
-        self, pieces: Iterable[bytes] | AsyncIterator[bytes], name: str | None = None, *, upsert: bool = False
-    ) -> Stored:
+        self, pieces: Iterable[bytes] | AsyncIterator[bytes], name: str | None = None, *, upsert: bool = False,
+        deadline_s: float | None = None,
+    ) -> Stored:  # fmt: skip
         """As `Client.put_stream`; the pieces may also come from an asynchronous iterator.
 
         Args:
             pieces: The bytes, in order.
             name: `account/container/name`; without it the blob is known by its id.
             upsert: Whether a name that is taken is replaced.
+            deadline_s: Seconds that all of it may take; None: any number.
         """
         taken = _pulled(asyncio.get_running_loop(), pieces) if isinstance(pieces, AsyncIterator) else pieces
-        return await self._run(partial(self._client.put_stream, taken, name, upsert=upsert))
+        return await self._run(partial(self._client.put_stream, taken, name, upsert=upsert, deadline_s=deadline_s))
 
     put = _awaited(Client.put)
     get = _awaited(Client.get)

@@ -158,18 +158,22 @@ class Client:
         until = self._session.deadline(deadline_s)
         return puts.put(self, self._session, Body(data, size), name, headers, until, if_match=if_match, sha256=sha256)
 
-    def put_stream(self, pieces: Iterable[bytes], name: str | None = None, *, upsert: bool = False) -> Stored:
-        """Store bytes of unknown length as they come; without a deadline, and without a second attempt.
+    def put_stream(
+        self, pieces: Iterable[bytes], name: str | None = None, *, upsert: bool = False, deadline_s: float | None = None
+    ) -> Stored:
+        """Store bytes of unknown length as they come, without a second attempt.
 
         Args:
             pieces: The bytes, in order; each is sent when it comes.
+            deadline_s: Seconds that all of it may take; None: any number. A source that waits is not interrupted.
 
         Raises:
             NameExists: The name is taken.
             ConnectionLost: The connection broke; nothing is stored.
             BadDigest: The store has other bytes than were sent.
         """
-        return self.put(pieces, name, upsert=upsert, deadline_s=transfer.NO_DEADLINE_S)
+        seconds = transfer.NO_DEADLINE_S if deadline_s is None else deadline_s
+        return self.put(pieces, name, upsert=upsert, deadline_s=seconds)
 
     def get(
         self, ref: str, start: int = 0, stop: int | None = None, *, version: str | None = None,
@@ -425,6 +429,7 @@ class Client:
         upsert: bool = False,
         progress: Progress = None,
         part_bytes: int = 16 * MIB,
+        deadline_s: float | None = None,
     ) -> Stored:
         """Store a file; one that is larger than `part_bytes` in parts of this size, by several connections.
 
@@ -434,6 +439,7 @@ class Client:
         Args:
             path: The file.
             part_bytes: Bytes of a part; more where there would be too many parts.
+            deadline_s: Seconds that all of it may take; None: any number.
 
         Raises:
             FileChanged: The file changed while it was read; nothing is stored.
@@ -444,12 +450,18 @@ class Client:
         path = Path(path)
         headers = upload_headers(content_type, path.name, ttl_s, metadata, if_match=None, upsert=upsert)
         return transfer.upload_file(
-            self, self._session, path, name, progress, self._threads, part_bytes, headers,
+            self, self._session, path, name, progress, self._threads, part_bytes, headers, deadline_s=deadline_s,
             content_type=content_type, ttl_s=ttl_s, metadata=metadata, upsert=upsert,
         )  # fmt: skip
 
     def download_file(
-        self, ref: str, path: str | os.PathLike[str], *, progress: Progress = None, part_bytes: int | None = None
+        self,
+        ref: str,
+        path: str | os.PathLike[str],
+        *,
+        progress: Progress = None,
+        part_bytes: int | None = None,
+        deadline_s: float | None = None,
     ) -> BlobInfo:
         """Write a blob to a file, by several connections at a time.
 
@@ -459,6 +471,7 @@ class Client:
         Args:
             path: The file; its folder is there.
             part_bytes: Bytes of a part, which one connection loads; None: 8 MiB, 32 MiB for a file of 1 GiB or more.
+            deadline_s: Seconds that all of it may take; None: any number.
 
         Raises:
             BlobNotFound: No such id; BlobDeleted, BlobExpired if there was one.
@@ -466,8 +479,9 @@ class Client:
             BadDigest: The bytes that came do not have the blob's checksum.
             OSError: The file cannot be written, or the disk is full.
         """
-        info = self.stat(ref)
-        transfer.download_file(self._session, info, Path(path), progress, part_bytes, self._threads)
+        deadline = transfer.file_deadline(self._session, deadline_s)
+        info = self.stat(ref, deadline_s=deadline_s)
+        transfer.download_file(self._session, info, Path(path), progress, part_bytes, self._threads, deadline)
         return info
 
     def upload_small(

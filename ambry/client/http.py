@@ -13,13 +13,18 @@ import socket
 import ssl
 import struct
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Final
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
 from ambry.client import stopping
 from ambry.errors import BadRequest, ConnectionLost, DeadlineExceeded
 from ambry.limits import MIB
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
 
 Buffer = bytes | bytearray | memoryview
 Chunks = Iterable[Buffer]
@@ -36,8 +41,8 @@ class Exchange:
     """One answer that is being read. `close` it, or read it to its end."""
 
     __slots__ = (
-        "_can_keep", "_connection", "_is_buffered", "_pool", "_response", "_socket", "_watch", "headers", "is_second",
-        "left", "status", "url",
+        "_can_keep", "_connection", "_is_buffered", "_pool", "_response", "_socket", "_until", "_wait_s", "_watch",
+        "headers", "is_second", "left", "status", "url",
     )  # fmt: skip
 
     def __init__(
@@ -48,15 +53,21 @@ class Exchange:
         response: http.client.HTTPResponse,
         watch: "_Watch",
         *,
+        until: float,
         can_keep: bool,
     ) -> None:
-        """`can_keep`: whether the request was sent as a whole, so that another one can follow it."""
+        """What follows the head.
+
+        `until`: the moment until which all of it has to come, of the monotonic clock. `can_keep`: whether the request
+        was sent as a whole, so that another one can follow it.
+        """
         self._pool = pool
         self._can_keep = can_keep
         self.is_second = False
         """Whether the request was sent before, by a kept connection that broke: it may have been carried out then."""
         self.url = url
         self._watch = watch
+        self._until = until
         self._connection: http.client.HTTPConnection | None = connection
         self._response = response
         self.status = response.status
@@ -66,9 +77,15 @@ class Exchange:
         self._socket: socket.socket | None = None
         """What the rest is read from, if not by http.client."""
         self._is_buffered = True
+        self._wait_s = SILENCE_S
+        """How long the kernel waits for the rest, if http.client does not read it."""
 
     def readinto(self, view: memoryview) -> int:
-        """The next bytes, none at the end. Raises ConnectionLost when the body breaks off, Stopped when given up."""
+        """The next bytes, none at the end.
+
+        Raises ConnectionLost when the body breaks off, DeadlineExceeded when it is too late for it, Stopped when it is
+        given up.
+        """
         try:
             stopping.check()
             count = self._response.readinto(view) if self._socket is None else self._received(self._socket, view)
@@ -77,6 +94,9 @@ class Exchange:
             raise
         except _BROKEN as error:
             self.abort()
+            if time.monotonic() >= self._until:
+                missing = "" if self.left is None else f", {self.left} bytes short"
+                raise DeadlineExceeded(f"the deadline passed before the end of the answer{missing}") from error
             raise ConnectionLost(f"the answer broke off: {error}") from error
         if self.left is not None:
             self.left -= count
@@ -101,10 +121,15 @@ class Exchange:
             return
         # The kernel waits, so that a silent server still ends the call. The next request sets both anew.
         connection.sock.settimeout(None)
+        self._socket = connection.sock
+        self._be_patient(self._socket, wait_s)
+
+    def _be_patient(self, source: socket.socket, wait_s: float) -> None:
+        """Have the kernel wait for so long in one call."""
+        self._wait_s = wait_s
         seconds = int(wait_s)
         patience = struct.pack("ll", seconds, max(int((wait_s - seconds) * 1e6), 1))
-        connection.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, patience)
-        self._socket = connection.sock
+        source.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, patience)
 
     def _received(self, source: socket.socket, view: memoryview) -> int:
         response = self._response
@@ -117,6 +142,9 @@ class Exchange:
             count = response.fp.readinto1(wanted)
             self._is_buffered = len(wanted) <= io.DEFAULT_BUFFER_SIZE
         else:
+            left_s = _left_s(self._until)
+            if left_s < self._wait_s:
+                self._be_patient(source, left_s)
             count = source.recv_into(wanted, 0, socket.MSG_WAITALL)
         response.length -= count
         return count
@@ -313,6 +341,8 @@ class Pool:
     ) -> Exchange:
         assert connection.sock is not None
         connection.sock.settimeout(min(SILENCE_S, timeout_s))
+        until = time.monotonic() + timeout_s
+        connection.response_class = partial(_Response, until=until)  # type: ignore[assignment] # called as the class is
         is_whole = True
         watch = _Watch(connection)
         try:
@@ -324,7 +354,7 @@ class Pool:
             if body is not None:
                 # Without a length the request has no body.
                 size = None if "Transfer-Encoding" in headers else int(headers.get("Content-Length", "0"))
-                is_whole = _send(connection, url, body(), size)
+                is_whole = _send(connection, url, body(), size, until)
             with _told(url):
                 response = connection.getresponse()
         except BaseException:
@@ -333,7 +363,53 @@ class Pool:
             raise
         if method == "HEAD" or response.status in {204, 304}:
             response.close()
-        return Exchange(self, url, connection, response, watch, can_keep=is_whole)
+        return Exchange(self, url, connection, response, watch, until=until, can_keep=is_whole)
+
+
+class _Response(http.client.HTTPResponse):
+    """An answer that has to come until a moment, head and all, however little of it comes at a time."""
+
+    def __init__(self, sock: socket.socket, *args: Any, until: float, **more: Any) -> None:  # noqa: ANN401 -- handed on
+        super().__init__(sock, *args, **more)
+        self.fp = io.BufferedReader(_Timed(self.fp.detach(), sock, until))
+
+
+class _Timed(io.RawIOBase):
+    """The bytes of a socket, until a moment."""
+
+    def __init__(self, raw: io.RawIOBase, sock: socket.socket, until: float) -> None:
+        super().__init__()
+        self._raw = raw
+        self._sock = sock
+        self._until = until
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, view: "WriteableBuffer") -> int | None:
+        _limit(self._sock, self._until)
+        return self._raw.readinto(view)
+
+    def close(self) -> None:
+        if not self.closed:
+            self._raw.close()
+        super().close()
+
+
+def _left_s(until: float) -> float:
+    """Seconds that are left. Raises TimeoutError for none."""
+    left_s = until - time.monotonic()
+    if left_s <= 0:
+        raise TimeoutError("the deadline passed")
+    return left_s
+
+
+def _limit(sock: socket.socket, until: float) -> None:
+    """Have the next call end when the time is over. Raises TimeoutError if it is."""
+    left_s, wait_s = _left_s(until), sock.gettimeout()
+    # Without one it is the kernel that waits: see Exchange.stream.
+    if wait_s is not None and left_s < wait_s:
+        sock.settimeout(left_s)
 
 
 def _has_news(source: socket.socket) -> bool:
@@ -354,7 +430,7 @@ def _told(url: str) -> Iterator[None]:
         raise ConnectionLost(f"{url} did not answer: {error or type(error).__name__}") from error
 
 
-def _send(connection: http.client.HTTPConnection, url: str, chunks: Chunks, size: int | None) -> bool:
+def _send(connection: http.client.HTTPConnection, url: str, chunks: Chunks, size: int | None, until: float) -> bool:
     """Send a body of `size` bytes, or in chunks; says whether all of it went out.
 
     A server that answers early closes; then its answer counts. What the source of the body raises passes through. A
@@ -366,21 +442,23 @@ def _send(connection: http.client.HTTPConnection, url: str, chunks: Chunks, size
         sent += count
         if size is not None and sent > size:
             raise BadRequest(f"a body of {sent} bytes or more, and {size} were announced", field="size")
-        if count and not _sent(connection, url, (b"%x\r\n" % count, chunk, b"\r\n") if size is None else (chunk,)):
+        framed = (b"%x\r\n" % count, chunk, b"\r\n") if size is None else (chunk,)
+        if count and not _sent(connection, url, framed, until):
             return False
     if size is None:
-        return _sent(connection, url, (b"0\r\n\r\n",))
+        return _sent(connection, url, (b"0\r\n\r\n",), until)
     if sent < size:
         raise BadRequest(f"a body of {sent} bytes, and {size} were announced", field="size")
     return True
 
 
-def _sent(connection: http.client.HTTPConnection, url: str, pieces: Chunks) -> bool:
+def _sent(connection: http.client.HTTPConnection, url: str, pieces: Chunks, until: float) -> bool:
     """Send; says whether the server still takes it. Raises Stopped when given up."""
     stopping.check()
     try:
         with _told(url):
             for piece in pieces:
+                _limit(connection.sock, until)
                 connection.send(piece)
     except ConnectionLost as error:
         if isinstance(error.__cause__, BrokenPipeError | ConnectionResetError):

@@ -104,29 +104,29 @@ class PartUpload:
         """Whether the store knows of it."""
         return bool(self._path)
 
-    def run(self, threads: int, deadline_s: float) -> Stored:
+    def run(self, threads: int, deadline: float) -> Stored:
         """Store the file. Raises the errors of a put, FileChanged, BadDigest."""
-        known = self._resumed(deadline_s)
+        known = self._resumed(deadline)
         if known is None:
-            self._create(deadline_s)
+            self._create(deadline)
         try:
-            self._send(known or {}, threads, deadline_s)
-            stored = self._complete(deadline_s)
+            self._send(known or {}, threads, deadline)
+            stored = self._complete(deadline)
         except (NoSuchUpload, NotAllowed, BadRequest) as error:
             if known is None or isinstance(error, BadDigest):
                 raise
             # What was to be resumed is over, or was completed with other bytes.
             self._give_up()
             self._meter.restart()
-            self._create(deadline_s)
-            self._send({}, threads, deadline_s)
-            stored = self._complete(deadline_s)
+            self._create(deadline)
+            self._send({}, threads, deadline)
+            stored = self._complete(deadline)
         self._state.forget()
         return stored
 
     # --- steps -----------------------------------------------------------------------------------------------------
 
-    def _resumed(self, deadline_s: float) -> dict[int, str] | None:
+    def _resumed(self, deadline: float) -> dict[int, str] | None:
         """Parts that the store has, by their number; None where there is nothing to go on with."""
         upload = self._state.load()
         if upload is None:
@@ -138,7 +138,7 @@ class PartUpload:
             try:
                 document = self._session.read_json(
                     f"{self._path}?after={after}", "parts", "status", "nextAfter",
-                    deadline=self._session.deadline(deadline_s),
+                    deadline=deadline,
                 )  # fmt: skip
             except (NoSuchUpload, BadRequest):
                 return None
@@ -151,23 +151,22 @@ class PartUpload:
                 return known
             after = document["nextAfter"]
 
-    def _create(self, deadline_s: float) -> None:
+    def _create(self, deadline: float) -> None:
         headers = {**self._headers, **self._condition}
         if self._name is not None:
             headers["x-ambry-upload-name"] = path_of(self._name)
         document = self._session.read(
             "/uploads", lambda exchange: document_of(exchange, "uploadId"), method="POST", headers=headers,
-            expected=(201,), deadline=self._session.deadline(deadline_s),
+            expected=(201,), deadline=deadline,
         )  # fmt: skip
         upload = document["uploadId"]
         self._path = f"/uploads/{upload}"
         self._state.save(upload)
 
-    def _send(self, known: Mapping[int, str], threads: int, deadline_s: float) -> None:
+    def _send(self, known: Mapping[int, str], threads: int, deadline: float) -> None:
         """Have every part in the store, and its entity tag here."""
         self._etags.clear()
         parallel = Parallel(threads)
-        deadline = self._session.deadline(deadline_s)
 
         def begin() -> Callable[[int], None]:
             buffer = memoryview(bytearray(_PIECE_BYTES))
@@ -223,13 +222,13 @@ class PartUpload:
             raise BadDigest("the store has other bytes than were sent", field="xxh3")
         self._etags[number] = etag
 
-    def _complete(self, deadline_s: float) -> Stored:
+    def _complete(self, deadline: float) -> Stored:
         parts = [{"part": number, "etag": self._etags[number]} for number in range(1, self._count + 1)]
         data = json.dumps({"parts": parts}).encode()
         headers = {**self._condition, "Content-Length": str(len(data)), "Content-Type": "application/json"}
         exchange = self._session.ask(
             "POST", self._path, headers=headers, body=lambda: (data,), expected=(201,),
-            deadline=self._session.deadline(deadline_s),
+            deadline=deadline,
         )  # fmt: skip
         exchange.drain()
         version = exchange.headers.get("x-ambry-named-version")

@@ -56,6 +56,10 @@ class Session:
         """The moment until which an operation may take, of the monotonic clock."""
         return self._now_s() + (self._deadline_s if deadline_s is None else deadline_s)
 
+    def left_s(self, deadline: float) -> float:
+        """Seconds until a moment that `deadline` has given."""
+        return deadline - self._now_s()
+
     def ask(
         self,
         method: str,

@@ -65,6 +65,11 @@ _NO_LOCKS: Final = frozenset({errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errn
 UPSERT: Final = "x-ambry-named-upsert"
 
 
+def file_deadline(session: Session, deadline_s: float | None) -> float:
+    """The moment until which the transfer of a file may take; without seconds it has none that anybody lives to see."""
+    return session.deadline(NO_DEADLINE_S if deadline_s is None else deadline_s)
+
+
 def read_whole(session: Session, path: str, headers: Mapping[str, str], deadline: float) -> bytes:
     """A body in memory; one that breaks off is asked for again. Raises BadDigest for bytes with another checksum."""
 
@@ -137,9 +142,11 @@ class _Watched:
 
 def upload_file(
     client: "Client", session: Session, path: Path, name: str | None, progress: Progress, threads: int,
-    part_bytes: int, headers: Mapping[str, str], **options: Any,  # noqa: ANN401 -- those of put
+    part_bytes: int, headers: Mapping[str, str], *, deadline_s: float | None,
+    **options: Any,  # noqa: ANN401 -- those of put
 ) -> Stored:  # fmt: skip
     """Store a file; see Client.upload_file. `headers` say what `options` say."""
+    deadline = file_deadline(session, deadline_s)
     with path.open("rb") as file:
         size = os.fstat(file.fileno()).st_size
         meter = Meter(progress, path.name, size)
@@ -147,7 +154,7 @@ def upload_file(
             condition = {key: value for key, value in headers.items() if key == UPSERT}
             upload = PartUpload(session, path, file, name, meter, part_bytes, headers, condition)
             try:
-                stored = upload.run(threads, NO_DEADLINE_S)
+                stored = upload.run(threads, deadline)
                 meter.end()
                 return stored
             except (NameStoreUnavailable, MethodNotAllowed):
@@ -157,7 +164,7 @@ def upload_file(
         watched = _Watched(file, meter)
         stored = client.put(
             watched,  # type: ignore[arg-type] # it has what put asks of a file
-            name, size=watched.size, filename=path.name, deadline_s=NO_DEADLINE_S, **options,
+            name, size=watched.size, filename=path.name, deadline_s=session.left_s(deadline), **options,
         )  # fmt: skip
         meter.end()
         return stored
@@ -406,7 +413,13 @@ def _running(source: Source) -> _Crc32 | _Xxh3:
 
 
 def download_file(
-    session: Session, info: BlobInfo, target: Path, progress: Progress, part_bytes: int | None, threads: int
+    session: Session,
+    info: BlobInfo,
+    target: Path,
+    progress: Progress,
+    part_bytes: int | None,
+    threads: int,
+    deadline: float | None = None,
 ) -> None:
     """Write a blob to a file; see Client.download_file. Raises BadDigest for a file that is not the blob."""
     expected, sent = info.digests.get("xxh3"), info.digests.get("crc32")
@@ -420,7 +433,7 @@ def download_file(
         if digest_of("xxh3", pieces) != expected:
             raise BadDigest("the bytes that came do not have their checksum", field="xxh3")
 
-    download(session, source, target, meter, None if expected is None else check, part_bytes, threads)
+    download(session, source, target, meter, None if expected is None else check, part_bytes, threads, deadline)
     meter.end()
 
 
@@ -437,6 +450,7 @@ def download(
     check: "Callable[[Iterator[bytes]], None] | None",
     part_bytes: int,
     threads: int,
+    deadline: float | None = None,
 ) -> None:
     """Write bytes to a file, once they have the CRC of the source and `check`, which sees all, raised no BadDigest."""
     parts = _Parts(source, target, part_bytes)
@@ -449,7 +463,7 @@ def download(
         with named(target):
             missing = parts.fill(descriptor)
         meter.add(source.size - sum(stop - start for start, stop in map(parts.span, missing)))
-        _fetch_all(session, source, parts, missing, descriptor, meter, threads)
+        _fetch_all(session, source, parts, missing, descriptor, meter, threads, deadline)
         with named(target):
             _verify(descriptor, source, parts, check)
             os.fsync(descriptor)
@@ -497,7 +511,14 @@ def _is_there(target: Path, source: Source, check: "Callable[[Iterator[bytes]], 
 
 
 def _fetch_all(
-    session: Session, source: Source, parts: _Parts, missing: list[int], descriptor: int, meter: Meter, threads: int
+    session: Session,
+    source: Source,
+    parts: _Parts,
+    missing: list[int],
+    descriptor: int,
+    meter: Meter,
+    threads: int,
+    deadline: float | None,
 ) -> None:
     """Fetch the missing parts by several threads. Raises the first error."""
     parallel = Parallel(threads)
@@ -522,7 +543,7 @@ def _fetch_all(
                 return count
 
             for path, first, last in source.ranges(at, stop):
-                fetch_range(session, path, first, last, take)
+                fetch_range(session, path, first, last, take, deadline)
             parts.note(part, checksum.value)
             landing.push(*parts.span(part))
 
@@ -534,8 +555,16 @@ def _fetch_all(
         landing.end()
 
 
-def fetch_range(session: Session, path: str, start: int, stop: int, take: "Callable[[Exchange, int], int]") -> None:
+def fetch_range(
+    session: Session,
+    path: str,
+    start: int,
+    stop: int,
+    take: "Callable[[Exchange, int], int]",
+    deadline: float | None = None,
+) -> None:
     """Bytes `start:stop` of a blob. `take` reads at most so many of them; one that breaks off goes on where it was."""
+    until = file_deadline(session, None) if deadline is None else deadline
     # Each attempt asks for what has not come yet.
     headers = {"Range": f"bytes={start}-{stop - 1}"}
 
@@ -547,4 +576,4 @@ def fetch_range(session: Session, path: str, start: int, stop: int, take: "Calla
             headers["Range"] = f"bytes={start}-{stop - 1}"
 
     while start < stop:
-        session.read(path, take_all, headers=headers, expected=(206,), deadline=session.deadline(NO_DEADLINE_S))
+        session.read(path, take_all, headers=headers, expected=(206,), deadline=until)
