@@ -14,6 +14,7 @@ import ssl
 import struct
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
@@ -235,6 +236,18 @@ def _text(value: str) -> str:
         return value
 
 
+_all: "Final[weakref.WeakSet[Pool]]" = weakref.WeakSet()
+"""What is told of a fork, as long as somebody has it: the interpreter itself lets go of nothing that it was given."""
+
+
+def _forget_all() -> None:
+    for pool in _all:
+        pool.forget()
+
+
+os.register_at_fork(after_in_child=_forget_all)
+
+
 class Pool:
     """Connections to frontends."""
 
@@ -243,9 +256,9 @@ class Pool:
         self._lock = threading.Lock()
         self._owner = os.getpid()
         self._free: dict[str, list[http.client.HTTPConnection]] = {}
-        os.register_at_fork(after_in_child=self._forget)
+        _all.add(self)
 
-    def _forget(self) -> None:
+    def forget(self) -> None:
         """In a child: the parent's sockets are not ours to use, and its lock may be held for ever."""
         self._lock = threading.Lock()
         self._owner = os.getpid()
@@ -349,7 +362,7 @@ class Pool:
             with _told(url):
                 connection.putrequest(method, path, skip_accept_encoding=True)
                 for name, value in headers.items():
-                    connection.putheader(name, value.encode("utf-8"))
+                    _put_header(connection, name, value)
                 connection.endheaders()
             if body is not None:
                 # Without a length the request has no body.
@@ -369,7 +382,7 @@ class Pool:
 class _Response(http.client.HTTPResponse):
     """An answer that has to come until a moment, head and all, however little of it comes at a time."""
 
-    def __init__(self, sock: socket.socket, *args: Any, until: float, **more: Any) -> None:  # noqa: ANN401 -- handed on
+    def __init__(self, sock: socket.socket, *args: Any, until: float, **more: Any) -> None:  # noqa: ANN401 -- what http.client says
         super().__init__(sock, *args, **more)
         self.fp = io.BufferedReader(_Timed(self.fp.detach(), sock, until))
 
@@ -410,6 +423,14 @@ def _limit(sock: socket.socket, until: float) -> None:
     # Without one it is the kernel that waits: see Exchange.stream.
     if wait_s is not None and left_s < wait_s:
         sock.settimeout(left_s)
+
+
+def _put_header(connection: http.client.HTTPConnection, name: str, value: str) -> None:
+    """A header. Raises BadRequest for what none can have: ends of lines, and names of files that are not UTF-8."""
+    try:
+        connection.putheader(name, value.encode("utf-8"))
+    except ValueError as error:
+        raise BadRequest(f"{name} cannot be sent as {value!r}: {error}", field=name) from error
 
 
 def _has_news(source: socket.socket) -> bool:

@@ -7,6 +7,7 @@ import json
 import os
 import threading
 import time
+import weakref
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -29,6 +30,18 @@ EARLIER: Final = "earlier_attempt"
 """The fact of an error which says that an earlier attempt may have done what was asked."""
 
 
+_all: "Final[weakref.WeakSet[Session]]" = weakref.WeakSet()
+"""What is told of a fork, as long as somebody has it."""
+
+
+def _renew_locks() -> None:
+    for session in _all:
+        session.renew_lock()
+
+
+os.register_at_fork(after_in_child=_renew_locks)
+
+
 class Session:
     """Requests of one client. Threads and forked children may share it."""
 
@@ -42,9 +55,10 @@ class Session:
         self._frontends = Frontends(settings.urls, chance.below(len(settings.urls)))
         self._budget = RetryBudget()
         self._pool: Pool | None = None
-        os.register_at_fork(after_in_child=self._renew_lock)
+        _all.add(self)
 
-    def _renew_lock(self) -> None:
+    def renew_lock(self) -> None:
+        """In a child after a fork: somebody else may hold the lock, and is not here."""
         self._lock = threading.Lock()
 
     def close(self) -> None:

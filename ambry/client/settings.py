@@ -39,14 +39,20 @@ def load_settings(
     path = Path(environment.get("AMBRY_CLIENT_CONFIG") or Path(_home(environment), ".config/ambry/client.toml"))
     found = _profile(path, chosen)
     urls = url if url is not None else environment.get("AMBRY_URL") or found.get("url") or DEFAULT_URL
-    named = [one.strip() for one in urls.split(",")] if isinstance(urls, str) else list(urls)
-    checked = tuple(_checked(one) for one in named if one)
+    checked = tuple(_checked(one) for one in _listed(urls) if one)
     if not checked:
         raise BadConfiguration("a client needs the URL of a frontend", field="url")
     secret = token if token is not None else environment.get("AMBRY_TOKEN") or found.get("token")
     if secret is not None and not isinstance(secret, str):
         raise BadConfiguration("a token is a text", field="token")
     return ClientSettings(checked, secret or None)
+
+
+def _listed(urls: Any) -> list[str]:  # noqa: ANN401 -- from a file
+    named = urls.split(",") if isinstance(urls, str) else urls
+    if not isinstance(named, list | tuple) or not all(isinstance(one, str) for one in named):
+        raise BadConfiguration(f"url is a text or a list of texts, not {urls!r}", field="url")
+    return [one.strip() for one in named]
 
 
 def _home(environment: Mapping[str, str]) -> str:
@@ -65,7 +71,10 @@ def _profile(path: Path, name: str | None) -> Mapping[str, Any]:
         return {}
     except (OSError, ValueError) as error:
         raise BadConfiguration(f"{path} cannot be read: {error}", field="profile") from error
-    table = document.get("default", {}) if name is None else document.get("profiles", {}).get(name)
+    profiles = document.get("profiles", {})
+    if not isinstance(profiles, dict):
+        raise BadConfiguration(f"{path}: profiles is a table of tables, [profiles.NAME]", field="profile")
+    table = document.get("default", {}) if name is None else profiles.get(name)
     if not isinstance(table, dict):
         raise BadConfiguration(f"{path} has no profile {name or 'default'}", field="profile")
     unknown = sorted(set(table) - _KEYS)
@@ -75,7 +84,18 @@ def _profile(path: Path, name: str | None) -> Mapping[str, Any]:
 
 
 def _checked(url: str) -> str:
-    parts = urlsplit(url if "//" in url else f"http://{url}")
-    if parts.scheme not in {"http", "https"} or not parts.hostname or parts.path not in {"", "/"} or parts.query:
-        raise BadConfiguration("a frontend is http://HOST:PORT or https://HOST:PORT", field="url")
+    message = f"a frontend is http://HOST:PORT or https://HOST:PORT, not {url!r}"
+    try:
+        parts = urlsplit(url if "//" in url else f"http://{url}")
+        is_port = parts.port is None or parts.port > 0
+    except ValueError as error:
+        raise BadConfiguration(f"{message}: {error}", field="url") from error
+    if parts.username is not None or parts.password is not None:
+        # Not told again: it may be a secret.
+        raise BadConfiguration("the URL of a frontend has no user and no password; a token is said apart", field="url")
+    if (
+        parts.scheme not in {"http", "https"} or not parts.hostname or not is_port
+        or parts.path not in {"", "/"} or parts.query
+    ):  # fmt: skip
+        raise BadConfiguration(message, field="url")
     return f"{parts.scheme}://{parts.netloc}"

@@ -73,6 +73,7 @@ class BatchEntry:
 
 def path_of(ref: str) -> str:
     """The path of a blob on a frontend. Raises BadRequest for what names none."""
+    _check_utf8(ref)
     text = ref.removeprefix(SCHEME)
     if text == ref and "/" not in ref:
         if len(ref) != TEXT_SIZE or not ref.replace("-", "").replace("_", "").isalnum() or not ref.isascii():
@@ -86,6 +87,7 @@ def path_of(ref: str) -> str:
 
 def container_path(ref: str) -> tuple[str, str]:
     """The path of a container, and the beginning of names in it. Raises BadRequest."""
+    _check_utf8(ref)
     parts = ref.removeprefix(SCHEME).split("/", 2)
     if len(parts) < 2 or not parts[0] or not parts[1]:
         raise BadRequest("a container is account/container", field="ref")
@@ -93,8 +95,17 @@ def container_path(ref: str) -> tuple[str, str]:
     return path, parts[2] if len(parts) == 3 else ""
 
 
+def _check_utf8(text: str) -> None:
+    """Names of files that are not UTF-8 have half characters of Python's own. Raises BadRequest."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise BadRequest(f"names and texts are UTF-8, and {text!r} is not", field="ref") from error
+
+
 def quote_name(name: str) -> str:
     """A name as it stands in a path; dots alone between slashes are escaped, so that nobody resolves them."""
+    _check_utf8(name)
     steps = quote(name, safe=_SAFE_IN_NAMES).split("/")
     return "/".join(step.replace(".", "%2E") if step in {".", ".."} else step for step in steps)
 
