@@ -198,6 +198,7 @@ class Upkeep:
         """Work until `stop`, or until the store has failed."""
         while not self._stopping.is_set() and self._store.failure is None:
             self._wanted.clear()
+            waits_for_room = False
             started_s = self._clock.monotonic()
             try:
                 has_worked = self.step()
@@ -205,7 +206,7 @@ class Upkeep:
                 return
             except DiskFull as error:
                 _log.warning("compaction waits for room", disk=self._name, reason=str(error))
-                has_worked = False
+                has_worked, waits_for_room = False, True
             except AmbryError as error:
                 self._failed(error)
                 has_worked = False
@@ -218,6 +219,9 @@ class Upkeep:
                 # Longer after every failure: what fails again reads and logs the same again.
                 took_s = self._clock.monotonic() - started_s
                 idle_s = min(max(IDLE_S, IDLE_RATIO * took_s), IDLE_S_MAX)
+                if waits_for_room:
+                    # However long it had worked before it met the full disk: nothing else makes room.
+                    idle_s = IDLE_S
                 if not self._stopping.is_set():
                     self._wanted.wait(min(idle_s * 2**self._failures_in_a_row, FAILURE_S_MAX))
 

@@ -8,9 +8,10 @@ import pytest
 from ambry.blob.requests import Change, GetRequest
 from ambry.blob.state import NEVER, BlobState
 from ambry.datanode.pace import READERS_SLOWDOWN, REST_S_MAX, Pace
-from ambry.datanode.upkeep import FIRST_RETRY_MS, OVERDUE, PRESSING_SEGMENTS, Upkeep
-from ambry.errors import DiskUnavailable, NotHere, ShuttingDown
+from ambry.datanode.upkeep import FIRST_RETRY_MS, IDLE_S, OVERDUE, PRESSING_SEGMENTS, Upkeep
+from ambry.errors import DiskFull, DiskUnavailable, NotHere, ShuttingDown
 from ambry.limits import GIB, KIB, MIB, RETIRED_SEGMENT_S
+from ambry.storage.compactor import CompactionReport
 from ambry.storage.index_entry import blob_key, decode_entry
 from tests.storage.engine import TINY, WHOLE, World, answer_of, blob_id, body_of, put, update
 
@@ -194,6 +195,34 @@ def test_blobs_that_wait_for_their_bytes_are_counted_after_a_restart_whoever_rep
     upkeep = _upkeep(world)
     upkeep.step()
     assert upkeep.figures.repairs_waiting == 1
+
+
+def test_a_compaction_that_met_a_full_disk_is_tried_again_soon_however_long_it_had_worked() -> None:
+    world = _filled(60)
+    _delete(world, 50)
+    world.clock.advance(8 * DAY_MS)
+    upkeep = _upkeep(world)
+    compact = world.store.compact
+    waits: list[float | None] = []
+
+    def too_full(*args: object, **others: object) -> CompactionReport:
+        world.clock.advance(30_000)
+        raise DiskFull("others have filled the disk")
+
+    class Wanted(threading.Event):
+        def wait(self, timeout: float | None = None) -> bool:
+            waits.append(timeout)
+            world.store.compact = compact  # type: ignore[method-assign] # there is room again
+            if len(waits) > 1:
+                upkeep.stop()
+            return False
+
+    upkeep._wanted = Wanted()
+    world.store.compact = too_full  # type: ignore[method-assign] # a disk that others fill is not simulated
+    upkeep.run()
+    assert waits[0] == IDLE_S
+    assert upkeep.figures.compactions > 0
+    world.check()
 
 
 def test_upkeep_stops_in_the_middle_of_a_segment() -> None:
