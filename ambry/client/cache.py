@@ -3,6 +3,7 @@
     content/ab/ab12...     one content, read-only; its mtime is made from its SHA-256, so whoever writes to it shows
     partial/ab12...        what is being loaded, under a lock of that name
     records/cd34...        what the store last said of an alias, or a manifest; for working offline
+    uploads/               of uploads in parts: which one is under way
     snapshots/VERSION/     folders of links to content, for pulls that name no folder
     lock                   shared by pulls, exclusive to whoever makes room
 
@@ -27,13 +28,14 @@ from typing import IO, Final
 from ambry.client.chance import below
 from ambry.clock import SystemClock
 from ambry.errors import BadConfiguration, ModelDamaged
-from ambry.limits import GIB, MIB
+from ambry.limits import GIB, MIB, UPLOAD_DEADLINE_MS
 from ambry.quantities import parse_size
 
 SIZE_MAX_DEFAULT: Final = 100 * GIB
 _STAMP_FIRST_NS: Final = 1_000_000_000 * 1_000_000_000
 _STAMPS: Final = 100_000_000 * 1_000_000_000
 _READ_BYTES: Final = 4 * MIB
+_UPLOAD_S: Final = UPLOAD_DEADLINE_MS / 1000
 _NUMBERS: Final = itertools.count()
 _FICLONE: Final = 0x40049409
 _NAME_OF_PART: Final = re.compile(r"\.[0-9a-f]{32}\.\d+\.\d+\.ambry-part")
@@ -162,6 +164,14 @@ class Cache:
         """By digest: names of models may be longer than those of files."""
         return self.folder / "records" / sha256(name.encode()).hexdigest()
 
+    def upload_path(self, name: str) -> Path:
+        """Beside which it is noted how an upload of a name goes on."""
+        path = self.folder / "uploads" / sha256(name.encode()).hexdigest()
+        # Without it nothing is noted, and nothing gone on with.
+        with contextlib.suppress(OSError):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        return path
+
     def snapshot(self, version: str) -> Path:
         """The folder of a version that is pulled to nowhere else."""
         return self.folder / "snapshots" / version
@@ -220,6 +230,11 @@ class Cache:
             partial.unlink(missing_ok=True)
         for partial in (self.folder / "partial").glob(".*.ambry-part*"):
             partial.unlink(missing_ok=True)
+        now_s = SystemClock().now_ms() / 1000
+        for note in (self.folder / "uploads").glob(".*"):
+            with contextlib.suppress(OSError):
+                if now_s - note.stat().st_mtime > _UPLOAD_S:
+                    note.unlink()
         kept = {stamp_of(entry.digest) for entry in entries[count:]}
         for snapshot in (self.folder / "snapshots").glob("*"):
             if any(_is_left_over(path, kept) for path in snapshot.rglob("*")):

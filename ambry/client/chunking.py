@@ -64,7 +64,7 @@ class Reuse:
 class _Hashed:
     """A file that is read once: the SHA-256 of everything that was read."""
 
-    def __init__(self, file: IO[bytes], tell: Callable[[int], object]) -> None:
+    def __init__(self, file: IO[bytes], tell: Callable[[memoryview], object]) -> None:
         self._file: Any = file
         self._tell = tell
         self.whole = sha256()
@@ -73,14 +73,17 @@ class _Hashed:
         """Fill a buffer."""
         count: int = self._file.readinto(buffer)
         self.whole.update(buffer[:count])
-        self._tell(count)
+        self._tell(buffer[:count])
         return count
 
 
 def scan(
-    file: IO[bytes], *, wants_chunks: bool, tell: Callable[[int], object] = lambda _: None
+    file: IO[bytes], *, wants_chunks: bool, tell: Callable[[memoryview], object] = lambda _: None
 ) -> tuple[str, list[Chunk]]:
-    """SHA-256 of a file from its position on, and its chunks, none if they are not wanted or cannot be made."""
+    """SHA-256 of a file from its position on, and its chunks, none if they are not wanted or cannot be made.
+
+    `tell` sees each piece that was read.
+    """
     hashed = _Hashed(file, tell)
     chunker = _chunker() if wants_chunks else None
     if chunker is None:

@@ -141,7 +141,10 @@ class Models:
         contents = Contents(self._client, ref.container)
         size = sum(path.stat().st_size for _, path in found.files)
         meter = Meter(progress, ref.model, size)
-        push = Push(self._client, contents, self._newest(ref), meter, time.monotonic, self._threads)
+        push = Push(
+            self._client, self._session, contents, self._newest(ref), meter, time.monotonic, self._threads,
+            self._cache.upload_path,
+        )  # fmt: skip
         files = push.store(found.files)
         push.renew()
         manifest = ModelManifest(

@@ -9,13 +9,15 @@ import contextlib
 import json
 import os
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Final
 
 import xxhash
 
 from ambry.client.beside import UPLOAD, beside, named
+from ambry.client.bodies import base64_of
 from ambry.client.parallel import Parallel
 from ambry.client.progress import Meter
 from ambry.client.session import Session, document_of, header_of
@@ -76,12 +78,26 @@ class _State:
             self.path.unlink(missing_ok=True)
 
 
+@dataclass(frozen=True, slots=True)
+class PartCheck:
+    """What a part must be, as somebody knows who has read it before."""
+
+    etag: str
+    """xxh3, in hexadecimal digits."""
+    sha256: bytes
+
+
 class PartUpload:
-    """One file on its way. `headers` are those of an upload, `condition` those that are judged at its end."""
+    """One file on its way. `headers` are those of an upload, `condition` those that are judged at its end.
+
+    `ranges` are the bytes of the file that are sent, offset and size each; without them all. With `checks` of all parts
+    nothing else is stored, and a part that the store has is not read to know that. The state is kept beside `path`.
+    """
 
     def __init__(
         self, session: Session, path: Path, file: IO[bytes], name: str | None, meter: Meter, part_bytes: int,
-        headers: Mapping[str, str], condition: Mapping[str, str],
+        headers: Mapping[str, str], condition: Mapping[str, str], *, ranges: Sequence[tuple[int, int]] | None = None,
+        checks: Sequence[PartCheck] = (),
     ) -> None:  # fmt: skip
         self._session = session
         self._file = file
@@ -90,12 +106,16 @@ class PartUpload:
         self._meter = meter
         self._headers = headers
         self._condition = condition
-        self._size = self._before.st_size
+        self._ranges = ((0, self._before.st_size),) if ranges is None else ranges
+        self._size = sum(size for _, size in self._ranges)
         if self._size > BLOB_BYTES_MAX:
             raise BadRequest(f"a blob has {BLOB_BYTES_MAX} bytes at most", field="size")
         self._part_bytes = size_of_parts(self._size, part_bytes)
         self._state = _State(path, name, self._part_bytes)
         self._count = -(-self._size // self._part_bytes)
+        self._checks = checks
+        assert len(checks) in {0, self._count}
+        self._found: set[int] = set()
         self._etags: dict[int, str] = {}
         self._path = ""
 
@@ -103,6 +123,11 @@ class PartUpload:
     def has_begun(self) -> bool:
         """Whether the store knows of it."""
         return bool(self._path)
+
+    @property
+    def sent_bytes(self) -> int:
+        """What the store did not have, once it has all."""
+        return self._size - sum(stop - start for start, stop in map(self._span, self._found))
 
     def run(self, threads: int, deadline: float) -> Stored:
         """Store the file. Raises the errors of a put, FileChanged, BadDigest."""
@@ -116,13 +141,21 @@ class PartUpload:
             if known is None or isinstance(error, BadDigest):
                 raise
             # What was to be resumed is over, or was completed with other bytes.
-            self._give_up()
+            self.give_up()
             self._meter.restart()
             self._create(deadline)
             self._send({}, threads, deadline)
             stored = self._complete(deadline)
         self._state.forget()
         return stored
+
+    def give_up(self) -> None:
+        """Abort an upload that nobody goes on with; one that is over is fine."""
+        if self.has_begun:
+            with contextlib.suppress(AmbryError):
+                deadline = self._session.deadline(None)
+                self._session.ask("DELETE", self._path, expected=(202,), deadline=deadline).read()
+        self._state.forget()
 
     # --- steps -----------------------------------------------------------------------------------------------------
 
@@ -166,6 +199,7 @@ class PartUpload:
     def _send(self, known: Mapping[int, str], threads: int, deadline: float) -> None:
         """Have every part in the store, and its entity tag here."""
         self._etags.clear()
+        self._found.clear()
         parallel = Parallel(threads)
 
         def begin() -> Callable[[int], None]:
@@ -185,13 +219,18 @@ class PartUpload:
 
     def _is_same(self, number: int, etag: str, buffer: memoryview, parallel: Parallel) -> bool:
         """Whether the file has the bytes that the store has; `*` is whatever they are."""
-        checksum = xxhash.xxh3_64()
-        for piece in self._pieces(number, buffer):
-            checksum.update(piece)
-            parallel.moved(0)
-        if etag not in {checksum.hexdigest(), "*"}:
+        if self._checks:
+            own = self._checks[number - 1].etag
+        else:
+            checksum = xxhash.xxh3_64()
+            for piece in self._pieces(number, buffer):
+                checksum.update(piece)
+                parallel.moved(0)
+            own = checksum.hexdigest()
+        if etag not in {own, "*"}:
             return False
-        self._etags[number] = checksum.hexdigest()
+        self._etags[number] = own
+        self._found.add(number)
         self._meter.add(self._span(number)[1] - self._span(number)[0])
         return True
 
@@ -213,13 +252,16 @@ class PartUpload:
                 self._meter.add(len(piece))
                 parallel.moved(len(piece))
 
-        exchange = self._session.ask(
-            "PUT", f"{self._path}/{number}", headers={"Content-Length": str(stop - start)}, body=body, deadline=deadline
-        )
+        headers = {"Content-Length": str(stop - start)}
+        if self._checks:
+            headers["Repr-Digest"] = f"sha-256=:{base64_of(self._checks[number - 1].sha256)}:"
+        exchange = self._session.ask("PUT", f"{self._path}/{number}", headers=headers, body=body, deadline=deadline)
         exchange.drain()
         etag = exchange.headers.get("etag", "").strip('"')
         if etag != checksum.hexdigest():
             raise BadDigest("the store has other bytes than were sent", field="xxh3")
+        if self._checks and etag != self._checks[number - 1].etag:
+            raise FileChanged("the file changed since it was read")
         self._etags[number] = etag
 
     def _complete(self, deadline: float) -> Stored:
@@ -234,22 +276,20 @@ class PartUpload:
         version = exchange.headers.get("x-ambry-named-version")
         return Stored(header_of(exchange, "x-ambry-blob-id"), self._size, self._name, version)
 
-    def _give_up(self) -> None:
-        """Abort an upload that nobody goes on with; one that is over is fine."""
-        with contextlib.suppress(AmbryError):
-            self._session.ask("DELETE", self._path, expected=(202,), deadline=self._session.deadline(None)).read()
-        self._state.forget()
-
     def _span(self, number: int) -> tuple[int, int]:
         return (number - 1) * self._part_bytes, min(number * self._part_bytes, self._size)
 
     def _pieces(self, number: int, buffer: memoryview) -> Iterator[memoryview]:
         """The bytes of a part, piece by piece in one buffer. Raises FileChanged for a file that became shorter."""
-        at, stop = self._span(number)
-        while at < stop:
-            with named(self._file.name):
-                count = os.preadv(self._file.fileno(), [buffer[: stop - at]], at)
-            if not count:
-                raise FileChanged("the file became shorter while it was read")
-            yield buffer[:count]
-            at += count
+        start, stop = self._span(number)
+        before = 0
+        for offset, size in self._ranges:
+            at, end = offset + max(start - before, 0), offset + min(stop - before, size)
+            while at < end:
+                with named(self._file.name):
+                    count = os.preadv(self._file.fileno(), [buffer[: end - at]], at)
+                if not count:
+                    raise FileChanged("the file became shorter while it was read")
+                yield buffer[:count]
+                at += count
+            before += size

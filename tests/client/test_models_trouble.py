@@ -190,6 +190,77 @@ def test_a_push_and_a_pull_end_when_they_are_interrupted_and_are_gone_on_with(
         assert {path.name: path.read_bytes() for path in (tmp_path / "copy").iterdir()} == files
 
 
+PUSHER = """
+import sys
+from ambry.client import Client
+with Client(sys.argv[1], cache=sys.argv[2], threads=4) as client:
+    client.push_model(sys.argv[3], sys.argv[4])
+"""
+
+
+def killed_push(url: str, after: int, cache: Path, folder: Path, model: str) -> None:
+    """Push in a process that is killed when so many bytes have passed."""
+    with silent(url, after) as way:
+        process = subprocess.Popen([sys.executable, "-c", PUSHER, way.url, str(cache), str(folder), model])
+        assert way.is_silent.wait(60)
+        process.kill()
+        process.wait(30)
+
+
+def test_a_push_that_was_killed_sends_the_rest_of_its_large_files(url: str, tmp_path: Path) -> None:
+    model = f"{BASE}/rest"
+    data = bytearray(bytes_of(100 * MIB, 9))
+    folder = written(tmp_path / "model", {"large": bytes(data)})
+    killed_push(url, 50 * MIB, tmp_path / "cache", folder, model)
+    assert [path.name for path in folder.iterdir()] == ["large"]
+    with Client(url, cache=tmp_path / "cache") as client:
+        assert client.list_versions(model) == []
+        pushed = client.push_model(folder, model)
+        # All but the four parts that were under way.
+        assert 40 * MIB < pushed.sent_bytes < 70 * MIB
+        assert client.verify_model(model, reads=True).problems == ()
+        data[:0] = bytes_of(44 * MIB, 10)
+        (folder / "large").write_bytes(data)
+        # What is new of a file that resembles the one before goes in parts as well.
+        killed_push(url, 42 * MIB, tmp_path / "cache", folder, model)
+        again = client.push_model(folder, model)
+        assert again.sent_bytes < 30 * MIB
+        assert client.verify_model(model, reads=True).problems == ()
+        assert not list((tmp_path / "cache/uploads").iterdir())
+
+
+def test_a_large_file_that_changes_between_two_pushes_is_stored_as_it_is(url: str, tmp_path: Path) -> None:
+    model = f"{BASE}/between"
+    folder = written(tmp_path / "model", {"large": bytes_of(60 * MIB, 11)})
+    killed_push(url, 50 * MIB, tmp_path / "cache", folder, model)
+    with (folder / "large").open("r+b") as file:
+        file.write(b"changed")
+    with Client(url, cache=tmp_path / "cache") as client:
+        client.push_model(folder, model)
+        assert client.verify_model(model, folder).problems == ()
+        assert client.verify_model(model, reads=True).problems == ()
+
+
+def test_content_that_was_collected_after_its_upload_is_sent_anew(url: str, tmp_path: Path) -> None:
+    folder = written(tmp_path / "model", {"a": bytes_of(20 * MIB, 12), "same": bytes_of(20 * MIB, 12)})
+    with Client(url, cache=tmp_path / "cache") as client:
+        uploads = tmp_path / "cache/uploads"
+        kept: list[tuple[Path, bytes]] = []
+
+        def keep(done: int, _: int) -> None:
+            if 0 < done < 20 * MIB and not kept:
+                kept.extend((path, path.read_bytes()) for path in uploads.glob(".*.ambry-upload"))
+
+        pushed = client.push_model(folder, f"{BASE}/anew", progress=keep)
+        assert pushed.sent_bytes < 21 * MIB, "the content of two files is sent once"
+        [(path, note)] = kept
+        client.delete(f"{BASE}/.content/{client.read_manifest(pushed.ref).files[0].sha256}")
+        # As a process leaves it that was killed before it had the answer to its last request.
+        path.write_bytes(note)
+        assert client.push_model(folder, f"{BASE}/anew").sent_bytes > 20 * MIB
+        assert client.verify_model(f"{BASE}/anew", reads=True).problems == ()
+
+
 @pytest.mark.parametrize("job", ["push", "pull"])
 def test_a_command_that_is_interrupted_says_so_by_its_status(url: str, tmp_path: Path, job: str) -> None:
     folder = written(tmp_path / "model", {"large": bytes_of(40 * MIB, 5)})
