@@ -381,7 +381,8 @@ class DiskService:
         except DiskUnavailable as error:
             if self.store.failure is not None:
                 raise
-            _log.warning("the index cannot be opened again yet", disk=self.name, reason=str(error))
+            what = "no checkpoint yet" if self.store.is_writable else "the index cannot be opened again yet"
+            _log.warning(f"{what}; trying again", disk=self.name, reason=str(error))
             self._stopping.wait(min(self._interval_s, _REOPENING_S))
             self._checkpoint_wanted.set()
         self._checkpoint_seconds.observe(time.monotonic() - started_s)

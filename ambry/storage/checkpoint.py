@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from ambry.errors import AmbryError, DiskFull, DiskUnavailable
-from ambry.storage.disk import Disk
+from ambry.storage.disk import Disk, lacks_descriptors
 from ambry.storage.journal import Journal
 from ambry.storage.replica import Replica
 from ambry.storage.segment import Segment
@@ -55,7 +55,11 @@ def plan_checkpoint(
 
 
 def write_logs(disk: Disk, plan: CheckpointPlan) -> dict[Segment, AmbryError]:
-    """Write the tails and sync the logs, beside each other; DiskFull or DiskUnavailable of those that failed."""
+    """Write the tails and sync the logs, beside each other; DiskFull or DiskUnavailable of those that failed.
+
+    There may be more logs than descriptors: what found none is done once more, when the others are synced and may give
+    theirs up.
+    """
     errors: dict[Segment, AmbryError] = {}
 
     def write_and_sync(segment: Segment) -> None:
@@ -67,4 +71,8 @@ def write_logs(disk: Disk, plan: CheckpointPlan) -> dict[Segment, AmbryError]:
             errors[segment] = error.as_answer()
 
     disk.run_all([partial(write_and_sync, segment) for _, segment in plan.dirty])
+    for segment in [segment for segment, error in errors.items() if lacks_descriptors(error)]:
+        # One at a time: each needs one.
+        del errors[segment]
+        write_and_sync(segment)
     return errors

@@ -34,7 +34,7 @@ from ambry.errors import (
 )
 from ambry.limits import JOURNAL_BODY_BYTES_MAX, SEGMENT_PREALLOCATE_BYTES, SEGMENT_TAIL_BYTES_MAX
 from ambry.storage.accounts import Accounts
-from ambry.storage.disk import Buffer, Disk
+from ambry.storage.disk import Buffer, Disk, lacks_descriptors
 from ambry.storage.expiry_class import expiry_class_of
 from ambry.storage.index_entry import (
     HAS_BODY,
@@ -370,7 +370,7 @@ class CommitGroup:
         for run in self._runs:
             if run.error is not None:
                 failed.setdefault(run.replica.partition, run.error)
-                if isinstance(run.error, DiskUnavailable):
+                if isinstance(run.error, DiskUnavailable) and not lacks_descriptors(run.error):
                     self.troubled.append((run.replica, run.segment, run.error))
         for run in self._runs:
             error = failed.get(run.replica.partition) if failed else None

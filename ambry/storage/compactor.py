@@ -24,11 +24,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final, Protocol, TypeAlias
 
-from ambry.errors import CorruptRecord, DiskFull, DiskUnavailable, ShuttingDown
+from ambry.errors import CorruptRecord, DiskUnavailable, ShuttingDown
 from ambry.limits import MIB
 from ambry.storage.accounts import Accounts
 from ambry.storage.compaction_plan import Fate, Retention, fate_of
-from ambry.storage.disk import Disk
+from ambry.storage.disk import Disk, may_do_later
 from ambry.storage.index import Index
 from ambry.storage.index_entry import (
     HAS_BODY,
@@ -98,7 +98,7 @@ class Host(Protocol):
         ...
 
     def check_index_room(self) -> None:
-        """Raise DiskFull when the index must not be flushed for want of room."""
+        """Raise DiskFull or DiskUnavailable when the index must not be flushed for want of room or descriptors."""
         ...
 
     def flush_index(self) -> None:
@@ -256,9 +256,9 @@ class Compaction:
         """Whether the store can go on after an error of `run` or `relocate`, since its disk has one state or the other.
 
         It can while nothing that was written is listed; when the index has to be opened again, for the journal has what
-        that lacks; and when there was no room between two writes of the list.
+        that lacks; and when there was no room, or no descriptor, between two writes of the list.
         """
-        is_between = isinstance(error, DiskFull) and not self._work.is_listing
+        is_between = may_do_later(error) and not self._work.is_listing
         return not self._work.is_adopted or is_of_index(error) or is_between
 
     # --- look and copy -----------------------------------------------------------------------------------------

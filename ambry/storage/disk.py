@@ -6,9 +6,26 @@ DiskUnavailable. A write either writes everything or raises; what a failed write
 """
 
 from collections.abc import Callable, Sequence
-from typing import Protocol, TypeAlias
+from typing import Final, Protocol, TypeAlias
+
+from ambry.errors import DiskFull, DiskUnavailable
 
 Buffer: TypeAlias = bytes | bytearray | memoryview
+
+_NO_DESCRIPTORS: Final = frozenset({"EMFILE", "ENFILE"})
+
+
+def lacks_descriptors(error: BaseException) -> bool:
+    """Whether a file could not be opened for want of descriptors: it has not failed, and another time may do better.
+
+    A sync that failed never says so.
+    """
+    return isinstance(error, DiskUnavailable) and error.facts.get("errno") in _NO_DESCRIPTORS
+
+
+def may_do_later(error: BaseException) -> bool:
+    """Whether only space or descriptors were missing: what is durable is in no doubt."""
+    return isinstance(error, DiskFull) or lacks_descriptors(error)
 
 
 class File(Protocol):
@@ -101,6 +118,13 @@ class Disk(Protocol):
         """Run what waits for different files, beside each other where the disk is faster so. Returns when all ended.
 
         Raises the first error of the store that a task raised.
+        """
+        ...
+
+    def spare_descriptors(self, count: int) -> None:
+        """Give descriptors of idle files up until the process may open `count` more: for what opens files by itself.
+
+        Files with unsynced bytes keep theirs. Raises DiskUnavailable, of which `lacks_descriptors` says so.
         """
         ...
 

@@ -13,6 +13,8 @@ The index is a cache of the logs: it can be deleted, and `rebuild` makes it anew
 from collections.abc import Iterator, Sequence
 from typing import Protocol
 
+from ambry.storage.disk import Disk
+
 
 class Index(Protocol):
     """An ordered map of bytes with atomic batches."""
@@ -76,8 +78,15 @@ class IndexSource(Protocol):
         """The index as it is; empty when there is none. Raises DiskUnavailable when it cannot be read."""
         ...
 
-    def check_descriptors(self) -> None:
-        """Raise DiskUnavailable when the process has no descriptors left for the opening of an index."""
+    def spare_to_open(self, disk: Disk) -> None:
+        """Let idle files of the disk make room for the opening of an index.
+
+        Raises DiskUnavailable when the process has too few descriptors all the same.
+        """
+        ...
+
+    def spare_to_flush(self, disk: Disk) -> None:
+        """The same for a flush, after whose failure the index has to be opened again."""
         ...
 
     def discard(self) -> None:

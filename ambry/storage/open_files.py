@@ -47,6 +47,16 @@ class OpenFiles:
                 if error.errno not in _NO_MORE or not self._give_up(_GIVEN_UP_AT_ONCE):
                     raise
 
+    def spare(self, count: int) -> None:
+        """Give descriptors up until the process may open `count` more. Raises OSError when that is not possible."""
+        held: list[int] = []
+        try:
+            for _ in range(count):
+                held.append(self.open(os.devnull, os.O_RDONLY))  # noqa: PERF401 -- what was opened is closed, whatever fails
+        finally:
+            for number in held:
+                os.close(number)
+
     def add(self, file: "Descriptor") -> None:
         """A file has been opened; others may have to give theirs up."""
         with self._lock:
@@ -177,7 +187,10 @@ class Descriptor:
                 # A file system that was remounted because of errors: what is there can be read on.
                 self._number = self._pool.open(self._path, os.O_RDONLY)
         except OSError as error:
-            raise DiskUnavailable(f"{Path(self._path).name} cannot be opened again: {error.strerror}") from error
+            raise DiskUnavailable(
+                f"{Path(self._path).name} cannot be opened again: {error.strerror}",
+                errno=errno.errorcode.get(error.errno or 0, "?"),
+            ) from error
 
     def _closed(self) -> DiskUnavailable:
         return DiskUnavailable(f"{Path(self._path).name}: the file is closed")

@@ -364,6 +364,11 @@ class RealDisk:
         if failures:
             raise failures[0]
 
+    def spare_descriptors(self, count: int) -> None:
+        """Give descriptors of idle files up until the process may open `count` more. Raises DiskUnavailable."""
+        with _errors_of(f"room for {count} descriptors"):
+            self._files.spare(count)
+
     def free_bytes(self) -> int:
         """Space that is left for this process, without what the file system keeps for root."""
         with _errors_of("free space"):

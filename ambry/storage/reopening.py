@@ -23,6 +23,7 @@ from typing import Final
 from ambry.errors import AmbryError, DiskUnavailable
 from ambry.limits import INDEX_FAILURES_MAX
 from ambry.storage.accounts import Accounts
+from ambry.storage.disk import Disk
 from ambry.storage.index import Index, IndexSource, pages
 from ambry.storage.index_entry import STATE_APPLIED
 from ambry.storage.index_updates import BATCH_RECORDS, IndexUpdates, load_accounts
@@ -80,9 +81,13 @@ class Reopenings:
         self._under_way = self._under_way or Reopening(self._source, index, error.as_answer())
         return True
 
-    def check_descriptors(self) -> None:
-        """Raise DiskUnavailable while there are none for an opening."""
-        self._source.check_descriptors()
+    def spare_to_open(self, disk: Disk) -> None:
+        """Let idle files make room for an opening. Raises DiskUnavailable while there are too few descriptors."""
+        self._source.spare_to_open(disk)
+
+    def spare_to_flush(self, disk: Disk) -> None:
+        """The same for a flush: one that finds none costs an opening."""
+        self._source.spare_to_flush(disk)
 
     def run(self, journal: Journal, covered: tuple[int, int, int], replicas: Mapping[int, Replica]) -> Reopened:
         """Open it again; as `Reopening.run`. An attempt that fails is another failure, for `begin`."""

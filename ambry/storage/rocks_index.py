@@ -25,7 +25,6 @@ releases the interpreter; `flush` does too. `write` and `scan` hold it.
 """
 
 import contextlib
-import os
 import re
 import shutil
 import threading
@@ -38,6 +37,7 @@ import rocksdict
 
 from ambry.errors import AmbryError, DirectoryInUse, DiskFull, DiskUnavailable
 from ambry.limits import GIB, KIB, MIB
+from ambry.storage.disk import Disk
 
 MEMTABLES_MAX: Final = 6
 """Memtables in memory, the active one included. Beyond it `write` waits for a flush."""
@@ -53,6 +53,9 @@ OPEN_FILES_MAX: Final = 512
 
 _DESCRIPTORS_TO_OPEN: Final = 32
 """RocksDB opens 16 table files at once, its own few, and one for each flush and compaction."""
+
+_DESCRIPTORS_TO_FLUSH: Final = 8
+"""A flush opens the folder, its new table file twice, and that of a compaction which follows it."""
 
 _READS_END_S: Final = 10.0
 """Reads that are under way when a database is closed have ended by then; each takes milliseconds."""
@@ -90,17 +93,13 @@ class RocksIndexSource:
         """The index as it is; empty when there is none. Raises DirectoryInUse, DiskUnavailable when it is damaged."""
         return RocksIndex(self._path, self._cache_bytes, self._memtable_bytes)
 
-    def check_descriptors(self) -> None:
-        """Raise DiskUnavailable when the process has no descriptors left for the opening of a database."""
-        held: list[int] = []
-        try:
-            for _ in range(_DESCRIPTORS_TO_OPEN):
-                held.append(os.open(os.devnull, os.O_RDONLY))  # noqa: PERF401 -- what was opened is closed, whatever fails
-        except OSError as error:
-            raise DiskUnavailable(f"the index cannot be opened: {error.strerror}") from error
-        finally:
-            for number in held:
-                os.close(number)
+    def spare_to_open(self, disk: Disk) -> None:
+        """Let idle files of the disk make room for the opening of a database. Raises DiskUnavailable."""
+        disk.spare_descriptors(_DESCRIPTORS_TO_OPEN)
+
+    def spare_to_flush(self, disk: Disk) -> None:
+        """Let idle files of the disk make room for a flush. Raises DiskUnavailable."""
+        disk.spare_descriptors(_DESCRIPTORS_TO_FLUSH)
 
     def discard(self) -> None:
         """Delete the closed index with everything in it. Fine when there is none. Raises DiskUnavailable."""

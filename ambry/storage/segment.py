@@ -14,7 +14,7 @@ from xxhash import xxh3_64_intdigest
 
 from ambry.errors import CorruptRecord, DiskUnavailable
 from ambry.limits import MIB
-from ambry.storage.disk import File
+from ambry.storage.disk import File, lacks_descriptors
 from ambry.storage.record import (
     ALIGNMENT,
     HEADER_SIZE,
@@ -197,6 +197,9 @@ def scan_readable(segment: Segment, start: int = DATA_OFFSET) -> Iterator[Scanne
             offset = found.offset
             yield found
     except DiskUnavailable as error:
+        if lacks_descriptors(error):
+            # Nobody has looked.
+            raise
         yield Damage(offset, segment.end - offset, str(error))
 
 

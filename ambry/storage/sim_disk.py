@@ -423,6 +423,11 @@ class SimDisk:
         if failures:
             raise failures[0]
 
+    def spare_descriptors(self, count: int) -> None:
+        """There are always enough, unless a fault says otherwise."""
+        with self.lock:
+            self._begin_or_raise("spare", str(count))
+
     def free_bytes(self) -> int:
         """Space that is left."""
         with self.lock:

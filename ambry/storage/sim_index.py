@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from ambry.errors import DiskUnavailable
+from ambry.storage.disk import Disk
 
 _Batch: TypeAlias = tuple[tuple[bytes, bytes | None], ...]
 
@@ -42,10 +43,15 @@ class SimIndexSource:
             self.index = before.crash_states()[-1]
         return self.index
 
-    def check_descriptors(self) -> None:
+    def spare_to_open(self, disk: Disk) -> None:
         """Raise what was told to be raised."""
+        disk.spare_descriptors(1)
         if self.descriptors_error is not None:
             raise self.descriptors_error
+
+    def spare_to_flush(self, disk: Disk) -> None:
+        """Raise what the disk was told to raise."""
+        disk.spare_descriptors(1)
 
     def discard(self) -> None:
         """Forget everything."""

@@ -51,7 +51,7 @@ from ambry.storage.checkpoint import CheckpointPlan, plan_checkpoint, write_logs
 from ambry.storage.commit import Answer, CommitGroup, Mutation, group_size_max
 from ambry.storage.compaction_plan import FOR_EVER, Retention, SegmentFacts, facts_of
 from ambry.storage.compactor import Compaction, CompactionReport, OnDamage
-from ambry.storage.disk import Buffer, Disk
+from ambry.storage.disk import Buffer, Disk, lacks_descriptors, may_do_later
 from ambry.storage.dropping import remove_replica
 from ambry.storage.erasures import Erasures
 from ambry.storage.hot_records import HotRecords
@@ -393,8 +393,8 @@ class DiskStore:
     def checkpoint(self, *, always: bool = False) -> None:
         """Make logs and index durable and free the journal; nothing to do unless something changed, or `always`.
 
-        Raises DiskFull when there is no room for that, and another time may do better; DiskUnavailable when the store
-        has failed.
+        Raises DiskFull when there is no room for that, and another time may do better; so does DiskUnavailable when
+        only descriptors are missing (`lacks_descriptors`), and otherwise when the store or the index has failed.
         """
         with self._checkpoint_lock:
             self._reopen_index()
@@ -407,7 +407,8 @@ class DiskStore:
                 raise
             except AmbryError as error:
                 # Never again: pages that a failed sync dropped are in the journal, and only the next opening redoes it.
-                if not is_of_index(error):
+                # What found no descriptor was not tried, as on a full disk.
+                if not is_of_index(error) and not lacks_descriptors(error):
                     with self._lock:
                         self._fail(error)
                 raise
@@ -424,22 +425,25 @@ class DiskStore:
                     return plan_checkpoint(self.replicas, self._journal, self._tails.held(), always=always)
 
     def _write_and_sync(self, plan: CheckpointPlan) -> bool:
-        """Write the tails and sync the logs; False when a log failed and was set aside. Raises DiskFull."""
+        """Write the tails and sync the logs; False when a log failed and was set aside.
+
+        Raises DiskFull, and DiskUnavailable when a log found no descriptor: such logs stay dirty, for another time.
+        """
         errors = write_logs(self._disk, plan)
-        full: list[AmbryError] = []
+        later: list[AmbryError] = []
         with self._lock:
             for replica, segment in plan.dirty:
                 error = errors.get(segment)
-                if isinstance(error, DiskFull):
-                    full.append(error)
+                if error is not None and may_do_later(error):
+                    later.append(error)
                     if segment.number in replica.segments:
                         replica.dirty.add(segment.number)
                 elif error is not None:
                     self._set_aside(replica, segment, error)
                 elif segment in plan.held:
                     self._tails.let_go(segment, plan.held[segment])
-        if full:
-            raise full[0]
+        if later:
+            raise later[0]
         return not errors
 
     def _finish_checkpoint(self, plan: CheckpointPlan) -> bool:
@@ -484,7 +488,11 @@ class DiskStore:
         checkpoint = Checkpoint(self._generation + 1, RING_AT, sequence, epoch, plan.ends)
         journal = Journal.create_next(self._disk, self._journal.disk_id, self._settings.journal_bytes, checkpoint)
         with self._lock:
-            journal.take_place(self._disk)
+            try:
+                journal.take_place(self._disk)
+            except BaseException:
+                journal.close()
+                raise
             self._journal.close()
             self._journal = journal
             self._generation = checkpoint.generation
@@ -528,11 +536,14 @@ class DiskStore:
         Under the checkpoints' lock: no journal takes the place of another meanwhile, and no segment is cut back. Raises
         DiskFull or DiskUnavailable when that cannot be done now, or has failed.
         """
+        if self._reopenings.reason is None:
+            return
+        self._spare_descriptors()
         with self._lock:
-            if self._reopenings.reason is None or self._failure is not None:
+            if self._failure is not None:
                 return
             self.check_index_room()
-            self._reopenings.check_descriptors()
+            self._reopenings.spare_to_open(self._disk)
             assert self._covered is not None
             try:
                 reopened = self._reopenings.run(self._journal, self._covered, self._replicas)
@@ -543,6 +554,29 @@ class DiskStore:
             self.erasures.move_to(self._index)
             for replica in self._replicas.values():
                 replica.end_lsn = int.from_bytes(self._index.get(end_lsn_key(replica.partition)) or b"", "little")
+
+    def _spare_descriptors(self) -> None:
+        """Make room for the opening of an index, by syncs of the logs if need be. Raises DiskFull, DiskUnavailable.
+
+        Logs with unsynced bytes keep their descriptors; the checkpoint that would sync them waits for this index. They
+        may be synced at any time: the journal has it all until a checkpoint comes to its end.
+        """
+        try:
+            self._reopenings.spare_to_open(self._disk)
+        except DiskUnavailable as error:
+            if not lacks_descriptors(error):
+                raise
+            with self._lock:
+                self._check_failure()
+                plan = plan_checkpoint(self.replicas, self._journal, self._tails.held(), always=True)
+            assert plan is not None
+            try:
+                self._write_and_sync(plan)
+            except DiskUnavailable as failure:
+                if not lacks_descriptors(failure):
+                    with self._lock:
+                        self._fail(failure)
+                raise
 
     # --- logs that fail ----------------------------------------------------------------------------------------
 
@@ -557,10 +591,10 @@ class DiskStore:
                 error: AmbryError | None = None
                 try:
                     write_records(segment, records)
-                except DiskFull:
-                    # Held on, as below.
-                    return
-                except DiskUnavailable as failure:
+                except (DiskFull, DiskUnavailable) as failure:
+                    if may_do_later(failure):
+                        # Held on, as below.
+                        return
                     error = failure
                 with self._lock:
                     if error is None:
@@ -577,10 +611,10 @@ class DiskStore:
         for replica, segment in self._tails.full():
             try:
                 self._tails.write(segment)
-            except DiskFull:
-                # Held on: the next checkpoint tries again, and says so when there is still no room.
-                return
-            except DiskUnavailable as error:
+            except (DiskFull, DiskUnavailable) as error:
+                if may_do_later(error):
+                    # Held on: the next checkpoint tries again, and says so when there is still no room.
+                    return
                 self._set_aside(replica, segment, error)
 
     def _set_aside(self, replica: Replica, segment: Segment, error: AmbryError) -> None:
@@ -610,9 +644,9 @@ class DiskStore:
                 relocation = self._compaction_of(replica, FOR_EVER, lambda _: None, on_damage)
                 try:
                     relocation.relocate(segment)
-                except DiskFull as error:
-                    if not relocation.is_harmless(error):
-                        raise DiskUnavailable(f"the disk was full in the middle of a move: {error}") from error
+                except (DiskFull, DiskUnavailable) as error:
+                    if may_do_later(error) and not relocation.is_harmless(error):
+                        raise DiskUnavailable(f"in the middle of a move: {error}") from error
                     raise
                 with self._lock:
                     self.check_usable()
@@ -760,10 +794,11 @@ class DiskStore:
     def check_index_room(self) -> None:
         """A database whose flush meets a full disk takes nothing more until it is opened again, so it is not asked to.
 
-        Raises DiskFull.
+        Nor while there are too few descriptors for it, of those of idle logs as well. Raises DiskFull, DiskUnavailable.
         """
         if self._disk.free_bytes() < self._index_room:
             raise DiskFull("no room to flush the index")
+        self._reopenings.spare_to_flush(self._disk)
 
     @property
     def _index_room(self) -> int:

@@ -362,7 +362,7 @@ def test_an_index_without_descriptors_for_its_flush_is_opened_again_when_there_a
             await body(datanode, BLOBS[0])
             with no_descriptors():
                 with pytest.raises(DiskUnavailable, match="opened again"):
-                    await asyncio.to_thread(store_here.checkpoint)
+                    await asyncio.to_thread(store_here.flush_index)
                 assert not await is_writable(datanode)
                 for _ in range(2):
                     assert [type(one) for one in await store(datanode, BLOBS[5])] == [DiskUnavailable]

@@ -115,6 +115,9 @@ class SlowDisk:
     def run_all(self, tasks: Sequence[Callable[[], None]]) -> None:
         self.real.run_all(tasks)
 
+    def spare_descriptors(self, count: int) -> None:
+        self.real.spare_descriptors(count)
+
     def free_bytes(self) -> int:
         return self.real.free_bytes()
 
