@@ -248,6 +248,12 @@ def _forget_all() -> None:
 os.register_at_fork(after_in_child=_forget_all)
 
 
+def _close_all(kept: dict[str, list[http.client.HTTPConnection]]) -> None:
+    for connections in kept.values():
+        for connection in connections:
+            connection.close()
+
+
 class Pool:
     """Connections to frontends."""
 
@@ -256,13 +262,15 @@ class Pool:
         self._lock = threading.Lock()
         self._owner = os.getpid()
         self._free: dict[str, list[http.client.HTTPConnection]] = {}
+        # Of a client that is dropped and was not closed.
+        weakref.finalize(self, _close_all, self._free)
         _all.add(self)
 
     def forget(self) -> None:
         """In a child: the parent's sockets are not ours to use, and its lock may be held for ever."""
         self._lock = threading.Lock()
         self._owner = os.getpid()
-        self._free = {}
+        self._free.clear()
 
     def give_back(self, url: str, connection: http.client.HTTPConnection) -> None:
         """Keep a connection for the next exchange."""
@@ -276,10 +284,9 @@ class Pool:
     def close(self) -> None:
         """Hang up."""
         with self._lock:
-            kept, self._free = self._free, {}
-        for connections in kept.values():
-            for connection in connections:
-                connection.close()
+            kept = self._free.copy()
+            self._free.clear()
+        _close_all(kept)
 
     def exchange(
         self,
