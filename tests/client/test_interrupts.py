@@ -249,3 +249,4 @@ def test_an_asynchronous_client_works_on_both_sides_of_a_fork(url: str) -> None:
         os._exit(2)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     assert asyncio.run(story()) == bytes(range(4))
+    asyncio.run(client.close())
