@@ -649,7 +649,7 @@ class Client:
             What was verified, and a line for each thing that is wrong; what is wrong is not raised.
 
         Raises:
-            NameNotFound: No such model, version or alias.
+            NameNotFound: No such model, version or alias; NotCached with AMBRY_OFFLINE if the cache lacks it.
             ModelDamaged: A manifest that does not have its SHA-256.
         """
         return self._models().verify(model, folder, reads=reads)
@@ -662,7 +662,7 @@ class Client:
             new: Another one, of the same model or not.
 
         Raises:
-            NameNotFound: No such model, version or alias.
+            NameNotFound: No such model, version or alias; NotCached with AMBRY_OFFLINE if the cache lacks it.
             ModelDamaged: A manifest that does not have its SHA-256.
         """
         return self._models().diff(old, new)
@@ -690,7 +690,7 @@ class Client:
         """What a version is made of: files, sizes, SHA-256, metadata, lineage (docs/formats/model.md).
 
         Raises:
-            NameNotFound: No such model, version or alias.
+            NameNotFound: No such model, version or alias; NotCached with AMBRY_OFFLINE if the cache lacks it.
             ModelDamaged: A manifest that does not have its SHA-256.
         """
         return self._models().manifest(model)
