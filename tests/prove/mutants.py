@@ -40,6 +40,7 @@ _QUARANTINE: Final = ("tests/storage/test_quarantine.py",)
 _LOGS: Final = ("tests/storage/test_failed_logs.py",)
 _JOURNAL: Final = ("tests/storage/test_failed_journal.py",)
 _INDEX: Final = ("tests/storage/test_failed_index.py",)
+_DESCRIPTORS: Final = ("tests/storage/test_descriptors.py",)
 _FAULTS: Final = ("tests/datanode/test_disk_faults.py",)
 _UPKEEP: Final = ("tests/datanode/test_upkeep.py",)
 
@@ -474,6 +475,34 @@ MUTANTS: Final = (
         "self.is_unsynced or self.is_kept or",
         "self.is_unsynced or",
         ("tests/storage/test_open_files.py", *_FAULTS),
+    ),
+    Mutant(
+        "a log that finds no descriptor counts as failed",
+        "ambry/storage/disk.py",
+        "    return isinstance(error, DiskFull) or lacks_descriptors(error)\n",
+        "    return isinstance(error, DiskFull)\n",
+        _DESCRIPTORS,
+    ),
+    Mutant(
+        "logs with unsynced bytes keep the descriptors that the index waits for",
+        "ambry/storage/store.py",
+        "            assert plan is not None\n            try:\n                self._write_and_sync(plan)\n",
+        "            raise\n            try:\n                self._write_and_sync(plan)\n",
+        _DESCRIPTORS,
+    ),
+    Mutant(
+        "a log that finds no descriptor is not tried again when the others are synced",
+        "ambry/storage/checkpoint.py",
+        "if lacks_descriptors(error)]:",
+        "if not error]:",
+        _DESCRIPTORS,
+    ),
+    Mutant(
+        "what cannot be opened for want of a descriptor is taken for damage",
+        "ambry/storage/segment.py",
+        "        if lacks_descriptors(error):\n",
+        "        if offset < 0:\n",
+        _DESCRIPTORS,
     ),
     Mutant(
         "damage in the middle of the journal is taken for its end",
