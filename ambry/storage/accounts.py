@@ -65,10 +65,13 @@ class Accounts:
             if key[:1] == CONTAINER_PREFIX
         }
 
-    def snapshot(self) -> dict[bytes, tuple[int, int, int, int]]:
-        """All totals that are not zero, for comparisons."""
+    def snapshot(self, partition: int | None = None) -> dict[bytes, tuple[int, int, int, int]]:
+        """All totals that are not zero, or those of one partition, for comparisons."""
+        head = partition.to_bytes(4, "big") if partition is not None else None
         rows = {
-            key: (use.live_count, use.live_bytes, use.dead_count, use.dead_bytes) for key, use in self._uses.items()
+            key: (use.live_count, use.live_bytes, use.dead_count, use.dead_bytes)
+            for key, use in self._uses.items()
+            if head is None or key[1:5] == head
         }
         return {key: row for key, row in rows.items() if any(row)}
 

@@ -304,6 +304,13 @@ class Journal:
         found = [self._read_slot(slot) for slot in (0, 1)]
         return max((one for one in found if one is not None), key=lambda one: one.generation, default=None)
 
+    def damaged_slots(self) -> Iterator[int]:
+        """Checkpoint slots that are neither whole nor empty. Beside a writer one may be half written. May block."""
+        for slot in (0, 1):
+            is_used = any(self._file.pread(SLOT_BYTES, SLOTS_AT + slot * SLOT_BYTES))
+            if is_used and self._read_slot(slot) is None:
+                yield slot
+
     def write_checkpoint(self, checkpoint: Checkpoint) -> None:
         """Durable when it returns; then everything before its position may be overwritten."""
         payload: bytes = msgpack.packb(

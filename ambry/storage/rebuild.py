@@ -8,6 +8,7 @@ against a recount of all entries. Knows nothing that `recovery` does not; it onl
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeAlias
 
 from ambry.blob.blob_id import BINARY_SIZE, text_from_binary
 from ambry.blob.state import BlobState, join
@@ -18,11 +19,11 @@ from ambry.storage.accounts import Accounts
 from ambry.storage.disk import Disk
 from ambry.storage.index import IndexSource, pages
 from ambry.storage.index_entry import (
-    ENTRY_SIZE,
-    HAS_BODY,
+    ID_HEAD_SIZE,
     Entry,
     Place,
     blob_key,
+    change_key,
     decode_entry,
     partition_range,
     repair_key,
@@ -31,7 +32,7 @@ from ambry.storage.plain_scan import plain_pages
 from ambry.storage.record import HEADER_SIZE, Header, decode_header, decode_meta, header_of
 from ambry.storage.recovery import RecoveryReport, open_store
 from ambry.storage.replica import Replica
-from ambry.storage.segment import Damage, Segment
+from ambry.storage.segment import Damage, Segment, segment_path
 from ambry.storage.store import DiskStore
 
 _ENTRIES_PER_PAGE = 512
@@ -130,6 +131,10 @@ def check_store(
     return _Check(store, clock, progress, is_quiet=is_quiet).run(recovery)
 
 
+_Row: TypeAlias = tuple[bytes, bytes, Entry]
+"""Key and value of an entry of the index, and what the value says."""
+
+
 class _Check:
     """One check of one store."""
 
@@ -140,22 +145,37 @@ class _Check:
         self._is_quiet = is_quiet
         self._findings: list[Finding] = []
         self._records = self._entries = self._segments = self._log_bytes = 0
-        self._recounted = Accounts()
         self._has_bad_index = False
+        self._bad_files: set[str] = set()
         self._unnamed: dict[tuple[int, Place], int] = {}
         """Which of the findings is the one about a place, for places of which no blob is known yet."""
 
     def run(self, recovery: RecoveryReport | None) -> CheckReport:
         if recovery is not None and recovery.index_fault:
             self._findings.append(Finding(0, 0, 0, f"the index was made anew: {recovery.index_fault}"))
+        if recovery is not None:
+            for slot in recovery.slots_damaged:
+                # The opening has written another one over it.
+                what = (
+                    f"checkpoint slot {slot} of the journal did not have its checksum, by damage or by a power cut "
+                    "while it was written; the other one was used"
+                )
+                self._findings.append(Finding(0, 0, 0, what))
         for replica in self._store.replicas:
-            pointed = sum(self._segment(replica, number) for number in sorted(replica.segments))
+            pointed = 0
+            for number in sorted(replica.segments):
+                pointed += self._segment(replica, number)
+                self._files_around(replica, number)
             try:
                 self._entries_of(replica, pointed)
             except DiskUnavailable as error:
                 self._index_failed(error)
-        if self._is_quiet and not self._has_bad_index and self._recounted.snapshot() != self._store.accounts.snapshot():
-            self._findings.append(Finding(0, 0, 0, "the totals of the index are not those of its entries"))
+        for slot in self._store.damaged_checkpoints():
+            what = f"checkpoint slot {slot} of the journal does not have its checksum"
+            self._findings.append(Finding(0, 0, 0, what))
+        gone = self._totals_but_of({replica.partition for replica in self._store.replicas}) if self._is_quiet else ()
+        for partition in sorted(gone):
+            self._findings.append(Finding(partition, 0, 0, "the index has totals of a replica that is not there"))
         return CheckReport(
             len(self._store.replicas),
             self._segments,
@@ -165,6 +185,18 @@ class _Check:
             recovery,
             tuple(self._findings),
         )
+
+    def _files_around(self, replica: Replica, number: int) -> None:
+        """Headers and small files, which nobody reads while a store is open; each that is damaged is told once."""
+        for path in self._store.damaged_files(replica.partition, number):
+            if path in self._bad_files:
+                continue
+            self._bad_files.add(path)
+            what = f"{path} or its header is not as it was written, and the next opening will refuse the disk"
+            if path == segment_path(replica.partition, number):
+                self._found(replica, number, 0, what)
+            else:
+                self._findings.append(Finding(0, 0, 0, what))
 
     def _segment(self, replica: Replica, number: int) -> int:
         """Every record of a segment against its blob's entry; how many entries point to one of them."""
@@ -235,37 +267,88 @@ class _Check:
 
     def _entries_of(self, replica: Replica, pointed: int) -> None:
         """Every entry of a partition. If fewer were pointed to than there are, each is looked up in its segment."""
-        before = self._entries
+        before, totals, recounted, newest = self._entries, self._totals(replica), Accounts(), 0
         for page in pages(self._store.index, *partition_range(b"b", replica.partition), _ENTRIES_PER_PAGE):
+            self._progress(0)
             self._entries += len(page)
-            self._holes(replica, page)
-            if self._is_quiet:
-                self._recount(replica, page)
+            entries = [(key, value, entry) for key, value in page if (entry := _entry_or_none(value)) is not None]
+            for _, _, entry in entries:
+                recounted.change(replica.partition, None, entry)
+                newest = max(newest, entry.lsn)
+            self._holes(replica, entries)
+            self._changes_of(replica, entries)
+        # Only when nothing changed meanwhile; what a commit or compaction changes, it changes in both.
+        if self._totals(replica) == totals and recounted.snapshot() != totals[1]:
+            self._found(replica, 0, 0, "the totals of the index are not those of its entries")
+        with self._store.locked():
+            end_lsn = replica.end_lsn
+        if end_lsn < newest:
+            self._found(replica, 0, 0, f"the index ends the replica at LSN {end_lsn}, and has a change at {newest}")
+        self._stray_changes(replica, self._entries - before)
+        self._needless_repairs(replica)
         if self._entries - before == pointed:
             return
         for page in pages(self._store.index, *partition_range(b"b", replica.partition), _ENTRIES_PER_PAGE):
             for key, value in page:
                 self._look_up(replica, key, value)
 
-    def _recount(self, replica: Replica, page: Sequence[tuple[bytes, bytes]]) -> None:
-        for _, value in page:
-            try:
-                self._recounted.change(replica.partition, None, decode_entry(value))
-            except CorruptRecord:
-                # Found by its record, or by looking it up.
-                continue
+    def _totals(self, replica: Replica) -> tuple[int, dict[bytes, tuple[int, int, int, int]]]:
+        """The newest LSN and the totals of a replica, of one moment between commits."""
+        with self._store.locked():
+            return replica.end_lsn, self._store.accounts.snapshot(replica.partition)
 
-    def _holes(self, replica: Replica, page: Sequence[tuple[bytes, bytes]]) -> None:
-        """Blobs of a page of entries that live and do not have their bytes here."""
-        for key, value in page:
-            if len(value) != ENTRY_SIZE or value[1] & HAS_BODY:
+    def _totals_but_of(self, partitions: set[int]) -> set[int]:
+        return {int.from_bytes(key[1:5], "big") for key in self._store.accounts.snapshot()} - partitions
+
+    def _changes_of(self, replica: Replica, entries: Sequence[_Row]) -> None:
+        """The row that the feed has to have for the newest change of each blob of a page."""
+        keys = [change_key(replica.partition, entry.lsn) for _, _, entry in entries]
+        for (key, value, entry), named in zip(entries, self._store.index.get_many(keys), strict=True):
+            # An entry that is still the same had its row all the while.
+            if named == key[5:] or self._store.index.get(key) != value:
                 continue
-            try:
-                entry = decode_entry(value)
-            except CorruptRecord:
-                # Found by its record, or by looking it up.
-                continue
-            if entry.state.is_deleted or entry.state.is_expired(self._now_ms):
+            what = "has no row for" if named is None else "has another blob in the row of"
+            what = f"the feed of changes {what} this blob's newest change, LSN {entry.lsn}"
+            self._found(replica, entry.segment, entry.offset, what, entry.id_head + key[1:], entry.record_size)
+
+    def _stray_changes(self, replica: Replica, count: int) -> None:
+        """Rows of the feed that are of no blob's newest change; looked for if there are not as many as entries."""
+        index, bounds = self._store.index, partition_range(b"c", replica.partition)
+        if sum(len(page) for page in pages(index, *bounds, _ENTRIES_PER_PAGE)) == count:
+            return
+        head = blob_key(bytes(ID_HEAD_SIZE) + replica.partition.to_bytes(4, "big"))
+        for page in pages(index, *bounds, _ENTRIES_PER_PAGE):
+            self._progress(0)
+            values = index.get_many([head + unique for _, unique in page])
+            for (key, unique), value in zip(page, values, strict=True):
+                entry = _entry_or_none(value) if value is not None else None
+                lsn = int.from_bytes(key[5:], "big")
+                if (entry is not None and entry.lsn == lsn) or index.get(key) != unique:
+                    continue
+                if value is not None and entry is None:
+                    # The entry is damaged, which its record or a look at it says.
+                    continue
+                blob_id = entry.id_head + head[1:] + unique if entry is not None else b""
+                what = f"the feed of changes has a row at LSN {lsn} that is not the newest change of its blob"
+                self._found(replica, 0, 0, what, blob_id)
+
+    def _needless_repairs(self, replica: Replica) -> None:
+        """Rows of the repair queue for blobs whose bytes are here."""
+        index = self._store.index
+        for page in pages(index, *partition_range(b"q", replica.partition), _ENTRIES_PER_PAGE):
+            self._progress(0)
+            values = index.get_many([b"b" + key[1:] for key, _ in page])
+            for (key, row), value in zip(page, values, strict=True):
+                entry = _entry_or_none(value) if value is not None else None
+                if entry is None or not entry.has_body or index.get(key) != row:
+                    continue
+                what = "the repair queue has this blob, whose bytes are here"
+                self._found(replica, entry.segment, entry.offset, what, entry.id_head + key[1:], entry.record_size)
+
+    def _holes(self, replica: Replica, entries: Sequence[_Row]) -> None:
+        """Blobs of a page that live and do not have their bytes here."""
+        for key, value, entry in entries:
+            if entry.has_body or entry.state.is_deleted or entry.state.is_expired(self._now_ms):
                 continue
             is_queued = self._store.index.get(repair_key(key)) is not None
             if self._store.index.get(key) != value:
@@ -319,6 +402,14 @@ class _Check:
 def _text_of(blob_id: bytes) -> str:
     """As clients write it; empty when it is not known."""
     return text_from_binary(blob_id) if len(blob_id) == BINARY_SIZE else ""
+
+
+def _entry_or_none(value: bytes) -> Entry | None:
+    """None when it is damaged: that is found by its record, or by looking it up."""
+    try:
+        return decode_entry(value)
+    except CorruptRecord:
+        return None
 
 
 def _wrong_of_entry(replica: Replica, key: bytes, value: bytes) -> str | None:

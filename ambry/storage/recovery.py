@@ -80,6 +80,9 @@ class RecoveryReport:
     """What was wrong with an index that was made anew, with the file where RocksDB names one. Empty when nothing was:
     it is whole, the disk is new, or its format is not that of this program."""
 
+    slots_damaged: tuple[int, ...] = ()
+    """Checkpoint slots of the journal (0, 1) that had something in them and not its checksum."""
+
 
 def open_store(
     disk: Disk,
@@ -97,7 +100,7 @@ def open_store(
     DirectoryUnusable when the disk's files are damaged beyond what can be named, or newer than this program.
     """
     meta, journal, is_new = _open_identity(disk, settings, random_bytes)
-    checkpoint = journal.read_checkpoint()
+    checkpoint, slots_damaged = journal.read_checkpoint(), tuple(journal.damaged_slots())
     if checkpoint is None:
         raise DirectoryUnusable(f"{JOURNAL_PATH} has no valid checkpoint, it is damaged: {WAY_OUT}")
     epoch = max(meta.epoch, checkpoint.epoch) + 1
@@ -168,6 +171,7 @@ def open_store(
         tuple(damages),
         gone,
         fault if is_rebuilt else "",
+        slots_damaged,
     )
 
 

@@ -278,6 +278,25 @@ class DiskStore:
             restored.append("journal")
         return restored
 
+    def damaged_files(self, partition: int, number: int) -> list[str]:
+        """Paths of what `restore_files` would write anew around a segment, which may be gone. May block."""
+        replica = self._replicas.get(partition)
+        segment = replica.segments.get(number) if replica is not None else None
+        if replica is None or segment is None or not damaged_files(self._disk, self._journal, replica, segment):
+            return []
+        with self._lock:
+            is_there = self._replicas.get(partition) is replica and replica.segments.get(number) is segment
+            return list(damaged_files(self._disk, self._journal, replica, segment)) if is_there else []
+
+    def damaged_checkpoints(self) -> list[int]:
+        """Slots (0, 1) of the journal whose checkpoint is damaged, or not the one that was written last. May block."""
+        with self._checkpoint_lock:
+            slots = set(self._journal.damaged_slots())
+            newest = self._journal.read_checkpoint()
+            if newest is None or newest.generation < self._generation:
+                slots.add(self._generation % 2)
+            return sorted(slots)
+
     def quarantine_blob(self, blob_id: bytes) -> bool:
         """Deal with a blob that a read found damaged or unreadable; whether it still was and lost its bytes here."""
         return self._make_hole(blob_key(blob_id)) is not None

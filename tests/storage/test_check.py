@@ -8,11 +8,22 @@ import pytest
 from ambry.blob.blob_id import text_from_binary
 from ambry.blob.requests import Change
 from ambry.errors import DiskUnavailable
-from ambry.storage.index_entry import Place, blob_key, encode_entry, repair_key
+from ambry.storage.accounts import USE_SIZE, segment_key
+from ambry.storage.index_entry import (
+    Entry,
+    Place,
+    blob_key,
+    change_key,
+    encode_entry,
+    end_lsn_key,
+    repair_key,
+)
+from ambry.storage.journal import SLOT_BYTES, SLOTS_AT
 from ambry.storage.plain_scan import PlainRecord, plain_pages, readable_pages
-from ambry.storage.rebuild import CheckReport, check_store
+from ambry.storage.rebuild import CheckReport, check_disk, check_store
 from ambry.storage.record import decode_header, header_of
-from ambry.storage.segment import DATA_OFFSET, Damage, ScannedRecord, Segment, scan
+from ambry.storage.replica_meta import DISK_META_PATH, replica_meta_path
+from ambry.storage.segment import DATA_OFFSET, Damage, ScannedRecord, Segment, scan, segment_path
 from tests.storage.engine import World, blob_id, body_of, put, update
 
 
@@ -175,3 +186,133 @@ def test_a_live_blob_whose_bytes_are_in_quarantine_is_a_finding_until_it_is_dead
     assert "not in the repair queue" in found[text_from_binary(blob_id(9))]
     world.store.commit([update(blob_id(n), Change.DELETE, time_ms=world.clock.now_ms()) for n in (5, 9)])
     assert _check(world, is_quiet=is_quiet).findings == ()
+
+
+def _whats(world: World, *, is_quiet: bool = True) -> list[tuple[str, str]]:
+    return [(one.blob_id, one.what) for one in _check(world, is_quiet=is_quiet).findings]
+
+
+def _entry(world: World, number: int) -> Entry:
+    entry = world._entry(blob_id(number)[12:])
+    assert entry is not None
+    return entry
+
+
+def _write_stopped(world: World, key: bytes, value: bytes) -> None:
+    """Change a row while the store is closed; behind an opening, which writes the late rows as themselves."""
+    world.close()
+    world.open()
+    world.close()
+    index = world.source.open()
+    index.write([(key, value)])
+    index.close()
+    world.open()
+
+
+BOTH = pytest.mark.parametrize("is_quiet", [True, False], ids=["quiet", "beside writes"])
+
+
+@BOTH
+def test_a_change_that_the_feed_lacks_or_has_of_another_blob_is_named(*, is_quiet: bool) -> None:
+    world = _filled()
+    index = world.store.index
+    gone, other, dead = (change_key(1, _entry(world, number).lsn) for number in (5, 9, 1))
+    index.write([(gone, None), (other, blob_id(7)[16:]), (change_key(1, 1 << 60), blob_id(8)[16:])])
+    assert index.get(dead) == blob_id(1)[16:]
+    found = _whats(world, is_quiet=is_quiet)
+    assert [one for one, what in found if "has no row" in what] == [text_from_binary(blob_id(5))]
+    assert [one for one, what in found if "another blob" in what] == [text_from_binary(blob_id(9))]
+    assert len(found) == 2, "as many rows as entries: the stray one is one of them"
+    index.write([(gone, blob_id(5)[16:]), (other, blob_id(9)[16:])])
+    ((one, what),) = _whats(world, is_quiet=is_quiet)
+    assert one == text_from_binary(blob_id(8))
+    assert str(1 << 60) in what
+
+
+@BOTH
+def test_a_repair_row_of_a_blob_whose_bytes_are_here_is_named(*, is_quiet: bool) -> None:
+    world = _filled()
+    world.store.index.write([(repair_key(blob_key(blob_id(6))), blob_id(6)[:12] + bytes(8))])
+    ((one, what),) = _whats(world, is_quiet=is_quiet)
+    assert one == text_from_binary(blob_id(6))
+    assert "repair queue" in what
+
+
+@BOTH
+def test_an_end_of_a_replica_before_its_newest_change_is_named(*, is_quiet: bool) -> None:
+    world = _filled()
+    _write_stopped(world, end_lsn_key(1), (7).to_bytes(8, "little"))
+    ((one, what),) = _whats(world, is_quiet=is_quiet)
+    assert one == ""
+    assert "ends the replica at LSN 7" in what
+
+
+@BOTH
+def test_totals_that_are_not_those_of_the_entries_are_named_with_their_partition(*, is_quiet: bool) -> None:
+    world = _filled()
+    _write_stopped(world, segment_key(1, 1), bytes(USE_SIZE - 1) + b"\x01")
+    report = _check(world, is_quiet=is_quiet)
+    assert [(one.partition, one.what) for one in report.findings] == [
+        (1, "the totals of the index are not those of its entries")
+    ]
+
+
+@BOTH
+@pytest.mark.parametrize(
+    ("path", "at"),
+    [
+        (DISK_META_PATH, 30),
+        (replica_meta_path(1), 30),
+        (replica_meta_path(2), 5),
+        ("journal", 10),
+        (segment_path(1, 1), 20),
+        (segment_path(1, 2), 63),
+    ],
+)
+def test_damaged_headers_and_small_files_of_an_open_store_are_named_once_and_left_alone(
+    path: str, at: int, *, is_quiet: bool
+) -> None:
+    world = _filled()
+    world.commit([put(blob_id(900, partition=2), b"in the other one")])
+    file = world.disk.open(path)
+    damaged = bytes([file.pread(1, at)[0] ^ 4])
+    file.pwrite([damaged], at)
+    ((_, what),) = _whats(world, is_quiet=is_quiet)
+    assert what.startswith(path)
+    assert file.pread(1, at) == damaged
+
+
+@BOTH
+@pytest.mark.parametrize("is_newest", [True, False])
+def test_a_damaged_checkpoint_of_an_open_store_is_named(*, is_newest: bool, is_quiet: bool) -> None:
+    world = _filled()
+    world.store.checkpoint(always=True)
+    slot = (world.store._generation + (not is_newest)) % 2
+    file = world.disk.open("journal")
+    at = SLOTS_AT + slot * SLOT_BYTES + 42
+    file.pwrite([bytes([file.pread(1, at)[0] ^ 1])], at)
+    ((_, what),) = _whats(world, is_quiet=is_quiet)
+    assert what == f"checkpoint slot {slot} of the journal does not have its checksum"
+
+
+def test_a_damaged_checkpoint_that_the_opening_did_without_is_named_by_the_check_of_a_stopped_disk() -> None:
+    world = _filled()
+    world.store.checkpoint(always=True)
+    world.close()
+    slot = world.store._generation % 2
+    file = world.disk.open("journal")
+    at = SLOTS_AT + slot * SLOT_BYTES + 42
+    file.pwrite([bytes([file.pread(1, at)[0] ^ 1])], at)
+    whats: list[list[str]] = []
+    for _ in range(2):
+        report = check_disk(
+            world.disk,
+            world.source,
+            settings=world.settings,
+            clock=world.clock,
+            random_bytes=world.random.randbytes,
+            rebuild=False,
+        )
+        whats.append([one.what for one in report.findings])
+    assert [len(found) for found in whats] == [1, 0]
+    assert f"checkpoint slot {slot} of the journal did not have its checksum" in whats[0][0]
