@@ -9,6 +9,7 @@ from ambry.config import StorageSettings
 from ambry.datanode.local import LocalDatanode, Placement
 from ambry.limits import GIB
 from ambry.metrics import Metrics
+from ambry.storage.replica_meta import DISK_META_PATH, replica_meta_path
 from ambry.storage.segment import segment_path
 from tests.storage.engine import blob_id, body_of, put, update
 
@@ -27,8 +28,13 @@ async def _fill(tmp_path: Path) -> None:
     await datanode.close()
 
 
-async def _check_in_use(tmp_path: Path) -> list[tuple[int, int, str]]:
+async def _check_in_use(tmp_path: Path, *damaged: str) -> list[tuple[int, int, str]]:
     datanode = await _open(tmp_path)
+    for path in damaged:
+        with (tmp_path / path).open("r+b") as file:
+            byte = file.read(1)[0]
+            file.seek(0)
+            file.write(bytes([byte ^ 1]))
     deadline = asyncio.get_running_loop().time() + 60
     checking = asyncio.create_task(datanode.check(), name="check")
     number = 300
@@ -55,3 +61,10 @@ def test_a_check_beside_puts_and_deletes_finds_the_one_damaged_record(tmp_path: 
     ((partition, segment, what),) = asyncio.run(_check_in_use(tmp_path))
     assert (partition, segment) == (1, 1)
     assert "checksum" in what
+
+
+def test_a_check_beside_puts_and_deletes_names_damaged_headers_and_small_files(tmp_path: Path) -> None:
+    asyncio.run(_fill(tmp_path))
+    paths = [DISK_META_PATH, replica_meta_path(1), segment_path(1, 1), "journal"]
+    found = asyncio.run(_check_in_use(tmp_path, *paths))
+    assert sorted(what.split(" ", 1)[0] for _, _, what in found) == sorted(paths)
