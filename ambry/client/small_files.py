@@ -52,7 +52,7 @@ _LOOKED_MAX: Final = 10_000
 
 _looked: Final[set[str]] = set()
 _numbers = itertools.count()
-_NAME_OF_PART: Final = re.compile(r"\.[0-9]+-[0-9]+" + re.escape(PART))
+NAME_OF_PART: Final = re.compile(r"\.[0-9]+-[0-9]+" + re.escape(PART))
 
 
 class Sized(Protocol):
@@ -380,7 +380,7 @@ def tidy(folder: str) -> None:
     _looked.add(folder)
     with contextlib.suppress(OSError):
         with os.scandir(f"{folder}/") as entries:
-            found = [entry for entry in itertools.islice(entries, _LOOK_MAX) if _NAME_OF_PART.fullmatch(entry.name)]
+            found = [entry for entry in itertools.islice(entries, _LOOK_MAX) if NAME_OF_PART.fullmatch(entry.name)]
         now_ns = _now_ns(folder) if found else 0
         for entry in found:
             _drop_left(entry, now_ns)

@@ -16,7 +16,7 @@ import pytest
 
 from ambry.client import AsyncClient, Client
 from ambry.client.beside import is_beside
-from ambry.client.small_files import SMALL_BYTES
+from ambry.client.small_files import NAME_OF_PART, SMALL_BYTES
 from ambry.limits import KIB, MIB
 from tests.client.conftest import bytes_of, written
 
@@ -151,7 +151,9 @@ def test_a_folder_whose_download_is_interrupted_has_whole_files_or_none(
     assert contents(tmp_path).items() <= wanted.items()
     client.download_dir(f"{BASE}/down", tmp_path)
     assert contents(tmp_path) == wanted
-    assert not [path for path in tmp_path.rglob("*") if is_beside(path.name)]
+    # The process ends although a disk that is slow to sync has kept parts of small files; a later download takes them.
+    left = [path.name for path in tmp_path.rglob("*") if is_beside(path.name)]
+    assert all(NAME_OF_PART.fullmatch(name) for name in left), left
 
 
 @pytest.mark.parametrize("kind", ["sync", "async"])

@@ -263,7 +263,8 @@ def test_content_that_was_collected_after_its_upload_is_sent_anew(url: str, tmp_
 
 @pytest.mark.parametrize("job", ["push", "pull"])
 def test_a_command_that_is_interrupted_says_so_by_its_status(url: str, tmp_path: Path, job: str) -> None:
-    folder = written(tmp_path / "model", {"large": bytes_of(40 * MIB, 5)})
+    # Content that no other test has sent to this store.
+    folder = written(tmp_path / "model", {"large": bytes_of(40 * MIB, 7700 + len(job)) + job.encode()})
     model = f"{BASE}/command-{job}"
     if job == "pull":
         with Client(url, cache=tmp_path / "own") as client:
