@@ -1,6 +1,7 @@
 """Digests that a store keeps of blobs, computed here: of bytes that came, and of files that may be the same."""
 
 import base64
+import contextlib
 import os
 import stat
 from collections.abc import Iterable, Iterator, Mapping
@@ -61,15 +62,22 @@ def is_same(path: str, info: BlobInfo, *, follow: bool) -> bool:
     if algorithm is None:
         return False
     try:
+        with opened(path, info.size, follow=follow) as descriptor:
+            return descriptor is not None and digest_of(algorithm, pieces_of(descriptor)) == info.digests[algorithm]
+    except OSError:
+        return False
+
+
+@contextlib.contextmanager
+def opened(path: str | os.PathLike[str], size: int, *, follow: bool) -> Iterator[int | None]:
+    """The descriptor of a file of `size` bytes, to be read; None for what is no such file, or cannot be opened."""
+    try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | (0 if follow else os.O_NOFOLLOW))
     except OSError:
-        return False
+        yield None
+        return
     try:
         found = os.fstat(descriptor)
-        if not stat.S_ISREG(found.st_mode) or found.st_size != info.size:
-            return False
-        return digest_of(algorithm, pieces_of(descriptor)) == info.digests[algorithm]
-    except OSError:
-        return False
+        yield descriptor if stat.S_ISREG(found.st_mode) and found.st_size == size else None
     finally:
         os.close(descriptor)

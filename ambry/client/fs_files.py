@@ -5,6 +5,7 @@ Those who wrap such a file, for text or compression, close it without a word of 
 Where the bytes go is its caller's business.
 """
 
+import abc
 import asyncio
 import dis
 import inspect
@@ -25,7 +26,22 @@ _WITH_ENDS_BADLY: Final = dis.opmap.get("WITH_EXCEPT_START")
 """The instruction of a `with` that is left by an exception: the files of `io` have an `__exit__` that is no frame."""
 
 
-class WrittenFile(io.RawIOBase):
+class _Discarding(io.IOBase):
+    """What is left by an exception is not stored."""
+
+    @abc.abstractmethod
+    def discard(self) -> None:
+        """Closing it will store nothing."""
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if kind is not None:
+            self.discard()
+        super().__exit__(kind, error, traceback)
+
+
+class WrittenFile(_Discarding, io.RawIOBase):
     """A file that is written, and stored when it is closed; without `autocommit` when `commit` is called after that.
 
     Args:
@@ -75,14 +91,6 @@ class WrittenFile(io.RawIOBase):
         self._is_dropped = True
         if self.closed:
             self._forget()
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        """What broke off is not stored."""
-        if kind is not None:
-            self.discard()
-        super().__exit__(kind, error, traceback)
 
     def close(self) -> None:
         """Store what was written. Raises OSError if a write had failed."""
@@ -135,7 +143,7 @@ class WrittenFile(io.RawIOBase):
         super().__del__()
 
 
-class CompressedFile(io.BufferedIOBase):
+class CompressedFile(_Discarding, io.BufferedIOBase):
     """A written file whose bytes are compressed on the way. Closing it closes the file."""
 
     def __init__(self, file: WrittenFile, compressor: Any) -> None:
@@ -167,14 +175,6 @@ class CompressedFile(io.BufferedIOBase):
         """As that of the file."""
         self._file.commit()
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        """What broke off is not stored."""
-        if kind is not None:
-            self.discard()
-        super().__exit__(kind, error, traceback)
-
     def close(self) -> None:
         """Store what was written. Raises OSError if a write had failed."""
         if self.closed:
@@ -200,7 +200,7 @@ class CompressedFile(io.BufferedIOBase):
         super().__del__()
 
 
-class TextFile(io.TextIOWrapper):
+class TextFile(_Discarding, io.TextIOWrapper):
     """A written file as text."""
 
     def __init__(self, file: WrittenFile | CompressedFile, **options: Any) -> None:
@@ -214,14 +214,6 @@ class TextFile(io.TextIOWrapper):
     def commit(self) -> None:
         """As that of the file."""
         self._written.commit()
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        """What broke off is not stored."""
-        if kind is not None:
-            self.discard()
-        super().__exit__(kind, error, traceback)
 
 
 class AsyncFile:

@@ -13,7 +13,6 @@ import errno
 import fcntl
 import json
 import os
-import stat
 import threading
 import time
 import warnings
@@ -28,7 +27,7 @@ from ambry.blob.crc32 import crc32
 from ambry.blob.crc_join import join_all
 from ambry.client import stopping
 from ambry.client.beside import PART, PARTS, beside, named
-from ambry.client.digests import cheapest, digest_of, pieces_of
+from ambry.client.digests import cheapest, digest_of, opened, pieces_of
 from ambry.client.landing import Landing, reserve
 from ambry.client.parallel import Parallel
 from ambry.client.part_upload import PartUpload
@@ -489,24 +488,18 @@ def _verify(descriptor: int, source: Source, parts: _Parts, check: "Callable[[It
 
 def _is_there(target: Path, source: Source, check: "Callable[[Iterator[bytes]], None] | None") -> bool:
     """Whether a file has the bytes of a source, as far as there is a checksum that can tell."""
-    try:
-        descriptor = os.open(target, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
-    except OSError:
-        return False
-    try:
-        found = os.fstat(descriptor)
-        if not stat.S_ISREG(found.st_mode) or found.st_size != source.size:
+    with opened(target, source.size, follow=False) as descriptor:
+        if descriptor is None:
             return False
         if source.crc32 is not None:
             expected = base64.b64encode(source.crc32.to_bytes(4, "big")).decode()
             return digest_of("crc32", pieces_of(descriptor)) == expected
         if check is None:
             return False
-        check(pieces_of(descriptor))
-    except BadDigest:
-        return False
-    finally:
-        os.close(descriptor)
+        try:
+            check(pieces_of(descriptor))
+        except BadDigest:
+            return False
     return True
 
 
