@@ -439,37 +439,31 @@ class Upkeep:
     # --- scrub -------------------------------------------------------------------------------------------------
 
     def _scrub(self, surveys: dict[int, dict[int, Survey]], now_ms: int) -> bool:
-        segments: list[tuple[int, int, int]] = []
+        segments: list[tuple[int, int, int, int]] = []
         size = seen = 0
-        waits_since_ms = NEVER
         for replica in self._store.replicas:
             for number, segment in sorted(replica.segments.items()):
                 survey = surveys[replica.partition].get(number)
                 verified_at_ms = 0 if survey is None else survey.verified_at_ms
-                segments.append((verified_at_ms, replica.partition, number))
+                # No byte of a segment is older than the segment.
+                waits_since_ms = max(verified_at_ms, segment.created_ms)
+                segments.append((verified_at_ms, replica.partition, number, waits_since_ms))
                 size += segment.end - DATA_OFFSET
                 seen += 0 if survey is None else min(survey.seen_bytes, segment.end - DATA_OFFSET)
-                # No byte of a segment is older than the segment.
-                waits_since_ms = min(waits_since_ms, max(verified_at_ms, segment.created_ms))
         if not segments:
             return False
         segments.sort()
         self.figures.verified_ratio = seen / size if size else 1.0
-        self.figures.oldest_ms = waits_since_ms
-        oldest_ms, partition, number = segments[0]
+        self.figures.oldest_ms = min(since_ms for *_, since_ms in segments)
+        oldest_ms, partition, number, waits_since_ms = segments[0]
         if oldest_ms + self._settings.scrub_interval_ms > now_ms:
             return False
         for path in self._store.restore_files(partition, number):
             self.figures.damages += 1
             _log.error("a damaged file was written anew", disk=self._name, path=path)
-        is_overdue = self._overdue_ms(partition, number, oldest_ms) <= now_ms
+        is_overdue = waits_since_ms + OVERDUE * self._settings.scrub_interval_ms <= now_ms
         self._survey(partition, number, self._scrub_pace if is_overdue else self._patient_pace)
         return True
-
-    def _overdue_ms(self, partition: int, number: int, verified_at_ms: int) -> int:
-        """From when on the scrub of a segment must not be put off any longer."""
-        created_ms = self._store.replica(partition).segments[number].created_ms
-        return max(verified_at_ms, created_ms) + OVERDUE * self._settings.scrub_interval_ms
 
     def _survey(self, partition: int, number: int, pace: Pace) -> Survey:
         before = pace.bytes
