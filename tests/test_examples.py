@@ -96,7 +96,7 @@ def matches(line: str, expected: str) -> bool:
     return re.fullmatch(pattern, re.sub(" +", " ", line).rstrip()) is not None
 
 
-def hold(examples: list[Example], outcomes: list[tuple[str, int]]) -> None:
+def check_printed(examples: list[Example], outcomes: list[tuple[str, int]]) -> None:
     """Each command has succeeded, and printed what the page shows."""
     for example, (output, status) in zip(examples, outcomes, strict=False):
         assert status == 0, f"$ {example.command}\n{output}"
@@ -113,7 +113,7 @@ API: Final = "http-api.md"
 @pytest.mark.parametrize("page", [name for name, examples in EXAMPLES.items() if examples and name != API])
 @pytest.mark.skipif(shutil.which("curl") is None, reason="the examples use curl, which this machine does not have")
 def test_examples_print_what_the_page_shows(page: str, url: str, tmp_path: Path) -> None:
-    hold(EXAMPLES[page], typed(EXAMPLES[page], url, tmp_path))
+    check_printed(EXAMPLES[page], typed(EXAMPLES[page], url, tmp_path))
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="the examples use curl, which this machine does not have")
@@ -121,7 +121,7 @@ def test_the_page_of_the_api_can_be_typed_from_top_to_bottom_on_a_fresh_start(tm
     (tmp_path / "walk").mkdir()
     with fresh_store(tmp_path) as own:
         outcomes = typed(EXAMPLES[API], own, tmp_path / "walk")
-        hold(EXAMPLES[API], outcomes)
+        check_printed(EXAMPLES[API], outcomes)
     assert sum("curl" in example.command for example in EXAMPLES[API]) > 50
     # Not one of them went wrong without saying so: whatever is refused is refused on purpose, and the page shows it.
     for example, (output, _) in zip(EXAMPLES[API], outcomes, strict=True):

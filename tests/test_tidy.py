@@ -133,7 +133,7 @@ def functions(tree: ast.AST, prefix: str = "") -> Iterator[tuple[str, ast.Functi
             yield from functions(node, prefix)
 
 
-def hold(found: Mapping[str, str], allowed: Mapping[str, str]) -> None:
+def assert_only_allowed(found: Mapping[str, str], allowed: Mapping[str, str]) -> None:
     """All that was found is allowed, and all that is allowed was found."""
     unexpected = [f"{place}: {what}" for place, what in found.items() if place not in allowed]
     needless = [f"{place} is an exception that nothing needs" for place in allowed if place not in found]
@@ -147,12 +147,12 @@ def test_every_module_says_what_it_is_for() -> None:
         for path in files(".py")
         if parsed(path).body and not ast.get_docstring(parsed(path))
     }
-    hold(found, {})
+    assert_only_allowed(found, {})
 
 
 def test_module_names_say_something() -> None:
     found = {name_of(path): "the name says nothing" for path in files(".py") if path.stem in SAYS_NOTHING}
-    hold(found, {})
+    assert_only_allowed(found, {})
 
 
 def test_nothing_is_left_unfinished() -> None:
@@ -161,7 +161,7 @@ def test_nothing_is_left_unfinished() -> None:
         for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
             if UNFINISHED.search(line):
                 found[f"{name_of(path)}:{number}"] = line.strip()
-    hold(found, {})
+    assert_only_allowed(found, {})
 
 
 def test_functions_fit_a_screen_and_modules_hold_one_idea() -> None:
@@ -171,13 +171,13 @@ def test_functions_fit_a_screen_and_modules_hold_one_idea() -> None:
             lines = (node.end_lineno or node.lineno) - node.lineno + 1
             if lines > FUNCTION_LINES_MAX:
                 found[f"{name_of(path)}:{name}"] = f"{lines} lines"
-    hold(found, LONG_FUNCTIONS)
+    assert_only_allowed(found, LONG_FUNCTIONS)
     long_modules = {}
     for path in files(".py"):
         lines = path.read_text(encoding="utf-8").count("\n")
         if lines > MODULE_LINES_MAX:
             long_modules[name_of(path)] = f"{lines} lines"
-    hold(long_modules, LONG_MODULES)
+    assert_only_allowed(long_modules, LONG_MODULES)
 
 
 def defined_names(tree: ast.Module) -> Iterator[tuple[int, str]]:
@@ -205,7 +205,7 @@ def test_names_use_the_words_of_the_glossary() -> None:
         for number, name in defined_names(parsed(path)):
             if words_of(name) & FORBIDDEN_WORDS and name not in NAMES_OF_OTHERS:
                 found[f"{name_of(path)}:{number}"] = name
-    hold(found, {})
+    assert_only_allowed(found, {})
 
 
 def asks_for_time_or_chance(node: ast.AST) -> bool:
@@ -229,7 +229,7 @@ def test_time_and_chance_come_as_arguments() -> None:
         for path in files(".py")
         if name_of(path).startswith("ambry/") and any(asks_for_time_or_chance(node) for node in ast.walk(parsed(path)))
     }
-    hold(found, DOORS_TO_TIME_AND_CHANCE)
+    assert_only_allowed(found, DOORS_TO_TIME_AND_CHANCE)
 
 
 def test_errors_are_in_the_one_tree() -> None:
@@ -242,7 +242,7 @@ def test_errors_are_in_the_one_tree() -> None:
                 re.search(r"(Error|Exception)$", ast.unparse(base)) for base in node.bases
             ):
                 found[f"{name_of(path)}:{node.name}"] = "an error outside errors.py"
-    hold(found, OWN_ERRORS)
+    assert_only_allowed(found, OWN_ERRORS)
 
 
 def catches_all(node: ast.AST) -> bool:
@@ -264,7 +264,7 @@ def test_catch_alls_are_few_and_known() -> None:
             for name, function in functions(parsed(path)):
                 if any(catches_all(node) for node in ast.walk(function)):
                     found[f"{name_of(path)}:{name}"] = "catches everything"
-    hold(found, CATCH_ALLS)
+    assert_only_allowed(found, CATCH_ALLS)
 
 
 def test_the_tree_knows_no_machine_and_no_registry() -> None:
@@ -273,7 +273,7 @@ def test_the_tree_knows_no_machine_and_no_registry() -> None:
         for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
             if MACHINE_PATHS.search(line) or REGISTRY_HOSTS.search(line):
                 found[f"{name_of(path)}:{number}"] = line.strip()[:120]
-    hold(found, {})
+    assert_only_allowed(found, {})
 
 
 def test_every_exception_of_a_linter_has_its_reason() -> None:
@@ -290,7 +290,7 @@ def test_every_exception_of_a_linter_has_its_reason() -> None:
             is_explained_above = number > 1 and lines[number - 2].strip().startswith("#")
             if mark[2] is None or (len(reason) < 10 and not is_explained_above):
                 found[f"{name_of(path)}:{number}"] = "say which rule, and why not here"
-    hold(found, {})
+    assert_only_allowed(found, {})
 
 
 def test_every_limit_has_its_reason() -> None:
@@ -302,7 +302,7 @@ def test_every_limit_has_its_reason() -> None:
             is_explained = isinstance(after, ast.Expr | ast.AnnAssign) and after.lineno == (node.end_lineno or 0) + 1
             if not is_explained and node.target.id not in {"KIB", "MIB", "GIB"}:
                 found[f"ambry/limits.py:{node.target.id}"] = "no sentence below it"
-    hold(found, {})
+    assert_only_allowed(found, {})
     assert limits.CHUNK_BYTES_MAX < limits.SEGMENT_BYTES_DEFAULT
 
 
@@ -317,7 +317,7 @@ def asserts_something(function: ast.AST) -> bool:
             return True
         if isinstance(node, ast.Call):
             name = getattr(node.func, "attr", getattr(node.func, "id", ""))
-            if re.match("assert|check|verify|expect|hold|run_state_machine", name or ""):
+            if re.match("assert|check|verify|expect|run_state_machine", name or ""):
                 return True
     return False
 
@@ -329,7 +329,7 @@ def test_every_test_asserts_something() -> None:
             for name, function in functions(parsed(path)):
                 if function.name.startswith("test_") and not asserts_something(function):
                     found[f"{name_of(path)}:{name}"] = "asserts nothing that a reader can see"
-    hold(found, TESTS_WITHOUT_ASSERTIONS)
+    assert_only_allowed(found, TESTS_WITHOUT_ASSERTIONS)
 
 
 def test_every_decision_has_the_same_headings() -> None:
@@ -352,7 +352,7 @@ def test_every_decision_has_the_same_headings() -> None:
             found[name_of(page)] = "not listed in README.md"
         elif int(page.name[:4]) != expected:
             found[name_of(page)] = f"number {expected} is missing"
-    hold(found, {})
+    assert_only_allowed(found, {})
 
 
 def test_pages_are_plain_english_text() -> None:
@@ -370,4 +370,4 @@ def test_pages_are_plain_english_text() -> None:
             elif path.suffix == ".md" and not line.startswith("|") and len(line) > PROSE_LINE_CHARACTERS_MAX:
                 found[f"{name_of(path)}:{number}"] = f"a line of {len(line)} characters"
     # Tests of decoders feed them other scripts on purpose.
-    hold({place: what for place, what in found.items() if not place.startswith("tests/")}, {})
+    assert_only_allowed({place: what for place, what in found.items() if not place.startswith("tests/")}, {})

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.test_examples import AMBRY, ROOT, examples_of, hold, typed
+from tests.test_examples import AMBRY, ROOT, check_printed, examples_of, typed
 from tests.zookeeper_server import install
 
 PAGE = ROOT / "docs/cluster.md"
@@ -32,7 +32,7 @@ def test_the_walk_of_an_operator_can_be_typed(tmp_path: Path) -> None:
             assert cluster.stdout is not None
             first = cluster.stdout.readline()
             assert "8 datanodes and 2 frontends in 2 datacentres run" in first, log.read_text()
-            hold(examples, typed(examples, "http://127.0.0.1:1", tmp_path, SECONDS_MAX))
+            check_printed(examples, typed(examples, "http://127.0.0.1:1", tmp_path, SECONDS_MAX))
         finally:
             cluster.send_signal(signal.SIGINT)
             cluster.communicate(timeout=120)

@@ -31,6 +31,9 @@ PASSED_ON: Final = ("PATH", HOME_VARIABLE, VARIABLE, "PYTEST_DISABLE_PLUGIN_AUTO
 
 UNDECIDED: Final = "did not end, or not in time"
 FALSE: Final = "not caught: without the bug, too, fails"
+NOT_LOADED: Final = "not caught: with the bug it does not load:"
+"""An import that fails says nothing of what the tests ask."""
+
 SECONDS_MAX: Final = 300.0
 """For the tests of one mutant."""
 
@@ -141,7 +144,7 @@ MUTANTS: Final = (
         "the last group of the journal is dropped",
         "ambry/storage/recovery.py",
         "        journal.secure(groups)\n        if previous is not None:\n",
-        "        journal.secure(groups)\n        if previous is None:\n",
+        "        journal.secure(groups)\n        if previous is not None and self.groups < 0:\n",
     ),
     Mutant(
         "recovery does not secure what it read",
@@ -536,7 +539,7 @@ MUTANTS: Final = (
 
 
 def survives(mutant: Mutant, folder: Path, seconds_max: float) -> str:
-    """The first test that fails against a mutant, or the empty string. `folder` is a copy of the tree."""
+    """What `first_failure` says of a mutant. `folder` is a copy of the tree."""
     path = folder / mutant.path
     source = path.read_text(encoding="utf-8")
     assert source.count(mutant.old) == 1, f"{mutant.name}: its place is gone"
@@ -548,7 +551,10 @@ def survives(mutant: Mutant, folder: Path, seconds_max: float) -> str:
 
 
 def first_failure(tests: tuple[str, ...], folder: Path, seconds_max: float) -> str:
-    """The first of these tests that fails in a copy of the tree, or the empty string; UNDECIDED if it takes longer."""
+    """The first of these tests that fails in a copy of the tree, or the empty string.
+
+    UNDECIDED if it takes longer than `seconds_max`; NOT_LOADED and the module when one of them cannot be imported.
+    """
     environment = {key: os.environ[key] for key in PASSED_ON if key in os.environ}
     try:
         done = subprocess.run(
@@ -565,7 +571,9 @@ def first_failure(tests: tuple[str, ...], folder: Path, seconds_max: float) -> s
     # In the summary, not among the lines of a log: those have more spaces. What is chosen of a test may have some, too.
     failed = re.search(r"^(?:FAILED|ERROR) (\S+\[.*?\]|\S+)(?: - |$)", done.stdout, re.MULTILINE)
     # A process that was killed, or killed itself at the time limit of a test, names no test.
-    return failed[1] if failed else UNDECIDED if done.returncode else ""
+    if not failed:
+        return UNDECIDED if done.returncode else ""
+    return failed[1] if "::" in failed[1] else f"{NOT_LOADED} {failed[1]}"
 
 
 def prove_mutants(chosen: int, seconds: float) -> dict[str, object]:
@@ -590,21 +598,33 @@ def prove_all(mutants: tuple[Mutant, ...], chosen: int, seconds: float) -> dict[
         found = try_all(order, folder, time.monotonic() + seconds)
     return {
         "mutants": len(mutants),
-        "caught": {name: test for name, test in found.items() if test and test != UNDECIDED and FALSE not in test},
-        "escaped": [f"{name} {test}".strip() for name, test in found.items() if not test or FALSE in test],
+        "caught": {name: test for name, test in found.items() if is_caught(test)},
+        "escaped": [
+            f"{name} {test}".strip() for name, test in found.items() if not (is_caught(test) or test == UNDECIDED)
+        ],
         "undecided": [name for name, test in found.items() if test == UNDECIDED],
     }
 
 
+def is_caught(test: str) -> bool:
+    """Whether what `try_all` found of a mutant is the name of a test."""
+    return test != UNDECIDED and not is_not_caught(test)
+
+
+def is_not_caught(test: str) -> bool:
+    """Whether it says that the mutant escaped."""
+    return not test or test.startswith((FALSE, NOT_LOADED))
+
+
 def try_all(mutants: Sequence[Mutant], folder: Path, end_s: float) -> dict[str, str]:
-    """What caught each mutant that there was time for, in a copy of the tree; nothing, UNDECIDED, or a FALSE catch."""
+    """What caught each mutant that there was time for, in a copy of the tree: a test, or one of the words above."""
     found: dict[str, str] = {}
     without_bugs: dict[str, str] = {}
     for mutant in mutants:
         if time.monotonic() >= end_s:
             break
         test = survives(mutant, folder, SECONDS_MAX)
-        if test and test != UNDECIDED:
+        if is_caught(test):
             # A test that fails anyway, say for want of a program, has caught nothing.
             if test not in without_bugs:
                 without_bugs[test] = first_failure((test,), folder, SECONDS_MAX)

@@ -15,7 +15,7 @@ from tests.prove.images import prove_images
 from tests.prove.kills import prove_kills
 from tests.prove.machine import EPISODE_STEPS, RULES, prove_machine
 from tests.prove.mutant import Mutant
-from tests.prove.mutants import FALSE, MUTANTS, ROOT, try_all
+from tests.prove.mutants import FALSE, MUTANTS, NOT_LOADED, ROOT, try_all
 from tests.prove.planted import prove_planted
 from tests.prove.syscalls import prove_syscalls
 from tests.storage.test_store_machine import StoreMachine
@@ -92,7 +92,9 @@ def test_every_mutant_still_has_its_place(mutant: Mutant) -> None:
     assert mutant.old != mutant.new
 
 
-def test_a_test_that_fails_without_a_bug_catches_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_fails_without_the_bug_catches_none_nor_does_what_cannot_be_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     # What is run is not the tree, but a folder like one, and needs none of the plugins, which are slow to load.
     monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
     (tmp_path / "one.py").write_text("ONE = 1\n")
@@ -109,10 +111,12 @@ def test_a_test_that_fails_without_a_bug_catches_none(tmp_path: Path, monkeypatc
         Mutant("caught in one way of two", "one.py", "1", "2", ("test_ways.py",)),
         Mutant("no bug", "one.py", "1", "1 ", ("test_one.py",)),
         Mutant("caught by nothing", "one.py", "1", "2", ("test_never.py",)),
+        Mutant("not loaded", "one.py", "1", "1 / 0", ("test_one.py",)),
     ]
     assert try_all(mutants, tmp_path, math.inf) == {
         "caught": "test_one.py::test_one",
         "caught in one way of two": "test_ways.py::test_way[another - [way]]",
         "no bug": "",
         "caught by nothing": f"{FALSE} test_never.py::test_never",
+        "not loaded": f"{NOT_LOADED} test_one.py",
     }
