@@ -143,7 +143,7 @@ class BlobNotFound(AmbryError):
 
 
 class BlobDeleted(AmbryError):
-    """The id was deleted, and its record is still kept."""
+    """The id was deleted, and its tombstone is kept. Of an undelete: its bytes are gone, and it cannot come back."""
 
     code = 31
     name = "blob_deleted"

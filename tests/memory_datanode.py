@@ -293,7 +293,7 @@ class MemoryDatanode:
         found = self.blobs.get(request.blob_id)
         if found is None:
             raise BlobNotFound("never stored here", incarnation=self.incarnation)
-        told = {"life": found.state.life, "expires_at_ms": found.state.expires_at_ms, "time_ms": found.time_ms}
+        told = _told(found)
         if found.state.is_deleted and not (request.include_deleted and found.has_body):
             raise BlobDeleted("deleted", **told)
         if found.put is None:
@@ -315,7 +315,7 @@ class MemoryDatanode:
             self.blobs[request.blob_id] = found
             return StateAnswer(found.state, False)
         if request.change is Change.UNDELETE and found.state.is_deleted and not found.has_body:
-            raise BlobNotFound("deleted for good", incarnation=self.incarnation)
+            raise BlobDeleted("the bytes of the deleted blob are not here", **_told(found))
         state = _changed(found.state, request)
         if state != found.state:
             found.state, found.lsn, found.time_ms = state, self._next_lsn(), request.time_ms
@@ -382,6 +382,11 @@ class MemoryDatanode:
         wanted = sorted(key for key in totals if request.after is None or key > request.after)
         rows = tuple(ContainerUsage(*key, *totals[key]) for key in wanted[: request.limit])
         return UsageAnswer(rows, is_last=len(rows) == len(wanted))
+
+
+def _told(found: StoredBlob) -> dict[str, int]:
+    """The facts of a refusal that says what state a blob has."""
+    return {"life": found.state.life, "expires_at_ms": found.state.expires_at_ms, "time_ms": found.time_ms}
 
 
 def _changed(state: BlobState, request: UpdateRequest) -> BlobState:

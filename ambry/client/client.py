@@ -287,7 +287,8 @@ class Client:
 
         Raises:
             NotAllowed: It is not deleted.
-            BlobNotFound: No such id, or its record is collected; BlobExpired.
+            BlobDeleted: Its retention is over, and its bytes are gone.
+            BlobNotFound: No such id; BlobExpired if its TTL has passed.
         """
         try:
             self._session.ask(

@@ -28,6 +28,7 @@ from ambry.errors import (
     BlobExpired,
     BlobNotFound,
     DeadlineExceeded,
+    NameDeleted,
     NameExpired,
     NameNotFound,
     NameStoreUnavailable,
@@ -383,7 +384,7 @@ class NamedOperations:
     async def undelete(self, name: Name) -> NamedBlob:
         """Bring back what a name stood for before it was deleted, or its blob if that was deleted by its id.
 
-        Raises NameNotFound if nothing is left of it, NotAllowed if it lives.
+        Raises NameNotFound if it never was, NameDeleted or BlobDeleted if nothing is left, NotAllowed if it lives.
         """
         key = name.key
         rows = await self.database.read(lambda session: changes.read_all(session, key))
@@ -398,7 +399,7 @@ class NamedOperations:
             raise NotAllowed("the blob of this name has another name now")
         below = versions[1] if len(versions) > 1 else None
         if below is None or not owns_its_blob(below, rows):
-            raise NameNotFound("nothing is left of what this name stood for")
+            raise NameDeleted("the name was deleted, and nothing is left of what it stood for")
         await self.purge(name, (top.version, top.datacentre))
         return await self.find(key, GetOption.EXPIRED)
 

@@ -10,7 +10,7 @@ import asyncio
 from asyncio import CancelledError
 from collections import deque
 from functools import partial
-from typing import Generic, TypeVar
+from typing import Final, Generic, TypeVar
 
 from ambry.blob.checksums import checksum_vector, root_of
 from ambry.blob.requests import Change, GetAnswer, GetRequest, PutRequest, StateAnswer, UpdateRequest
@@ -26,7 +26,7 @@ from ambry.cluster.quorum import (
     reply_of,
     told_state,
 )
-from ambry.errors import AmbryError, BlobNotFound, CorruptRecord, Unavailable
+from ambry.errors import AmbryError, BlobDeleted, BlobNotFound, CorruptRecord, Unavailable
 from ambry.frontend.health import Peer
 from ambry.frontend.hedged import read
 from ambry.frontend.placement import Route
@@ -36,6 +36,9 @@ from ambry.logs import get_logger
 _log = get_logger(__name__)
 
 _Answer = TypeVar("_Answer")
+
+GONE_FOR_GOOD: Final = "the blob was deleted, and its bytes are gone: they are kept for its retention only"
+"""Why an undelete is refused: what a client is told."""
 
 
 class _Answers(Generic[_Answer]):
@@ -357,7 +360,7 @@ async def revive(route: Route, blob_id: bytes, state: BlobState, *, time_ms: int
     """Undelete a blob where its bytes are: what one replica that has them has made of `state`, durably.
 
     A replica without the bytes refuses. All of this datacentre are asked; the others, if these do not have them or are
-    slow to say so. Raises BlobNotFound if every replica has refused, and Unavailable; then no replica has changed, but
+    slow to say so. Raises BlobDeleted if every replica has refused, and Unavailable; then no replica has changed, but
     for those whose answer did not come.
     """
     answers = _Answers[StateAnswer]()
@@ -386,8 +389,10 @@ async def revive(route: Route, blob_id: bytes, state: BlobState, *, time_ms: int
                     break
     finally:
         answers.leave()
-    if all(reply is Reply.NOT_FOUND for reply, one in zip(replies, route.groups, strict=True) if one != UNCOUNTED):
-        raise BlobNotFound("the blob was deleted for good")
+    # One that denies the blob has no bytes of it either; so did all without them say in older versions.
+    refusals = {Reply.DELETED, Reply.NOT_FOUND}
+    if all(reply in refusals for reply, one in zip(replies, route.groups, strict=True) if one != UNCOUNTED):
+        raise BlobDeleted(GONE_FOR_GOOD)
     raise Unavailable("whether the bytes of the deleted blob are still there is not known")
 
 

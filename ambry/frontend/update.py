@@ -55,7 +55,8 @@ async def extend(placement: Placement, clock: Clock, blob_id: bytes, expires_at_
 
 
 async def undelete(placement: Placement, clock: Clock, blob_id: bytes, tried: list[BlobState]) -> BlobState:
-    """Bring a deleted blob back. Raises BlobNotFound when its bytes are gone, BlobExpired, NotAllowed if it lives.
+    """Bring a deleted blob back. Raises BlobDeleted when its bytes are gone, as a read does while there is a tombstone;
+    BlobNotFound (certain), BlobExpired, Unavailable; NotAllowed if it lives.
 
     `tried`: what earlier attempts of the same request have aimed at, and this one too from now on. A blob that lives
     as one of them wanted it was brought back by this request, whatever that attempt heard of it.
@@ -63,7 +64,7 @@ async def undelete(placement: Placement, clock: Clock, blob_id: bytes, tried: li
     kind = kind_of(blob_id)
     state, bytes_are_here = await _survey(placement, blob_id)
     if state.is_deleted and bytes_are_here is False:
-        raise BlobNotFound("the blob was deleted for good")
+        raise BlobDeleted(replicas.GONE_FOR_GOOD)
     if state.is_expired(clock.now_ms()):
         raise BlobExpired("the blob has expired")
     if state.is_deleted:
@@ -93,7 +94,7 @@ async def _find_bytes(placement: Placement, blob_id: bytes) -> None:
 
 
 async def _find_chunks(placement: Placement, clock: Clock, blob_id: bytes) -> None:
-    """Raises BlobNotFound when a chunk is gone: its sweeper takes them some time after the retention of the manifest,
+    """Raises BlobDeleted when a chunk is gone: its sweeper takes them some time after the retention of the manifest,
     whose own bytes may be there for longer.
     """
     try:
@@ -101,7 +102,7 @@ async def _find_chunks(placement: Placement, clock: Clock, blob_id: bytes) -> No
     except (BlobNotFound, BlobDeleted, CorruptRecord) as error:
         if isinstance(error, CorruptRecord) and not isinstance(error.__cause__, BlobNotFound | BlobDeleted):
             raise
-        raise BlobNotFound("the blob was deleted for good: chunks of it are gone") from error
+        raise BlobDeleted(f"{replicas.GONE_FOR_GOOD}; chunks of it are gone") from error
 
 
 async def _extend_chunks(placement: Placement, clock: Clock, blob_id: bytes, expires_at_ms: int) -> None:

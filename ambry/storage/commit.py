@@ -27,6 +27,7 @@ from ambry.errors import (
     BadDigest,
     BadRequest,
     BlobCollision,
+    BlobDeleted,
     BlobNotFound,
     DiskFull,
     DiskUnavailable,
@@ -52,6 +53,7 @@ from ambry.storage.index_entry import (
 from ambry.storage.journal import ALIGNMENT, BODY_ELSEWHERE, ENTRY_SIZE, GROUP_HEADER_SIZE
 from ambry.storage.journal import encode_entry as encode_journal_entry
 from ambry.storage.late_rows import LateRows
+from ambry.storage.reading import told
 from ambry.storage.record import RecordKind, decode_header, encode_meta, padding_after, record_size
 from ambry.storage.replica import Replica, check_capacity, replica_of
 from ambry.storage.segment import Segment
@@ -232,7 +234,7 @@ class CommitGroup:
             case Change.UNDELETE:
                 if entry.life & 1 and not entry.has_body:
                     # Compaction reclaimed it, or it never was here: alive again it would be a hole that nobody fills.
-                    raise BlobNotFound("the blob was deleted for good", incarnation=replica.incarnation)
+                    raise BlobDeleted("the replica has no bytes of the deleted blob", **told(entry))
                 target = undeleted(join(entry.state, request.state))
             case Change.EXTEND:
                 target = extended(entry.state, request.state.expires_at_ms)

@@ -33,13 +33,14 @@ def checked_entry(value: bytes | None, request: GetRequest, replica: Replica, se
         raise BlobNotFound("no such blob", incarnation=replica.incarnation)
     is_gone = not entry.has_body or (entry.time_ms < settled_ms and request.blob_id[KIND_AT] == Kind.COMPOSITE)
     if entry.life & 1 and (is_gone or not request.include_deleted):
-        raise BlobDeleted("the blob was deleted", **_told(entry))
+        raise BlobDeleted("the blob was deleted", **told(entry))
     if not entry.has_body:
-        raise NotHere("the replica has no bytes of this blob", **_told(entry))
+        raise NotHere("the replica has no bytes of this blob", **told(entry))
     return entry
 
 
-def _told(entry: Entry) -> dict[str, int]:
+def told(entry: Entry) -> dict[str, int]:
+    """The state of a blob as facts of a refusal: life, and the moments of its expiry and of its newest change in ms."""
     return {"life": entry.life, "expires_at_ms": entry.expires_at_ms, "time_ms": entry.time_ms}
 
 

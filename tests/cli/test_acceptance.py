@@ -324,7 +324,7 @@ def test_n8_a_delete_can_be_repeated_and_taken_back(store: Store) -> None:
             document = json.loads(answer)
             assert (status, document["code"], document["proof"]) == (404, "blob_not_found", "quorum"), (method, rest)
     assert store.ask("PUT", missing + "/ttl", {"x-ambry-ttl": "-1"})[0] == 404
-    # 404 for what compaction took: tests/cli/test_given_up.py, where retention is short.
+    # 410 for what compaction took: tests/cli/test_given_up.py, where retention is short.
 
 
 def test_n9_ownership_ttl_and_headers_of_a_container(store: Store) -> None:

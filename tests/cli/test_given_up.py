@@ -165,7 +165,7 @@ def cluster_forgets(folder: Path) -> None:
             assert frontend.end() == 0
 
 
-def test_n8_what_compaction_took_is_not_brought_back_and_says_404(tmp_path: Path) -> None:
+def test_n8_what_compaction_took_is_not_brought_back_and_says_410(tmp_path: Path) -> None:
     with cluster(tmp_path) as settings, ambry("frontend", "--config", str(settings), cwd=tmp_path) as frontend:
         url = f"http://127.0.0.1:{frontend.wait_for('ready')['port']}"
         make_tenants(url)
@@ -174,11 +174,14 @@ def test_n8_what_compaction_took_is_not_brought_back_and_says_404(tmp_path: Path
         assert ask("DELETE", f"{url}/{ids[1]}")[0] == 202
         change_promise(url)
         until(lambda: not logs_have(tmp_path, body_of(1)), "the bytes of a deleted blob are still in a log")
+        everything = {"x-ambry-get-option": "Include_All"}
         for again in range(2):
             status, _, body = ask("PUT", f"{url}/{ids[1]}/undelete")
-            assert (status, json.loads(body)["code"]) == (404, "blob_not_found"), again
-        assert ask("GET", f"{url}/{ids[1]}")[0] == 410
+            assert (status, json.loads(body)["code"]) == (410, "blob_deleted"), again
+            assert "kept for its retention" in json.loads(body)["message"], again
+            for headers in ({}, everything):
+                status, _, body = ask("GET", f"{url}/{ids[1]}", None, headers)
+                assert (status, json.loads(body)["code"]) == (410, "blob_deleted"), headers
         assert ask("DELETE", f"{url}/{ids[1]}")[0] == 202
-        assert ask("GET", f"{url}/{ids[1]}", None, {"x-ambry-get-option": "Include_Deleted_Blobs"})[0] in {404, 410}
         assert ask("GET", f"{url}/{ids[3]}")[2] == body_of(3)
         assert frontend.end() == 0

@@ -350,6 +350,35 @@ def test_an_undelete_brings_the_bytes_to_replicas_that_lack_them() -> None:
     run_two(test)
 
 
+@pytest.mark.parametrize("is_known_here", [True, False])
+def test_an_undelete_of_what_two_datacentres_reclaimed_says_deleted_once_both_have_said_so(is_known_here: bool) -> None:
+    async def test(operations: Operations, nodes: dict[str, MemoryDatanode]) -> None:
+        here = await put(operations)
+        await settle()
+        blob_id = from_there(here)
+        plant(nodes, blob_id, of=here, at="a1 a2 a3 b1 b2 b3")
+        await operations.delete(blob_id)
+        for node in nodes.values():
+            node.blobs[blob_id].state = BlobState(1, NEVER)
+            node.lose_body(blob_id)
+        if not is_known_here:
+            for name in ("a1", "a2", "a3"):
+                del nodes[name].blobs[blob_id]
+        for name in ("b1", "b2", "b3"):
+            nodes[name].fail("update", ConnectionLost("x"), times=None)
+            nodes[name].fail("get", ConnectionLost("x"), times=None)
+        with pytest.raises(Unavailable):
+            await operations.undelete(blob_id)
+        for name in ("b1", "b2", "b3"):
+            nodes[name].heal()
+        with pytest.raises(BlobDeleted, match="kept for its retention"):
+            await operations.undelete(blob_id)
+        with pytest.raises(BlobDeleted):
+            await get(operations, blob_id)
+
+    run_two(test)
+
+
 def test_an_undelete_that_took_effect_under_an_old_map_is_acknowledged_by_its_second_attempt() -> None:
     async def test(operations: Operations, nodes: dict[str, MemoryDatanode]) -> None:
         blob_id = await put(operations)

@@ -117,6 +117,17 @@ def test_a_delete_by_name_is_taken_back(store_url: str) -> None:
     tell(store_url, story)
 
 
+def test_a_name_of_which_nothing_is_left_is_deleted_for_an_undelete_as_for_a_read(store_url: str) -> None:
+    async def story(run: Serving) -> None:
+        version = (await put(run, "a", b"body")).headers["x-ambry-named-version"]
+        assert (await run.ask("DELETE", f"{BASE}/a")).status == 202
+        assert (await run.ask("DELETE", f"{BASE}/a?version={version}")).status == 202
+        for answer in (await change(run, "undelete", blob_id=f"{BASE}/a"), await run.ask("GET", f"{BASE}/a")):
+            assert (answer.status, answer.error["code"]) == (410, "name_deleted")
+
+    tell(store_url, story)
+
+
 @pytest.mark.parametrize(
     "subject", ["", "nonsense", "/named/default", "/named/default/default", "/named/default/default/",
                 "/named/default/default/..", "/named/nobody/default/a", "/" + "A" * 44],

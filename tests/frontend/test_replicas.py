@@ -51,6 +51,10 @@ async def get(operations: Operations, blob_id: bytes) -> bytes:
     return bytes((await operations.open(blob_id, GetOption.NONE, head_size=100)).head)
 
 
+def get_from(operations: Operations) -> Callable[[bytes], Awaitable[bytes]]:
+    return lambda blob_id: get(operations, blob_id)
+
+
 async def settle() -> None:
     """Let everything that needs no outside event happen."""
     for _ in range(50):
@@ -291,6 +295,44 @@ def test_a_deleted_blob_comes_back_when_a_replica_within_reach_has_its_bytes() -
             node.lose_body(blob_id)
         assert await operations.undelete(blob_id) == BlobState(2, NEVER)
         assert await get(operations, blob_id) == b"hello"
+
+    run(test)
+
+
+def test_an_undelete_of_what_every_replica_reclaimed_says_deleted_even_where_some_never_heard_of_it() -> None:
+    async def test(operations: Operations, nodes: list[MemoryDatanode]) -> None:
+        blob_id = await put(operations)
+        await operations.delete(blob_id)
+        await settle()
+        for node in nodes:
+            node.lose_body(blob_id)
+        del nodes[1].blobs[blob_id]
+        for read in (operations.undelete, get_from(operations)):
+            with pytest.raises(BlobDeleted):
+                await read(blob_id)
+        assert [blob_id in node.blobs for node in nodes] == [True, False, True]
+
+    run(test)
+
+
+def test_an_undelete_whose_bytes_all_replicas_reclaim_after_the_look_says_deleted() -> None:
+    """By refusals of the new kind and of datanodes of an older version, which said "not found"."""
+
+    async def test(operations: Operations, nodes: list[MemoryDatanode]) -> None:
+        blob_id = await put(operations)
+        await operations.delete(blob_id)
+        await settle()
+        gates = [node.hold("update") for node in nodes]
+        undelete = asyncio.create_task(operations.undelete(blob_id))
+        while not all(node.waiting for node in nodes):
+            await asyncio.sleep(0)
+        nodes[2].fail("update", BlobNotFound("the blob was deleted for good"))
+        for node, gate in zip(nodes, gates, strict=True):
+            node.lose_body(blob_id)
+            gate.set()
+        with pytest.raises(BlobDeleted, match="kept for its retention"):
+            await undelete
+        assert [node.blobs[blob_id].state for node in nodes] == [BlobState(1, NEVER)] * 3
 
     run(test)
 

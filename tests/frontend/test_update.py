@@ -43,7 +43,7 @@ def test_a_blob_whose_chunks_were_collected_is_not_brought_back() -> None:
         chunk = next(one for one in node.blobs if one != blob_id)
         deadline = asyncio.get_running_loop().time() + 10
         await node.update(UpdateRequest(chunk, Change.DELETE, BlobState(0, 0), NOW_MS), deadline)
-        with pytest.raises(BlobNotFound, match="chunks of it are gone"):
+        with pytest.raises(BlobDeleted, match="chunks of it are gone"):
             await operations.undelete(blob_id)
         assert node.blobs[blob_id].state.is_deleted
         with pytest.raises(BlobDeleted):
@@ -133,7 +133,7 @@ def test_an_undelete_that_meets_the_reclaim_of_the_bytes_leaves_the_blob_deleted
             await asyncio.sleep(0)
         node.lose_body(blob_id)
         gate.set()
-        with pytest.raises(BlobNotFound):
+        with pytest.raises(BlobDeleted, match="kept for its retention"):
             await undelete
         with pytest.raises(BlobDeleted):
             await operations.open(blob_id, GetOption.NONE, head_size=0)
@@ -156,13 +156,16 @@ def test_what_never_was_cannot_be_changed() -> None:
     run(test)
 
 
-def test_what_was_deleted_for_good_cannot_come_back() -> None:
+@pytest.mark.parametrize("size", SIZES)
+def test_what_was_deleted_for_good_cannot_come_back_and_is_deleted_as_for_a_read(size: int) -> None:
     async def test(operations: Operations, node: MemoryDatanode) -> None:
-        blob_id = await put(operations, 50)
+        blob_id = await put(operations, size)
         await operations.delete(blob_id)
         node.lose_body(blob_id)
-        with pytest.raises(BlobNotFound):
+        with pytest.raises(BlobDeleted, match="kept for its retention"):
             await operations.undelete(blob_id)
+        with pytest.raises(BlobDeleted):
+            await operations.open(blob_id, GetOption.ALL, head_size=0)
         with pytest.raises(BlobDeleted):
             await operations.extend(blob_id, NEVER)
 

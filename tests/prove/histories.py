@@ -215,6 +215,8 @@ class Clients:
         async with call.session.put(f"{call.url}/{text_from_binary(blob.blob_id)}/undelete") as answer:
             code = "" if answer.status == 200 else json.loads(await answer.read())["code"]
             self._told("undelete", answer.status, 200, 404, 409, 410)
+        if answer.status == 404:
+            self.history.saw_not_found(blob, now_ms=_now_ms())
         if code == "not_allowed":
             blob.attempts.remove(attempt)
             self.refused.setdefault(blob.blob_id, []).append(attempt)

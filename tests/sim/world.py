@@ -420,9 +420,7 @@ class World:
             blob.attempts.remove(attempt)
             raise
         except BlobNotFound:
-            # Of an undelete: deleted for good, which is no claim that it never was.
-            if is_delete:
-                self.history.saw_not_found(blob, now_ms=self._true_ms())
+            self.history.saw_not_found(blob, now_ms=self._true_ms())
             raise
         attempt.ended = self.loop.now
         attempt.is_acknowledged = True

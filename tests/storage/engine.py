@@ -110,7 +110,7 @@ class Model:
                 target = deleted(blob.state)
             case Change.UNDELETE:
                 if blob.state.is_deleted and blob.put is None:
-                    return BlobNotFound
+                    return BlobDeleted
                 target = undeleted(join(blob.state, request.state))
             case _:
                 target = extended(blob.state, request.state.expires_at_ms)

@@ -99,7 +99,7 @@ def test_the_bytes_of_deleted_blobs_go_after_their_retention_and_their_tombstone
     _settle_feed(world)
     for _ in range(2):
         assert answer_of(lambda: world.store.get(GetRequest(blob_id(buried[0]), 0, WHOLE))) is BlobDeleted
-        assert type(world.store.commit([update(blob_id(buried[0]), Change.UNDELETE)])[0]) is BlobNotFound
+        assert type(world.store.commit([update(blob_id(buried[0]), Change.UNDELETE)])[0]) is BlobDeleted
         world.check()
         world.crash()
         world.open()

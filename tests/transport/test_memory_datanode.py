@@ -81,7 +81,7 @@ def test_states_are_joined_and_a_tombstone_waits_for_its_put() -> None:
         assert (await node.put(put_request(blob_id(), b"late"), far())) == StateAnswer(BlobState(1, NEVER), False)
         with pytest.raises(BlobDeleted):
             await node.get(GetRequest(blob_id(), 0, 4, include_deleted=True), far())
-        with pytest.raises(BlobNotFound):
+        with pytest.raises(BlobDeleted):
             await node.update(update(Change.UNDELETE), far())
         assert (await node.update(update(Change.JOIN, 2, 50), far())).state.life == 2
         with pytest.raises(NotHere):
