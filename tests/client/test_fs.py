@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import itertools
 import random
+import time
 import tomllib
 import urllib.request
 from datetime import UTC, datetime, timedelta
@@ -105,8 +106,14 @@ def test_a_file_is_as_old_as_its_blob(fs: AmbryFileSystem, base: str) -> None:
     # The store's clock is this machine's, in whole seconds.
     assert now - timedelta(minutes=1) < fs.created(f"{base}/a") <= now
     assert fs.modified(f"{base}/a") == fs.created(f"{base}/a")
-    fs.cp_file(f"{base}/a", f"{base}/b")
-    assert fs.created(f"{base}/b") == fs.created(f"{base}/a")
+    made = fs.created(f"{base}/a")
+    # The next second, so that what is as old as that cannot be taken for what is new.
+    while datetime.now(UTC) < made + timedelta(seconds=1):
+        time.sleep(0.01)
+    fs.cp_file(f"{base}/a", f"{base}/copy")
+    fs.mv_file(f"{base}/a", f"{base}/moved")
+    # A copy is a blob of its own, and what is renamed stays the same.
+    assert fs.created(f"{base}/moved") == made < fs.created(f"{base}/copy")
 
 
 def test_lists_walks_and_removals(fs: AmbryFileSystem, base: str) -> None:
