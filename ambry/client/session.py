@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 _ERRORS_BY_NAME: Final = {error.name: error for error in ERRORS_BY_CODE.values()}
 _TOO_MANY: Final = 429
+_REQUEST_ID: Final = "x-ambry-request-id"
+"""Every answer of a store has it, whatever it says. What has not is that of a portal, a proxy or another server."""
+
 _CLOCK: Final = SystemClock()
 _T = TypeVar("_T")
 _CHANGES: Final = frozenset({"PUT", "POST", "DELETE"})
@@ -114,12 +117,13 @@ class Session:
                 is_unsure = is_unsure or (exchange.is_second and method in _CHANGES)
                 was_sent = True
                 status = exchange.status
-                if status in expected:
+                is_foreign = status in expected and _REQUEST_ID not in exchange.headers
+                if status in expected and not is_foreign:
                     self._note(url, failed=False)
                     return exchange
-                failure, is_stores = _failure(exchange)
+                failure, is_stores = (_foreign(exchange), False) if is_foreign else _failure(exchange)
                 after_s = retry_after_s(exchange.headers, _CLOCK.now_ms())
-                is_broken = status in {502, 503, 504} or (status >= 500 and not is_stores)
+                is_broken = status in {502, 503, 504} or (status >= 500 and not is_stores) or is_foreign
                 self._note(url, failed=is_broken, after_s=after_s)
                 if status not in RETRY_STATUSES and not is_broken:
                     attempts.append(f"{url}: {status}")
@@ -158,7 +162,7 @@ class Session:
             except AmbryError as error:
                 attempts.append(f"{exchange.url}: {error.message}")
                 error.facts = {
-                    "status": exchange.status, "request_id": exchange.headers.get("x-ambry-request-id"),
+                    "status": exchange.status, "request_id": exchange.headers.get(_REQUEST_ID),
                     "attempts": attempts, "frontend": exchange.url, **error.facts,
                 }  # fmt: skip
                 if not isinstance(error, ConnectionLost | Unavailable):
@@ -287,13 +291,19 @@ def document_of(exchange: "Exchange", *keys: str) -> Any:  # noqa: ANN401 -- JSO
 def _no_answer(exchange: "Exchange", what: str) -> Unavailable:
     return Unavailable(
         f"status {exchange.status} and {what}: no answer of a store",
-        status=exchange.status, request_id=exchange.headers.get("x-ambry-request-id"), frontend=exchange.url,
+        status=exchange.status, request_id=exchange.headers.get(_REQUEST_ID), frontend=exchange.url,
     )  # fmt: skip
+
+
+def _foreign(exchange: "Exchange") -> Unavailable:
+    """The error of an answer with the status of success that no store has given; nobody reads its body."""
+    exchange.close()
+    return _no_answer(exchange, f"no {_REQUEST_ID}")
 
 
 def _failure(exchange: "Exchange") -> tuple[AmbryError, bool]:
     """What an answer of another status means, and whether it has the words of a store."""
-    request_id = exchange.headers.get("x-ambry-request-id")
+    request_id = exchange.headers.get(_REQUEST_ID)
     try:
         document = json.loads(exchange.read() or b"null")
     except (ValueError, RecursionError, ConnectionLost, DeadlineExceeded):

@@ -61,8 +61,8 @@ def trickling() -> Iterator[Callable[[bytes], str]]:
 @pytest.mark.parametrize(
     "beginning",
     [
-        b"HTTP/1.1 200 OK\r\nContent-Length: 600\r\n\r\n",
-        b"HTTP/1.1 200 OK\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nx-ambry-request-id: r-1\r\nContent-Length: 600\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nx-ambry-request-id: r-1\r\n\r\n",
         b"HTTP/1.1 200 OK\r\nx-trickling: ",
         b"HTTP/1.1 503 Not now\r\nContent-Length: 600\r\n\r\n",
     ],

@@ -43,13 +43,14 @@ def test_what_another_server_says_is_asked_of_a_store(client: Client, url: str) 
             with Client(urls, deadline_s=20) as both:
                 assert [entry.name for entry in both.list(f"{BASE}/b")] == ["frontends/b"]
                 assert both.stat(f"{BASE}/b").size == 5
+                assert both.get(f"{BASE}/b") == b"hello"
                 assert [entry.body for entry in both.get_many([both.stat(f"{BASE}/b").id])] == [b"hello"]
 
 
 def test_parts_of_a_file_come_from_the_frontend_that_has_them(client: Client, url: str, tmp_path: Path) -> None:
     data = bytes_of(3 * MIB)
     blob_id = client.put(data).id
-    short = b"HTTP/1.1 206 Partial\r\nContent-Length: 1048576\r\n\r\n"
+    short = b"HTTP/1.1 206 Partial\r\nx-ambry-request-id: r-1\r\nContent-Length: 1048576\r\n\r\n"
 
     def answer(_: int, connection: socket.socket) -> None:
         connection.sendall(short)
@@ -87,6 +88,13 @@ def test_bodies_that_break_off_are_asked_for_again_within_the_budget() -> None:
 
 
 ASKED: list[Callable[[Client], object]] = [
+    lambda client: client.get(ID),
+    lambda client: client.get("a/b/c", 0, 19),
+    lambda client: client.exists("a/b/c"),
+    lambda client: client.delete("a/b/c"),
+    lambda client: client.extend(ID, 60),
+    lambda client: client.undelete(ID),
+    lambda client: client.put_stream([b"x"], "a/b/c"),
     lambda client: list(client.list("a/b")),
     lambda client: client.stat("a/b/c"),
     lambda client: client.put(b"x", "a/b/c"),
@@ -102,7 +110,9 @@ ASKED: list[Callable[[Client], object]] = [
 ]
 
 
-@pytest.mark.parametrize("status", [b"200 OK", b"201 Created", b"500 Oops"])
+@pytest.mark.parametrize(
+    "status", [b"200 OK", b"201 Created", b"202 Accepted", b"206 Partial", b"404 Not here", b"500 Oops"]
+)
 @pytest.mark.parametrize("ask", ASKED)
 def test_the_page_of_another_server_is_an_error_that_names_it(ask: Callable[[Client], object], status: bytes) -> None:
     with misbehaving(says(PAGE % status)) as url, Client(url) as client:

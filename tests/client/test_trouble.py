@@ -21,7 +21,7 @@ from tests.client.conftest import ended, started
 
 Answer = Callable[[int, socket.socket], None]
 BODY = b"hello" * 100
-HEAD = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n"
+HEAD = b"HTTP/1.1 200 OK\r\nx-ambry-request-id: r-1\r\nContent-Length: %d\r\n\r\n"
 NOT_NOW = (
     b"HTTP/1.1 503 Not now\r\nRetry-After: 1\r\nContent-Type: application/json\r\nContent-Length: 69\r\n\r\n"
     b'{"code": "overloaded", "message": "not now", "request_id": "r-12345"}'
@@ -71,7 +71,7 @@ def test_a_connection_is_kept_after_an_answer_without_a_body() -> None:
     async def gone(request: web.Request) -> web.Response:
         assert request.transport is not None
         seen.append(request.transport.get_extra_info("peername"))
-        return web.Response(status=202)
+        return web.Response(status=202, headers={"x-ambry-request-id": "r-1"})
 
     with fake_server(gone) as url, Client(url) as client:
         for _ in range(3):
@@ -80,9 +80,7 @@ def test_a_connection_is_kept_after_an_answer_without_a_body() -> None:
     assert len(set(seen)) == 1
 
 
-@pytest.mark.parametrize(
-    "bad", [b"", b"nonsense\r\n\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: 900\r\n\r\nshort", NOT_NOW]
-)
+@pytest.mark.parametrize("bad", [b"", b"nonsense\r\n\r\n", HEAD % 900 + b"short", NOT_NOW])
 def test_what_fails_once_is_asked_again(bad: bytes) -> None:
     def answer(count: int, connection: socket.socket) -> None:
         connection.sendall(bad if count == 0 else HEAD % len(BODY) + BODY)
@@ -148,7 +146,7 @@ def test_wrong_credentials_are_told_at_once(url: str) -> None:
 
 
 def test_bytes_that_changed_on_their_way_are_noticed() -> None:
-    wrong = b"HTTP/1.1 200 OK\r\nRepr-Digest: crc32=:AAAAAA==:\r\nContent-Length: 500\r\n\r\n" + BODY
+    wrong = HEAD.replace(b"Content", b"Repr-Digest: crc32=:AAAAAA==:\r\nContent") % 500 + BODY
     with misbehaving(says(wrong)) as url, Client(url) as client, pytest.raises(AmbryError) as caught:
         client.get(ID)
     assert caught.value.name == "bad_digest"
