@@ -122,10 +122,8 @@ def upload_dir(
         with meter.files([(str(file.path), f"{container}/{file.name}", file.size) for file in batch]) as part:
             return up.store(batch, part)
 
-    with closing(in_order(_threads(threads, files), some, batched(files))) as batches:
-        found = [one for batch in batches for one in batch]
-    meter.end()
-    return found
+    with meter, closing(in_order(_threads(threads, files), some, batched(files))) as batches:
+        return [one for batch in batches for one in batch]
 
 
 class _Up:
@@ -238,10 +236,8 @@ def download_dir(
                 small_files.download(client, session, missing)
         return targets
 
-    with closing(in_order(_threads(threads, listed), some, batched(listed))) as batches:
-        found = [one for batch in batches for one in batch]
-    meter.end()
-    return found
+    with meter, closing(in_order(_threads(threads, listed), some, batched(listed))) as batches:
+        return [one for batch in batches for one in batch]
 
 
 def _not_there(client: "Client", files: list[StoredFile]) -> list[StoredFile]:

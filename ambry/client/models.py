@@ -140,20 +140,19 @@ class Models:
             raise BadRequest(f"{folder} has nothing that could be a model", field="folder")
         contents = Contents(self._client, ref.container)
         size = sum(path.stat().st_size for _, path in found.files)
-        meter = Meter(progress, ref.model, size)
-        push = Push(
-            self._client, self._session, contents, self._newest(ref), meter, time.monotonic, self._threads,
-            self._cache.upload_path,
-        )  # fmt: skip
-        files = push.store(found.files)
-        push.renew()
-        manifest = ModelManifest(
-            ref.model, SystemClock().now_ms(), files, found.empty_folders, dict(metadata or {}), dict(lineage or {})
-        )
-        data = encode_manifest(manifest)
-        decode_manifest(data)
-        version = self._publish(ref, manifest.created_ms, data)
-        meter.end()
+        with Meter(progress, ref.model, size) as meter:
+            push = Push(
+                self._client, self._session, contents, self._newest(ref), meter, time.monotonic, self._threads,
+                self._cache.upload_path,
+            )  # fmt: skip
+            files = push.store(found.files)
+            push.renew()
+            manifest = ModelManifest(
+                ref.model, SystemClock().now_ms(), files, found.empty_folders, dict(metadata or {}), dict(lineage or {})
+            )
+            data = encode_manifest(manifest)
+            decode_manifest(data)
+            version = self._publish(ref, manifest.created_ms, data)
         for alias in named:
             self._move(ref, alias, version, ANY)
         return Pushed(f"{ref.container}/{ref.model}", version, len(files), manifest.size, push.sent_bytes + len(data))
@@ -293,12 +292,11 @@ class Models:
         target = Path(folder) if folder is not None else self._cache.snapshot(ref.selector)
         meter = Meter(progress, ref.model, sum({file.sha256: file.size for file in files}.values()))
         contents = None if is_offline else Contents(self._client, ref.container)
-        with self._cache.in_use():
+        with meter, self._cache.in_use():
             pull = Pull(self._session, contents, self._cache, meter, self._threads, verify=verify)
             pull.load(files)
             target.mkdir(parents=True, exist_ok=True)
             pull.fill(target, files, empty, copies=copies)
-        meter.end()
         if pull.loaded_bytes and self._cache.is_too_large():
             self._cache.prune(waits=False)
         names = tuple(file.path for file in files)

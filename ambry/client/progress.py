@@ -12,7 +12,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Final, TextIO
+from types import TracebackType
+from typing import Any, Final, Self, TextIO
 
 from ambry.limits import MIB
 
@@ -35,7 +36,7 @@ def is_shown(stream: TextIO) -> bool:
 
 
 class Meter:
-    """Counts the bytes of one transfer, of a file or of many, and tells whoever wants to know.
+    """Counts the bytes of one transfer, of a file or of many, and tells whoever wants to know, while a `with` runs.
 
     As `progress` it also takes the meter of a file of a larger transfer, from `file`.
     """
@@ -135,12 +136,19 @@ class Meter:
 
         return tell
 
-    def end(self) -> None:
-        """Nothing more comes."""
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Nothing more comes. What is said of an error stands below the lines, too."""
         with self._lock:
-            if self._screen is not None:
-                self._draw(self._screen)
-                self._screen.end()
+            screen, self._screen = self._screen, None
+            if screen is not None:
+                if kind is None:
+                    self._draw(screen)
+                screen.end()
 
     def _draw(self, screen: "_Screen") -> None:
         now = time.monotonic()
@@ -182,8 +190,9 @@ class _Screen:
 
     def end(self) -> None:
         """What follows stands below."""
-        self._stream.write("\n")
-        self._stream.flush()
+        if self._lines:
+            self._stream.write("\n")
+            self._stream.flush()
 
 
 def shown(size: float) -> str:

@@ -35,7 +35,7 @@ from ambry.client.progress import Meter, Progress
 from ambry.client.session import Session
 from ambry.client.small_files import new_part
 from ambry.client.values import BlobInfo, Stored, digests_of
-from ambry.errors import BadDigest, FileChanged, MethodNotAllowed, NameStoreUnavailable
+from ambry.errors import BadDigest, DeadlineExceeded, FileChanged, MethodNotAllowed, NameStoreUnavailable
 from ambry.limits import GIB, KIB, MIB
 
 if TYPE_CHECKING:
@@ -148,25 +148,21 @@ def upload_file(
     deadline = file_deadline(session, deadline_s)
     with path.open("rb") as file:
         size = os.fstat(file.fileno()).st_size
-        meter = Meter(progress, path.name, size)
-        if size > part_bytes:
-            condition = {key: value for key, value in headers.items() if key == UPSERT}
-            upload = PartUpload(session, path, file, name, meter, part_bytes, headers, condition)
-            try:
-                stored = upload.run(threads, deadline)
-                meter.end()
-                return stored
-            except (NameStoreUnavailable, MethodNotAllowed):
-                # A store without names, or an older one: nothing has begun.
-                if upload.has_begun:
-                    raise
-        watched = _Watched(file, meter)
-        stored = client.put(
-            watched,  # type: ignore[arg-type] # it has what put asks of a file
-            name, size=watched.size, filename=path.name, deadline_s=session.left_s(deadline), **options,
-        )  # fmt: skip
-        meter.end()
-        return stored
+        with Meter(progress, path.name, size) as meter:
+            if size > part_bytes:
+                condition = {key: value for key, value in headers.items() if key == UPSERT}
+                upload = PartUpload(session, path, file, name, meter, part_bytes, headers, condition)
+                try:
+                    return upload.run(threads, deadline)
+                except (NameStoreUnavailable, MethodNotAllowed):
+                    # A store without names, or an older one: nothing has begun.
+                    if upload.has_begun:
+                        raise
+            watched = _Watched(file, meter)
+            return client.put(
+                watched,  # type: ignore[arg-type] # it has what put asks of a file
+                name, size=watched.size, filename=path.name, deadline_s=session.left_s(deadline), **options,
+            )  # fmt: skip
 
 
 # --- down ------------------------------------------------------------------------------------------------------
@@ -213,15 +209,18 @@ class _Parts:
         self.checks: dict[int, int] = {}
         """Checksums of the parts that are there."""
 
-    def open(self) -> tuple[int, bool]:
-        """A descriptor of the file, which nobody else writes to, and whether somebody else has done so meanwhile."""
+    def open(self, until: float) -> tuple[int, bool]:
+        """A descriptor of the file, which nobody else writes to, and whether somebody else has done so meanwhile.
+
+        Raises DeadlineExceeded when somebody else still writes to it at the moment `until`.
+        """
         has_waited = False
         while True:
             descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
             try:
                 if not _try_lock(descriptor):
                     has_waited = True
-                    if not _wait_for_lock(descriptor):
+                    if not _wait_for_lock(descriptor, until):
                         break
                 # The file that was waited for has its name now, or is gone.
                 if _is_at(descriptor, self.path):
@@ -348,11 +347,16 @@ def _try_lock(descriptor: int) -> bool:
     return True
 
 
-def _wait_for_lock(descriptor: int) -> bool:
-    """Wait for the lock of somebody who writes; False for somebody who does not. Raises Stopped when given up."""
+def _wait_for_lock(descriptor: int, until: float) -> bool:
+    """Wait for the lock of somebody who writes; False for somebody who does not.
+
+    Raises DeadlineExceeded at the moment `until`, Stopped when given up.
+    """
     written, since = -1, time.monotonic()
     while not _try_lock(descriptor):
         now, latest = time.monotonic(), os.fstat(descriptor).st_mtime_ns
+        if now >= until:
+            raise DeadlineExceeded("the deadline passed while another process, or thread, loads the same file")
         if latest != written:
             written, since = latest, now
         if now - since >= _PATIENCE_S:
@@ -426,14 +430,13 @@ def download_file(
     source = replace(source_of(info), crc32=whole)
     if part_bytes is None:
         part_bytes = _part_bytes(info.size)
-    meter = Meter(progress, target.name, info.size)
 
     def check(pieces: Iterator[bytes]) -> None:
         if digest_of("xxh3", pieces) != expected:
             raise BadDigest("the bytes that came do not have their checksum", field="xxh3")
 
-    download(session, source, target, meter, None if expected is None else check, part_bytes, threads, deadline)
-    meter.end()
+    with Meter(progress, target.name, info.size) as meter:
+        download(session, source, target, meter, None if expected is None else check, part_bytes, threads, deadline)
 
 
 def _part_bytes(size: int) -> int:
@@ -453,7 +456,7 @@ def download(
 ) -> None:
     """Write bytes to a file, once they have the CRC of the source and `check`, which sees all, raised no BadDigest."""
     parts = _Parts(source, target, part_bytes)
-    descriptor, has_waited = parts.open()
+    descriptor, has_waited = parts.open(file_deadline(session, None) if deadline is None else deadline)
     try:
         if has_waited and _is_there(target, source, check):
             parts.drop()

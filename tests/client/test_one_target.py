@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from ambry.client import Client, transfer
+from ambry.errors import DeadlineExceeded
 from ambry.limits import MIB
 from tests.client.conftest import bytes_of
 from tests.client.test_part_transfers import names_in
@@ -95,6 +96,18 @@ def test_a_thread_that_waited_finds_the_file_and_loads_nothing(client: Client, t
     # All at once: it was found.
     assert loaded == [SIZE]
     assert names_in(tmp_path) == ["target"]
+
+
+def test_waiting_for_another_process_ends_with_the_deadline(client: Client, tmp_path: Path) -> None:
+    name = f"{BASE}/late"
+    client.put(bytes_of(SIZE), name)
+    held = os.open(tmp_path / ".target.ambry-part", os.O_RDWR | os.O_CREAT)
+    fcntl.flock(held, fcntl.LOCK_EX)
+    with pytest.raises(DeadlineExceeded, match="loads the same file"):
+        client.download_file(name, tmp_path / "target", deadline_s=1)
+    os.close(held)
+    client.download_file(name, tmp_path / "target", deadline_s=60)
+    assert (tmp_path / "target").read_bytes() == bytes_of(SIZE)
 
 
 def _is_waiting() -> bool:

@@ -1,12 +1,13 @@
 """What transfers tell: lines on a terminal, bytes to functions, and branches to callbacks of fsspec."""
 
+import errno
 import io
 import os
 import pty
 import re
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +97,42 @@ def test_a_terminal_shows_large_files_under_way_and_the_whole(
     assert re.search(r"100%  29.0 MiB / 29.0 MiB[^\n]*\r\n$", text)
 
 
+@pytest.mark.parametrize("way", ["file up", "file down", "up", "down", "push", "pull"])
+def test_what_is_said_of_an_error_stands_below_the_lines(
+    client: Client,
+    url: str,
+    folder: Path,
+    tmp_path: Path,
+    terminal: Terminal,
+    monkeypatch: pytest.MonkeyPatch,
+    way: str,
+) -> None:
+    name = f"default/default/below-{way.replace(' ', '-')}"
+    path = folder / "large.bin"
+    if way in {"file down", "down", "pull"}:
+        client.push_model(folder, name) if way == "pull" else client.upload_dir(folder, name)
+    terminal.use(monkeypatch)
+
+    def fail(*_: object) -> int:
+        raise OSError(errno.EIO, "the disk is ill")
+
+    monkeypatch.setattr(os, "preadv" if way in {"file up", "up", "push"} else "pwrite", fail)
+    other = Client(url, cache=tmp_path / "cache")
+    calls: dict[str, Callable[[], object]] = {
+        "file up": lambda: client.upload_file(path, name, progress=True),
+        "file down": lambda: client.download_file(f"{name}/large.bin", tmp_path / "target", progress=True),
+        "up": lambda: client.upload_dir(folder, name, progress=True),
+        "down": lambda: client.download_dir(name, tmp_path / "down", progress=True),
+        "push": lambda: client.push_model(folder, name, progress=True),
+        "pull": lambda: other.pull_model(name, tmp_path / "down", progress=True),
+    }
+    with pytest.raises(OSError, match="ill"):
+        calls[way]()
+    other.close()
+    # Nothing was drawn, or the end of it is the end of a line.
+    assert re.search(r"(^|\r\n)$", terminal.text())
+
+
 def test_a_terminal_is_left_alone_where_nobody_wants_it(
     client: Client, folder: Path, terminal: Terminal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -111,9 +148,8 @@ def test_names_cannot_write_to_the_terminal_and_lines_do_not_wrap(
 ) -> None:
     terminal.use(monkeypatch)
     monkeypatch.setenv("COLUMNS", "40")
-    meter = Meter(True, "a\x1b]0;title\x07b\n", 100)
-    meter.add(100)
-    meter.end()
+    with Meter(True, "a\x1b]0;title\x07b\n", 100) as meter:
+        meter.add(100)
     text = terminal.text()
     assert "\x1b]" not in text and "a?]0;title?b?" in text
     assert all(len(re.sub(r"\x1b\[\w", "", line)) <= 40 for line in re.split(r"[\r\n]+", text))
