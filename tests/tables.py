@@ -21,6 +21,7 @@ from ambry.config import DatanodeSettings, FrontendSettings, Range, Unit
 from ambry.errors import ERRORS_BY_CODE, CannotStart
 from ambry.frontend.answers import status_of
 from ambry.limits import GIB, KIB, MIB
+from tests.prove import results
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 PAGES: Final = tuple(sorted((ROOT / "docs").glob("*.md")))
@@ -174,12 +175,18 @@ def options_table(command: click.Command) -> str:
     return table(("Option", "Meaning"), rows())
 
 
+def results_table() -> str:
+    """Every run of a proof that is kept."""
+    return table(("Run", "Commit", "Took", "Outcome", "Figures"), results.rows())
+
+
 TABLES: Final[Mapping[str, Callable[[], str]]] = {
     "limits": limits_table,
     "frontend settings": lambda: settings_table(FrontendSettings),
     "datanode settings": lambda: settings_table(DatanodeSettings),
     "serve options": lambda: options_table(serve),
     "errors": errors_table,
+    "results": results_table,
 }
 
 

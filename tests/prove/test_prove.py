@@ -2,10 +2,14 @@
 
 import math
 import random
+import re
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from tests.prove import results
+from tests.prove.__main__ import PROOFS, main, run
 from tests.prove.cluster_mutants import CLUSTER_MUTANTS
 from tests.prove.compaction import prove_compaction, prove_model
 from tests.prove.flips import prove_flips
@@ -120,3 +124,34 @@ def test_what_fails_without_the_bug_catches_none_nor_does_what_cannot_be_loaded(
         "caught by nothing": f"{FALSE} test_never.py::test_never",
         "not loaded": f"{NOT_LOADED} test_one.py",
     }
+
+
+def test_a_run_that_finds_something_is_kept_as_json_without_a_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def loses(seed: int, seconds: float) -> dict[str, object]:
+        raise AssertionError(f"lost in {tmp_path}/data: {seed} {seconds}")
+
+    monkeypatch.setitem(PROOFS, "images", loses)
+    result = CliRunner().invoke(main, ["images", "--seed", "7", "--seconds", "2", "--results", str(tmp_path)])
+    assert result.exit_code == 1
+    kept = results.read(tmp_path / "images-7.json")
+    assert (kept.proof, kept.seed, kept.outcome) == ("images", 7, results.FOUND)
+    assert kept.arguments == "images --seconds 2 --seed 7"
+    assert kept.error == "AssertionError: lost in ...: 7 2.0"
+    assert str(tmp_path) not in (tmp_path / "images-7.json").read_text()
+
+
+def test_what_a_proof_counted_as_escaped_is_no_clean_result() -> None:
+    assert run("kills", "kills", 1, lambda: {"escaped": ["a blob"]}).outcome == results.FOUND
+    assert run("kills", "kills", 1, lambda: {"escaped": []}).outcome == results.CLEAN
+
+
+@pytest.mark.parametrize("path", sorted(results.RESULTS.glob("*.json")), ids=lambda path: path.stem)
+def test_a_result_that_is_kept_can_be_repeated(path: Path) -> None:
+    kept = results.read(path)
+    assert path.name == f"{kept.proof}-{kept.seed}.json"
+    assert kept.arguments.startswith(f"{kept.proof} --")
+    assert f"--seed {kept.seed}" in kept.arguments
+    # Of a commit that others have, not of a tree with changes that nobody knows.
+    assert re.fullmatch("[0-9a-f]{12}", kept.commit)
