@@ -100,8 +100,6 @@ REPLICA_WRITABLE_PERCENT: Final = 90
 TOMBSTONES_PERCENT_MAX: Final = 10
 """A replica with a larger share of tombstones takes no new blobs any more: they stay for ever, and crowd out blobs."""
 
-RETIRED_SEGMENT_S: Final = 60
-"""Files of compacted segments stay open this long, so that reads under way can finish: twice their deadline."""
 HOT_RECORDS_BYTES_MAX: Final = 48 * MIB
 """Verified small records of one disk that are kept in memory; between five and ten thousand of 4 KiB."""
 

@@ -237,7 +237,6 @@ class Upkeep:
         Raises ShuttingDown, DiskFull, DiskUnavailable.
         """
         now_ms = self._clock.now_ms()
-        self._store.close_retired()
         if self._quarantine_suspects() | self._repair() | self._drop():
             return True
         surveys = {replica.partition: self._surveys(replica.partition) for replica in self._store.replicas}

@@ -10,7 +10,7 @@
 A crash before 3 leaves files that nobody lists; opening removes them. A crash after 3 leaves both; whatever the index
 points to is there, and the next compaction finds the rest to be garbage. A blob that changed between 1 and 4 so that
 its decision no longer holds keeps its old segment: nothing is lost by not freeing it yet. Readers go on all the time:
-retired files stay open for as long as a read may take.
+a read that has begun in a retired file is finished, and one that comes later looks into the index again.
 
 Damaged records, and segments that cannot be read to their end, are reported to the caller and keep their segment
 until someone has dealt with them. What is copied is verified again on its way. A failure before 3, a full disk and a
@@ -178,7 +178,7 @@ class Compaction:
         self._buffered = 0
 
     def run(self, numbers: tuple[int, ...]) -> tuple[CompactionReport, list[Segment]]:
-        """Compact; the retired segments are the caller's to close when no read can be using them any more.
+        """Compact; the retired segments are the caller's to close, which gives their space back.
 
         Raises DiskFull, DiskUnavailable, or what `pace` raises. Unless that `is_harmless`, the store has failed.
         """

@@ -68,7 +68,7 @@ class File(Protocol):
         ...
 
     def close(self) -> None:
-        """Close without a sync. Closing twice is harmless."""
+        """Close without a sync; calls of other threads that have begun are finished. Closing twice is harmless."""
         ...
 
 

@@ -18,7 +18,7 @@ from xxhash import xxh3_64_intdigest
 from ambry.blob.checksums import vector_size
 from ambry.blob.requests import ChangeEntry, PutRequest, StateAnswer
 from ambry.blob.state import BlobState
-from ambry.errors import CorruptRecord, TooLarge
+from ambry.errors import CorruptRecord, DiskUnavailable, TooLarge
 from ambry.limits import DIGEST_ROWS_MAX, LISTING_ROWS_MAX
 from ambry.storage.index import pages
 from ambry.storage.index_entry import (
@@ -169,7 +169,12 @@ def read_record(store: DiskStore, blob_id: bytes) -> StoredRecord:
         if segment is None:
             continue  # compaction moved it since the look into the index
         held = segment.tail.get(entry.offset)
-        data = memoryview(held if held is not None else segment.file.pread(entry.record_size, entry.offset))
+        try:
+            data = memoryview(held if held is not None else segment.file.pread(entry.record_size, entry.offset))
+        except DiskUnavailable:
+            if store.index.get(blob_key(blob_id)) == value:
+                raise
+            continue  # the blob was moved meanwhile, and its old place is gone
         try:
             seed = segment.seed_at(entry.offset)
             header = decode_header(data, seed)

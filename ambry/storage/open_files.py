@@ -60,6 +60,9 @@ class OpenFiles:
     def add(self, file: "Descriptor") -> None:
         """A file has been opened; others may have to give theirs up."""
         with self._lock:
+            if file.is_closed:
+                # Beside its opening: whoever did it has looked for it here already.
+                return
             self._files.append(file)
             excess = len(self._files) - self._files_max
         if excess > 0:
@@ -93,7 +96,7 @@ class OpenFiles:
 class Descriptor:
     """One file's descriptor, open or not. Raises DiskUnavailable when it cannot be opened again, or was closed."""
 
-    __slots__ = ("_busy", "_is_closed", "_is_marked", "_lock", "_number", "_path", "_pool", "is_kept", "is_unsynced")
+    __slots__ = ("_busy", "_is_marked", "_lock", "_number", "_path", "_pool", "is_closed", "is_kept", "is_unsynced")
 
     def __init__(self, pool: OpenFiles, path: str, number: int) -> None:
         self._pool = pool
@@ -102,7 +105,8 @@ class Descriptor:
         self._lock = threading.Lock()
         self._busy = 0
         self._is_marked = True
-        self._is_closed = False
+        self.is_closed = False
+        """For good. To be read only."""
         self.is_kept = False
         """Never given up."""
         self.is_unsynced = False
@@ -121,6 +125,8 @@ class Descriptor:
     def take(self) -> int:
         """The number, good until `leave`. May block."""
         with self._lock:
+            if self.is_closed:
+                raise self._closed()
             is_new = self._number < 0
             if is_new:
                 self._open()
@@ -133,11 +139,11 @@ class Descriptor:
 
     def take_now(self) -> int:
         """The same without blocking; -1, and nothing to leave, when the file is not open or being opened."""
-        if self._is_closed:
-            raise self._closed()
         if not self._lock.acquire(blocking=False):
             return -1
         try:
+            if self.is_closed:
+                raise self._closed()
             if self._number >= 0:
                 self._busy += 1
                 self._is_marked = True
@@ -147,15 +153,22 @@ class Descriptor:
 
     def leave(self) -> None:
         """The number is not used any more by whoever took it."""
+        number = -1
         with self._lock:
             self._busy -= 1
+            if self.is_closed and not self._busy:
+                number, self._number = self._number, -1
+        if number >= 0:
+            # Closed beside this read, so nobody has written to it lately, and nothing depends on what a close says.
+            with contextlib.suppress(OSError):
+                os.close(number)
 
     def give_up(self) -> bool:
         """Close if nobody needs it; whether it was closed. Does not wait for anyone."""
         if not self._lock.acquire(blocking=False):
             return False
         try:
-            if self._busy or self.is_unsynced or self.is_kept or self._number < 0:
+            if self._busy or self.is_unsynced or self.is_kept or self.is_closed or self._number < 0:
                 return False
             if self._is_marked:
                 self._is_marked = False
@@ -167,17 +180,17 @@ class Descriptor:
         return True
 
     def close(self) -> None:
-        """Close for good. Closing twice is harmless. Raises OSError."""
+        """Close for good, or let whoever is using it close it. Closing twice is harmless. Raises OSError."""
+        number = -1
         with self._lock:
-            self._is_closed = True
-            number, self._number = self._number, -1
+            self.is_closed = True
+            if not self._busy:
+                number, self._number = self._number, -1
         self._pool.remove(self)
         if number >= 0:
             os.close(number)
 
     def _open(self) -> None:
-        if self._is_closed:
-            raise self._closed()
         try:
             try:
                 self._number = self._pool.open(self._path, os.O_RDWR)

@@ -77,7 +77,7 @@ def _errors_of(what: str) -> Iterator[None]:
 
 
 class RealFile:
-    """A file that is open while it is used (`open_files`). Threads may share it, until one of them closes it."""
+    """A file that is open while it is used (`open_files`). Threads may share it; one may close it beside the others."""
 
     __slots__ = ("_descriptor", "_path", "_sync_failed", "_sync_lock")
 
@@ -190,7 +190,7 @@ class RealFile:
         self._descriptor.is_kept = True
 
     def close(self) -> None:
-        """Close without a sync. Closing twice is harmless."""
+        """Close without a sync. Calls that have begun are finished first, by others. Closing twice is harmless."""
         with _errors_of(f"close of {self._path}"):
             self._descriptor.close()
 

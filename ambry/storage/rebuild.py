@@ -208,19 +208,23 @@ class _Check:
             segment = replace(segment)
         pointed = done = 0
         self._segments += 1
-        for found in plain_pages(segment):
-            reached = found[-1][0] if isinstance(found, list) else found.offset
-            self._progress(reached - done)
-            done = reached
-            if isinstance(found, Damage):
-                if self._is_there(replica, number):
-                    self._found(replica, number, found.offset, found.reason, found.key, found.size)
-                continue
-            if isinstance(found, list):
-                records = [(offset, header_of(fields), fields[9]) for offset, fields in found]
-            else:
-                records = [(found.offset, found.header, found.key)]
-            pointed += self._compare(replica, number, records)
+        try:
+            for found in plain_pages(segment):
+                reached = found[-1][0] if isinstance(found, list) else found.offset
+                self._progress(reached - done)
+                done = reached
+                if isinstance(found, Damage):
+                    if self._is_there(replica, number):
+                        self._found(replica, number, found.offset, found.reason, found.key, found.size)
+                    continue
+                if isinstance(found, list):
+                    records = [(offset, header_of(fields), fields[9]) for offset, fields in found]
+                else:
+                    records = [(found.offset, found.header, found.key)]
+                pointed += self._compare(replica, number, records)
+        except DiskUnavailable:
+            if self._is_there(replica, number):
+                raise
         self._log_bytes += segment.end
         self._progress(segment.end - done)
         return pointed
@@ -388,8 +392,8 @@ class _Check:
             self._findings.append(Finding(0, 0, 0, what))
 
     def _is_there(self, replica: Replica, number: int) -> bool:
-        """Whether a segment still is; compaction may have taken it while it was read."""
-        return number in replica.segments
+        """Whether a segment still is; compaction, or the end of its partition, may have taken it while it was read."""
+        return number in replica.segments and any(one is replica for one in self._store.replicas)
 
     def _found(
         self, replica: Replica, number: int, offset: int, what: str, blob_id: bytes = b"", size: int = 0

@@ -43,7 +43,6 @@ from ambry.limits import (
     JOURNAL_FAILURES_MAX,
     LOG_FAILURES_MAX,
     REPLICAS_PER_DISK_MAX,
-    RETIRED_SEGMENT_S,
     UNDELETE_MARGIN_MS,
 )
 from ambry.storage.accounts import Accounts
@@ -127,7 +126,6 @@ class DiskStore:
         self._lock = threading.Lock()
         self._checkpoint_lock = threading.Lock()
         self._compaction_lock = threading.Lock()
-        self._retired: list[tuple[float, Segment]] = []
         self._tails = Tails(settings.segment_bytes)
         self._covered: tuple[int, int, int] | None = None
         self._log_failures = 0
@@ -282,7 +280,15 @@ class DiskStore:
         """Paths of what `restore_files` would write anew around a segment, which may be gone. May block."""
         replica = self._replicas.get(partition)
         segment = replica.segments.get(number) if replica is not None else None
-        if replica is None or segment is None or not damaged_files(self._disk, self._journal, replica, segment):
+        if replica is None or segment is None:
+            return []
+        try:
+            if not damaged_files(self._disk, self._journal, replica, segment):
+                return []
+        except DiskUnavailable:
+            if self._replicas.get(partition) is replica and replica.segments.get(number) is segment:
+                raise
+            # Compaction took it meanwhile.
             return []
         with self._lock:
             is_there = self._replicas.get(partition) is replica and replica.segments.get(number) is segment
@@ -326,7 +332,7 @@ class DiskStore:
     # --- reading -----------------------------------------------------------------------------------------------
 
     def get_now(self, request: GetRequest) -> GetAnswer | None:
-        """The answer if index and page cache have it, else None. Raises what `get` raises, but not CorruptRecord."""
+        """The answer if index and page cache have it, else None. Raises what `get` raises, but for what records say."""
         blob_id = request.blob_id
         replica = self._replicas.get(int.from_bytes(blob_id[12:16], "big"))
         if replica is None or len(blob_id) != BINARY_SIZE:
@@ -353,7 +359,11 @@ class DiskStore:
                 # The usual case, all of a live blob, without the objects on the way that `_read` makes.
                 data: Buffer | None = segment.tail.get(offset)
                 if data is None:
-                    data = segment.file.pread_now(record_size, offset)
+                    try:
+                        data = segment.file.pread_now(record_size, offset)
+                    except DiskUnavailable:
+                        # Compaction took the file since the look into the index, or it cannot be read: as below.
+                        return None
                 if data is None:
                     return None
                 try:
@@ -372,7 +382,7 @@ class DiskStore:
             return None
         try:
             return read_record(replica, segment, entry, request, segment.file.pread_now)
-        except CorruptRecord:
+        except (CorruptRecord, DiskUnavailable):
             return None
 
     def get(self, request: GetRequest) -> GetAnswer:
@@ -711,20 +721,25 @@ class DiskStore:
         """
         with self._compaction_lock, self._checkpoint_lock, self._lock:
             self.check_usable()
-            for segment in self._replicas[partition].segments.values() if partition in self._replicas else ():
+            dropped = tuple(self._replicas[partition].segments.values()) if partition in self._replicas else ()
+            for segment in dropped:
                 self._tails.keep(segment, ())
-                self._retired.append((self._clock.monotonic(), segment))
             # Replaced, not changed: others go through it without the lock.
             self._replicas = {number: one for number, one in self._replicas.items() if number != partition}
             self._accounts.forget(partition)
             self.write_totals([])
-        # From here on the journal has nothing that an opening would write to its logs.
-        self.checkpoint(always=True)
-        opening = -1
-        while opening != self.indexes_reopened:
-            # An index that was opened again meanwhile may have its rows again.
-            opening = self.indexes_reopened
-            remove_replica(self._disk, self._index, partition)
+        try:
+            # From here on the journal has nothing that an opening would write to its logs.
+            self.checkpoint(always=True)
+            opening = -1
+            while opening != self.indexes_reopened:
+                # An index that was opened again meanwhile may have its rows again.
+                opening = self.indexes_reopened
+                remove_replica(self._disk, self._index, partition)
+        finally:
+            # Last: a read that comes too late finds by the index that the blob is gone.
+            for segment in dropped:
+                segment.file.close()
 
     def close(self) -> None:
         """Checkpoint and close; without the checkpoint when the store has failed. Commits must have ended."""
@@ -737,8 +752,6 @@ class DiskStore:
                     self._failure = DiskUnavailable("the store is closed")
                 (self._index.close if self._reopenings.reason is None else self._index.abandon)()
                 self._journal.close()
-                for _, segment in self._retired:
-                    segment.file.close()
                 for replica in self._replicas.values():
                     for segment in replica.segments.values():
                         segment.file.close()
@@ -789,8 +802,9 @@ class DiskStore:
                     with self._lock:
                         self._fail(error)
                 raise
-            retired_s = self._clock.monotonic()
-            self._retired += [(retired_s, segment) for segment in retired]
+            for segment in retired:
+                # What is being read is read to its end. Whoever comes later looks into the index again.
+                segment.file.close()
             if report.compacted:
                 with self._lock:
                     self._index.write([(survey_key(partition, number), None) for number in report.compacted])
@@ -880,18 +894,6 @@ class DiskStore:
             # Before the lock is free: no commit may write totals that are ahead of the index.
             self._index_failed(error)
             raise index_error(error) from error
-
-    def close_retired(self) -> None:
-        """Close the files of segments that were retired so long ago that no read has them: then their space is free.
-
-        To be called again and again: without room for the next compaction, it is what makes some.
-        """
-        with self._compaction_lock:
-            before_s = self._clock.monotonic() - RETIRED_SEGMENT_S
-            for retired_s, segment in self._retired:
-                if retired_s < before_s:
-                    segment.file.close()
-            self._retired = [one for one in self._retired if one[0] >= before_s]
 
     @property
     def retention(self) -> Retention:

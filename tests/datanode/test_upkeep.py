@@ -9,8 +9,8 @@ from ambry.blob.requests import Change, GetRequest
 from ambry.blob.state import NEVER, BlobState
 from ambry.datanode.pace import READERS_SLOWDOWN, REST_S_MAX, Pace
 from ambry.datanode.upkeep import FIRST_RETRY_MS, IDLE_S, OVERDUE, PRESSING_SEGMENTS, Upkeep
-from ambry.errors import DiskFull, DiskUnavailable, NotHere, ShuttingDown
-from ambry.limits import GIB, KIB, MIB, RETIRED_SEGMENT_S
+from ambry.errors import DiskFull, NotHere, ShuttingDown
+from ambry.limits import GIB, KIB, MIB
 from ambry.storage.compactor import CompactionReport
 from ambry.storage.index_entry import blob_key, decode_entry
 from tests.storage.engine import TINY, WHOLE, World, answer_of, blob_id, body_of, put, update
@@ -43,24 +43,6 @@ def _work(upkeep: Upkeep) -> int:
 def _delete(world: World, count: int) -> None:
     world.commit([update(blob_id(n), Change.DELETE, time_ms=world.clock.now_ms()) for n in range(count)])
     world.store.checkpoint()
-
-
-def test_space_of_what_was_compacted_comes_back_without_another_compaction() -> None:
-    """On a full disk the next compaction may wait for this very space."""
-    world = _filled()
-    segment = world.store.replicas[0].segments[1]
-    _delete(world, 16)
-    world.clock.advance(8 * DAY_MS)
-    upkeep = _upkeep(world)
-    _work(upkeep)
-    assert segment.number not in world.store.replicas[0].segments
-    assert len(segment.file.pread(64, 0)) == 64
-    world.clock.advance(RETIRED_SEGMENT_S * 1000 + 1)
-    compactions = upkeep.figures.compactions
-    _work(upkeep)
-    assert upkeep.figures.compactions == compactions
-    with pytest.raises(DiskUnavailable):
-        segment.file.pread(64, 0)
 
 
 def test_garbage_goes_once_its_retention_is_over_and_not_before() -> None:

@@ -102,6 +102,32 @@ def test_a_closed_file_is_not_opened_again(tmp_path: Path) -> None:
         file.sync()
 
 
+def test_a_file_that_is_closed_beside_a_read_is_read_to_its_end_and_then_gives_its_space_back(tmp_path: Path) -> None:
+    pool = OpenFiles(2)
+    path = tmp_path / "1.log"
+    path.write_bytes(b"bytes")
+    before = open_descriptors()
+    file = Descriptor(pool, str(path), os.open(path, os.O_RDWR))
+    number = file.take()
+    with file.used() as same:
+        assert same == number
+        file.close()
+        path.unlink()
+        other = os.open("/dev/null", os.O_RDONLY)
+        assert other != number, "the number must not be another file's while it is read"
+        os.close(other)
+        assert os.pread(number, 5, 0) == b"bytes"
+        for take in (file.take, file.take_now):
+            with pytest.raises(DiskUnavailable, match="closed"):
+                take()
+        assert not file.give_up()
+    assert open_descriptors() == before + 1
+    file.leave()
+    assert open_descriptors() == before
+    assert pool.count == 0
+    file.close()
+
+
 def test_a_file_that_was_removed_says_that_it_cannot_be_opened(tmp_path: Path) -> None:
     disk = disk_of(tmp_path, 1)
     file = disk.create("1.log")
