@@ -429,6 +429,13 @@ class BadTensors(AmbryError):
     name = "bad_tensors"
 
 
+class SourceFailed(AmbryError):
+    """What a client copies into a store could not be read; the store is not at fault. Facts: `url`, `attempts`."""
+
+    code = 94
+    name = "source_failed"
+
+
 ERRORS_BY_CODE: Final[dict[int, type[AmbryError]]] = {error.code: error for error in _subclasses(AmbryError)}
 """Wire code to class. An unknown code of a newer peer is read as AmbryError."""
 

@@ -16,7 +16,7 @@ from types import ModuleType
 from typing import Any, Final
 
 import ambry.client
-from ambry.client import aio, contents, fs, model_manifest, model_pull, models, reader, safetensors
+from ambry.client import aio, contents, fs, model_manifest, model_methods, model_pull, models, reader, safetensors
 from tests.tables import sentences_below
 
 ROOT: Final = Path(__file__).resolve().parent.parent
@@ -49,6 +49,9 @@ CHAPTERS: Final[tuple[tuple[str, str, tuple[tuple[ModuleType, str], ...]], ...]]
     )),
 )  # fmt: skip
 """What is public, in the order of the page."""
+
+PARTS: Final = {"ModelMethods": model_methods}
+"""Classes whose methods are those of the class that is made of them."""
 
 HEAD: Final = """# Reference of the Python client
 
@@ -91,7 +94,9 @@ def methods_of(described: Described) -> Iterator[Described]:
     """Public methods and properties of a class, as they come; of operators `[...]` alone. Errors are made by us."""
     if described.name == "AmbryError":
         return
-    for node in described.node.body:
+    assert isinstance(described.node, ast.ClassDef)
+    parts = [found_in(PARTS[name], name).node for base in described.node.bases if (name := ast.unparse(base)) in PARTS]
+    for node in (node for part in (described.node, *parts) for node in part.body):
         if isinstance(node, Function) and (not node.name.startswith("_") or node.name == "__getitem__"):
             yield Described(f"{described.name}.{node.name}", node, described)
 

@@ -60,6 +60,7 @@ GIVEN_OUT: Final = {
     91: "model_damaged",
     92: "not_cached",
     93: "bad_tensors",
+    94: "source_failed",
 }
 """Add a line for a new error. Never change or remove one: older processes and clients know them."""
 

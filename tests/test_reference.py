@@ -17,7 +17,8 @@ CALLS = [one for one in reference.everything() if isinstance(one.node, Function)
 
 
 def public(cls: type) -> dict[str, Any]:
-    return {name: value for name, value in vars(cls).items() if not name.startswith("_")}
+    found = {name: value for part in reversed(cls.__mro__[:-1]) for name, value in vars(part).items()}
+    return {name: value for name, value in found.items() if not name.startswith("_")}
 
 
 def test_all_that_the_package_gives_is_on_the_page() -> None:

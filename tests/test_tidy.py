@@ -63,6 +63,7 @@ DOORS_TO_TIME_AND_CHANCE: Final[Mapping[str, str]] = {
 
 OWN_ERRORS: Final[Mapping[str, str]] = {
     "ambry/client/stopping.py:Stopped": "ends the threads of work that was given up, and reaches no caller",
+    "ambry/client/url_copy.py:_SourceError": "carries an error of a source past code that takes it for one of a store",
     "ambry/protocol/connection.py:_PeerClosed": "carries an error of the tree, never leaves the module",
     "ambry/storage/sim_disk.py:PowerCut": "not an error: the simulated machine stops here",
 }

@@ -5,6 +5,7 @@ What a place is, is places.py's; how files move, transfers.py's. This decides wh
 
 import base64
 import contextlib
+import itertools
 import json
 import os
 import select
@@ -12,18 +13,28 @@ import shutil
 import signal
 import socket
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
+from urllib.parse import unquote, urlsplit
 
 import click
 import xxhash
 
 from ambry.blob.blob_id import TEXT_SIZE
 from ambry.cli.client_options import profile_option, url_option
-from ambry.cli.outcomes import PLACE, Report, dry_run_option, models_option, show_failure, store_options, working
+from ambry.cli.outcomes import (
+    PLACE,
+    PlaceType,
+    Report,
+    dry_run_option,
+    models_option,
+    show_failure,
+    store_options,
+    working,
+)
 from ambry.cli.places import (
     Complain,
     Entry,
@@ -47,6 +58,7 @@ from ambry.limits import MIB
 
 _PIECE_BYTES: Final = MIB
 _STANDARD_INPUT: Final = Local("-")
+_URLS: Final = ("http://", "https://")
 NEEDED: Final = (
     f"models need names below {', '.join(KEPT)}: `ambry model` is for them, and --models changes them all the same"
 )
@@ -55,8 +67,16 @@ _recursive_option = click.option("-r", "--recursive", is_flag=True, help="Folder
 _no_clobber_option = click.option("-n", "--no-clobber", is_flag=True, help="Skip what is there already.")
 
 
+class _SourceType(PlaceType):
+    """A place, or the URL of what somebody else has."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Place:  # noqa: ANN401 -- as click has it
+        """What is a URL has no path; its text alone is looked at."""
+        return Local(str(value)) if str(value).startswith(_URLS) else super().convert(value, param, ctx)
+
+
 @click.command()
-@click.argument("sources", nargs=-1, required=True, type=PLACE, metavar="SOURCE...")
+@click.argument("sources", nargs=-1, required=True, type=_SourceType(), metavar="SOURCE...")
 @click.argument("target", type=PLACE)
 @_recursive_option
 @_no_clobber_option
@@ -69,7 +89,8 @@ def cp(
 ) -> None:  # fmt: skip
     """Copy files to a store, from it, or within it.
 
-    SOURCE is ambry://ACCOUNT/CONTAINER/PATH, a local path, or a pattern with *, ?, [...] and **; '-' is standard input.
+    SOURCE is ambry://ACCOUNT/CONTAINER/PATH, a local path, or a pattern with *, ?, [...] and **; '-' is standard input;
+    what http:// and https:// lead to comes through this machine into a store, and is not kept here.
     Into a folder if TARGET is a local one or ends with a slash, else to that very name. What is there is replaced.
     """
     manner = Manner(keeps_targets=no_clobber)
@@ -109,6 +130,8 @@ def _transfer(
     verbs = ("move", "moved") if manner.removes_sources else ("copy", "copied")
     report = Report(verbs, as_json=as_json, is_dry=is_dry)
     _refuse(sources, target, manner, with_models=with_models)
+    urls = [source for source in sources if _is_url(source)]
+    sources = [source for source in sources if not _is_url(source)]
     with working(url, profile) as (client, stop), transferring(verbs[0], is_silent=as_json or is_dry) as bars:
         transfers = Transfers(client, manner, bars, stop)
         plan = _Plan(client, target, bars, report, recursive=recursive, with_models=with_models)
@@ -118,7 +141,7 @@ def _transfer(
             outcomes = (Outcome(job, is_skipped=transfers.is_kept(job)) for job in plan.jobs(sources))
         else:
             outcomes = transfers.run(plan.jobs(sources))
-        for outcome in outcomes:
+        for outcome in itertools.chain(_from_urls(client, urls, target, manner, bars, is_dry=is_dry), outcomes):
             report.note(outcome)
         if manner.removes_sources and not is_dry:
             for folder in plan.local_folders:
@@ -135,12 +158,14 @@ def _refuse(sources: Sequence[Place], target: Place, manner: Manner, *, with_mod
         if len(sources) > 1 or not isinstance(target, Remote) or target.is_folder or manner.removes_sources:
             raise click.UsageError("'-' is copied by itself, to a name in a store")
         return
+    if isinstance(target, Local) and any(_is_url(source) for source in sources):
+        raise click.UsageError(f"what a URL leads to is copied to a store, and {target} is on this machine")
     if isinstance(target, Local) and any(isinstance(source, Local) for source in sources):
         raise click.UsageError(
             f"{next(source for source in sources if isinstance(source, Local))} and {target} are both on this machine, "
             f"which is the work of cp and mv of the system; one of them is {SCHEME}ACCOUNT/CONTAINER/PATH here"
         )
-    is_one = len(sources) == 1 and not may_be_several(sources[0])
+    is_one = len(sources) == 1 and (_is_url(sources[0]) or not may_be_several(sources[0]))
     if not is_one and not target.is_folder:
         ending = "is no folder" if isinstance(target, Local) else "does not end with a slash"
         raise click.UsageError(f"several files go into a folder, and {target} {ending}")
@@ -251,6 +276,56 @@ def _goal(found: Found, source: Place, target: Place) -> Place:
     """Where a source goes: into a folder under its own name, `folder/.` with what is in it, or to the very target."""
     is_content = isinstance(source, Local) and source.text.rstrip("/").rpartition("/")[2] == "."
     return target.below(found.place.name) if target.is_folder and not is_content else target
+
+
+def _is_url(place: Place) -> bool:
+    return isinstance(place, Local) and place.text.startswith(_URLS)
+
+
+def _from_urls(
+    client: Client, urls: Sequence[Place], target: Place, manner: Manner, bars: Transferring, *, is_dry: bool
+) -> Iterator[Outcome]:
+    """One after the other: what limits them is mostly where they come from."""
+    for url in urls:
+        assert isinstance(target, Remote)
+        name = unquote(urlsplit(str(url)).path).rpartition("/")[2]
+        job = Job(url, target.below(name) if target.is_folder else target, 0)
+        try:
+            if target.is_folder and not name:
+                raise BadRequest("it does not say what to call it: name the target")
+            if manner.keeps_targets and client.exists(str(job.target)):
+                yield Outcome(job, is_skipped=True)
+                continue
+            if is_dry:
+                yield Outcome(job)
+                continue
+            bars.begin(1, 0)
+            with _told(bars) as progress:
+                stored = client.copy_from_url(
+                    str(url), str(job.target), upsert=not manner.keeps_targets, progress=progress
+                )
+            bars.ended(1)
+        except NameExists as error:
+            yield Outcome(job, None, is_skipped=True) if manner.keeps_targets else Outcome(job, error)
+        except AmbryError as error:
+            yield Outcome(job, error)
+        else:
+            yield Outcome(replace(job, size=stored.size))
+
+
+@contextlib.contextmanager
+def _told(bars: Transferring) -> Iterator[Callable[[int, int], None]]:
+    """What to tell of a source whose size is known when it is asked."""
+    size = 0
+
+    def tell(done: int, total: int) -> None:
+        nonlocal size
+        bars.begin(0, total - size)
+        size = total
+        count(done, total)
+
+    with bars.file("", 0, lambda: None) as count:
+        yield tell
 
 
 def _from_standard_input(client: Client, target: Place, manner: Manner, *, is_dry: bool) -> Iterator[Outcome]:

@@ -149,6 +149,7 @@ class AsyncClient:
     delete_many = _iterated(Client.delete_many)
     upload_file = _awaited(Client.upload_file)
     download_file = _awaited(Client.download_file)
+    copy_from_url = _awaited(Client.copy_from_url)
     upload_small = _awaited(Client.upload_small)
     download_small = _awaited(Client.download_small)
     upload_dir = _awaited(Client.upload_dir)

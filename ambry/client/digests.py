@@ -25,23 +25,53 @@ def cheapest(digests: Mapping[str, str]) -> str | None:
     return next((algorithm for algorithm in _ALGORITHMS if algorithm in digests), None)
 
 
+class Running:
+    """A digest of bytes that come one after the other."""
+
+    __slots__ = ("_made",)
+
+    def __init__(self, algorithm: str) -> None:
+        self._made: Any
+        if algorithm == "crc32":
+            self._made = _Crc32()
+        elif algorithm == "xxh3":
+            self._made = xxhash.xxh3_64()
+        else:
+            import hashlib  # noqa: PLC0415 -- for who wants no cheaper digest
+
+            self._made = hashlib.new(algorithm.replace("-", ""), usedforsecurity=False)
+
+    @property
+    def text(self) -> str:
+        """That of all bytes taken as the store has it, in base64."""
+        return base64.b64encode(self._made.digest()).decode()
+
+    def update(self, data: bytes | memoryview) -> None:
+        """Take the next bytes."""
+        self._made.update(data)
+
+
+class _Crc32:
+    """A CRC-32 in the manner of hashlib."""
+
+    __slots__ = ("_value",)
+
+    def __init__(self) -> None:
+        self._value = 0
+
+    def update(self, data: bytes | memoryview) -> None:
+        self._value = crc32(data, self._value)
+
+    def digest(self) -> bytes:
+        return self._value.to_bytes(4, "big")
+
+
 def digest_of(algorithm: str, pieces: Iterable[bytes]) -> str:
     """The digest of bytes as the store has it, in base64."""
-    if algorithm == "crc32":
-        value = 0
-        for piece in pieces:
-            value = crc32(piece, value)
-        return base64.b64encode(value.to_bytes(4, "big")).decode()
-    made: Any
-    if algorithm == "xxh3":
-        made = xxhash.xxh3_64()
-    else:
-        import hashlib  # noqa: PLC0415 -- for blobs that have no cheaper digest
-
-        made = hashlib.new(algorithm.replace("-", ""), usedforsecurity=False)
+    made = Running(algorithm)
     for piece in pieces:
         made.update(piece)
-    return base64.b64encode(made.digest()).decode()
+    return made.text
 
 
 def pieces_of(descriptor: int) -> Iterator[bytes]:

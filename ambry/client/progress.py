@@ -41,7 +41,8 @@ class Meter:
     As `progress` it also takes the meter of a file of a larger transfer, from `file`.
     """
 
-    def __init__(self, progress: Progress, label: str, total: int) -> None:
+    def __init__(self, progress: Progress, label: str, total: int | None) -> None:
+        """`total` is None where nobody knows it before the end."""
         self._lock = threading.Lock()
         self._label = label
         self._total = total
@@ -67,7 +68,7 @@ class Meter:
             if self._callback is not None:
                 self._callback.relative_update(count)
             if self._tell is not None:
-                self._tell(self._done, self._total)
+                self._tell(self._done, self._total or 0)
             if self._screen is not None and self._screen.is_due():
                 self._draw(self._screen)
 
@@ -156,9 +157,11 @@ class Meter:
 
     def _line(self, now: float) -> str:
         rate = self._done / max(now - self._began, 1e-6)
+        label = self._label if len(self._label) <= _LABEL_COLUMNS else f"…{self._label[1 - _LABEL_COLUMNS :]}"
+        if self._total is None:
+            return f"{label:<{_LABEL_COLUMNS}} {shown(self._done)}  {shown(rate)}/s"
         left_s = max(self._total - self._done, 0) / rate if rate > 0 else 0.0
         share = min(max(self._done / self._total, 0.0), 1.0) if self._total else 1.0
-        label = self._label if len(self._label) <= _LABEL_COLUMNS else f"…{self._label[1 - _LABEL_COLUMNS :]}"
         bar = "#" * int(share * _BAR_COLUMNS)
         counts = f"{shown(self._done)} / {shown(self._total)}  {shown(rate)}/s  {left_s:.0f} s left"
         return f"{label:<{_LABEL_COLUMNS}} [{bar:<{_BAR_COLUMNS}}] {int(100 * share):>3}%  {counts}"

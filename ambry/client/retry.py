@@ -33,14 +33,14 @@ def retry_after_s(headers: Mapping[str, str], now_ms: int) -> float | None:
     text = headers.get("retry-after", "").strip()
     if text.isascii() and text.isdecimal():
         return float(text)
-    until_ms = _moment_ms(text)
+    until_ms = moment_ms(text)
     if until_ms is None:
         return None
-    began_ms = _moment_ms(headers.get("date", ""))
+    began_ms = moment_ms(headers.get("date", ""))
     return max(until_ms - (now_ms if began_ms is None else began_ms), 0.0) / 1000
 
 
-def _moment_ms(text: str) -> float | None:
+def moment_ms(text: str) -> float | None:
     """Ms since 1970 of a date in any of the three forms of HTTP; None for anything else."""
     if not text:
         return None

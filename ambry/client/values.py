@@ -25,6 +25,8 @@ class Stored:
     name: str | None = None
     version: str | None = None
     """Of the name."""
+    digests: Mapping[str, str] = field(default_factory=dict, compare=False)
+    """Algorithm (`xxh3`, `crc32`, `sha-256`, ...) to base64, of all bytes, as far as sending them has shown."""
 
 
 @dataclass(frozen=True, slots=True)

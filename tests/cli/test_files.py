@@ -1,12 +1,15 @@
 """`ambry cp`, `mv`, `rm`, `cat` and what looks at places, against a store that runs: files, words, JSON, statuses."""
 
 import errno
+import functools
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -146,6 +149,28 @@ def test_standard_input_is_copied_and_cat_shows_it(shell: Shell, tmp_path: Path)
 
 
 # --- what is wrong ---------------------------------------------------------------------------------------------
+
+
+def test_what_a_url_leads_to_is_copied(shell: Shell, tmp_path: Path) -> None:
+    written(tmp_path, {"a b.bin": bytes_of(300_000), "c": b"c"})
+    handler = functools.partial(SimpleHTTPRequestHandler, directory=str(tmp_path))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        base = "http://{}:{}".format(*server.server_address)
+        shell.run("cp", f"{base}/a%20b.bin?x=[1]*", str(tmp_path / "c"), f"{shell.place}/web/")
+        assert shell.names() == {"web/a b.bin": bytes_of(300_000), "web/c": b"c"}
+        assert shell.lines("cp", f"{base}/c", f"{shell.place}/one") == [
+            {"operation": "copy", "source": f"{base}/c", "target": f"{shell.place}/one", "size": 1}
+        ]
+        assert "skipped 1" in shell.run("cp", "-n", f"{base}/never", f"{shell.place}/one")
+        assert "would copy" in shell.run("cp", "--dry-run", f"{base}/c", f"{shell.place}/two")
+        assert "answered 404" in shell.run("cp", f"{base}/never", f"{base}/c", f"{shell.place}/some/", status=1)
+        assert "say what to call" in shell.run("cp", f"{base}/", f"{shell.place}/some/", status=1)
+        shell.run("cp", f"{base}/c", str(tmp_path / "d"), status=2)
+        shell.run("cp", f"{base}/c", f"{base}/c", f"{shell.place}/d", status=2)
+        shell.run("mv", f"{base}/c", f"{shell.place}/d", status=2)
+        server.shutdown()
+    assert sorted(shell.names()) == ["one", "some/c", "web/a b.bin", "web/c"]
 
 
 def test_wrong_usage_is_status_2(shell: Shell, tmp_path: Path) -> None:
