@@ -14,10 +14,9 @@ import threading
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Final, Protocol
+from typing import Final
 
 from ambry import logs
-from ambry.blob.requests import PutRequest, StateAnswer
 from ambry.blob.state import NEVER
 from ambry.clock import Clock
 from ambry.config import StorageSettings
@@ -53,8 +52,8 @@ FAILURE_S_MAX: Final = 600.0
 SUSPECTS_MAX: Final = 1024
 """Blobs that reads found damaged and that wait for the next step; what does not fit is found by scrub."""
 
-REPAIRS_PER_STEP: Final = 64
-"""Blobs that are fetched from a peer in one step."""
+REPAIRS_COUNTED_MAX: Final = 1000
+"""Up to so many blobs that wait for their bytes are counted at every step."""
 
 OVERDUE: Final = 2
 """So many intervals after it was verified, or made, a segment is scrubbed at the full rate, whoever reads meanwhile."""
@@ -86,7 +85,6 @@ class UpkeepFigures:
     bytes_verified: int = 0
     damages: int = 0
     quarantined: int = 0
-    repairs: int = 0
     repairs_waiting: int = 0
     garbage_bytes: int = 0
     last_compaction_ms: int = 0
@@ -101,14 +99,6 @@ class UpkeepFigures:
     oldest_ms: int = 0
 
 
-class RepairSource(Protocol):
-    """Somebody who may have the bytes of a blob that were lost here: a peer."""
-
-    def fetch(self, blob_id: bytes) -> PutRequest | None:
-        """The blob as it was put, verified; None when the source does not have it. May block."""
-        ...
-
-
 class Upkeep:
     """The background work of one disk. `run` is a thread's; `step` does one piece of it, for tests."""
 
@@ -121,7 +111,6 @@ class Upkeep:
         *,
         commit_s: Callable[[], float] = lambda: 0.0,
         has_readers: Callable[[], bool] = lambda: False,
-        repair_source: RepairSource | None = None,
     ) -> None:
         self._store = store
         self._name = name
@@ -135,7 +124,6 @@ class Upkeep:
         self._patient_pace = self._pace(
             settings.scrub_bytes_per_s, lambda: has_readers() and not self._has_pressing_work()
         )
-        self._repair_source = repair_source
         self._suspects: deque[bytes] = deque(maxlen=SUSPECTS_MAX)
         self._not_before: dict[tuple[int, int], int] = {}
         self._renewed: dict[tuple[int, int], list[Damage]] = {}
@@ -232,12 +220,14 @@ class Upkeep:
         _log.error("upkeep failed", disk=self._name, reason=repr(error), exc_info=error if is_ours else None)
 
     def step(self) -> bool:
-        """Suspects and repairs, then one compaction or the verification of one segment; False when there was nothing.
+        """Suspects and replicas to drop, then one compaction or the check of one segment; False if there was nothing.
 
         Raises ShuttingDown, DiskFull, DiskUnavailable.
         """
         now_ms = self._clock.now_ms()
-        if self._quarantine_suspects() | self._repair() | self._drop():
+        has_worked = self._quarantine_suspects() | self._drop()
+        self.figures.repairs_waiting = len(holes(self._store, b"", REPAIRS_COUNTED_MAX))
+        if has_worked:
             return True
         surveys = {replica.partition: self._surveys(replica.partition) for replica in self._store.replicas}
         self._report_erasure(surveys, now_ms)
@@ -249,30 +239,13 @@ class Upkeep:
                     return True
         return bool(self._settings.scrub_bytes_per_s) and self._scrub(surveys, now_ms)
 
-    # --- repair ------------------------------------------------------------------------------------------------
+    # --- quarantine --------------------------------------------------------------------------------------------
 
     def _quarantine_suspects(self) -> bool:
         has_found = False
         while self._suspects:
             has_found |= self._store.quarantine_blob(self._suspects.popleft())
         return has_found
-
-    def _repair(self) -> bool:
-        """Fetch some of what is queued; True when any of it is here again. Without a source others bring it."""
-        waiting = holes(self._store, b"", REPAIRS_PER_STEP)
-        self.figures.repairs_waiting = len(waiting)
-        if self._repair_source is None:
-            return False
-        count = 0
-        for blob_id in waiting:
-            request = self._repair_source.fetch(blob_id)
-            if request is None or request.blob_id != blob_id:
-                continue
-            self._scrub_pace(len(request.body))
-            (answer,) = self._store.commit([request])
-            count += isinstance(answer, StateAnswer) and answer.has_body
-        self.figures.repairs += count
-        return count > 0
 
     def _drop(self) -> bool:
         """Remove a replica of a retired partition; True when there was one."""
@@ -532,7 +505,11 @@ class Upkeep:
                 lambda: figures.blobs_reclaimed,
             ),
             ("ambry_disk_upkeep_failures", "Steps of upkeep that failed.", lambda: figures.failures),
-            ("ambry_disk_repairs", "Blobs whose bytes came back from a peer.", lambda: figures.repairs),
+            (
+                "ambry_disk_repairs",
+                "Blobs that lacked their bytes, or had them damaged, and got them back, from a peer for the most part.",
+                lambda: self._store.holes_filled,
+            ),
             (
                 "ambry_disk_replicas_dropped",
                 "Replicas of retired partitions that were removed.",
@@ -542,7 +519,7 @@ class Upkeep:
         gauges: list[tuple[str, str, Callable[[], float]]] = [
             (
                 "ambry_disk_repairs_waiting",
-                "Blobs that wait for their bytes from a peer, up to 64: those found damaged here that live.",
+                "Blobs that live and wait for their bytes from a peer, up to 1000: damaged here, or never here.",
                 lambda: figures.repairs_waiting,
             ),
             ("ambry_disk_garbage_bytes", "Garbage found by the last look.", lambda: figures.garbage_bytes),

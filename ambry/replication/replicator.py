@@ -410,7 +410,9 @@ class Replicator:
             lambda: self._repairer.waiting,
         )
         metrics.watch_counter(
-            "ambry_replication_repairs", "Blobs whose bytes came back from a peer.", lambda: self._repairer.repaired
+            "ambry_replication_repairs",
+            "Blobs that passes over the repair queue brought back.",
+            lambda: self._repairer.repaired,
         )
         metrics.watch_counter(
             "ambry_replication_differences",

@@ -440,6 +440,12 @@ class CommitGroup:
         """Records that were written."""
         return sum(len(run.table) for run in self._runs)
 
+    @property
+    def filled(self) -> int:
+        """Blobs that were known here without their bytes, and have them by a put of this group."""
+        changes = (change for run in self._runs for change in run.changes)
+        return sum(before is not None and after.has_body and not before.has_body for before, after in changes)
+
     def journal_payload(self) -> list[bytes]:
         """Table and records, as the journal wants them."""
         table = [row for run in self._runs for row in run.table]

@@ -131,6 +131,8 @@ class DiskStore:
         self._log_failures = 0
         self.journals_replaced = 0
         """Journals that failed since the opening, and were replaced. To be read only."""
+        self.holes_filled = 0
+        """Blobs that lacked their bytes since before, and got them since the opening. To be read only."""
         self._reopenings = Reopenings(index_source)
         self.has_peers = False
         """Whether others may have the bytes that are missing here. To be set by whoever asks them."""
@@ -221,6 +223,7 @@ class DiskStore:
 
     def _shows(self, group: CommitGroup) -> bool:
         """Make a group visible, which the journal has; False when the index failed and has to be opened again."""
+        self.holes_filled += group.filled
         try:
             self._index.write(group.index_batch(self._accounts, self._late, self._journal.sequence))
         except AmbryError as error:

@@ -41,7 +41,7 @@ from ambry.storage.rocks_index import RocksIndexSource
 from ambry.storage.segment import DATA_OFFSET, ScannedRecord, scan, segment_path
 from ambry.storage.sim_disk import SimDisk
 from ambry.storage.store import DiskStore
-from tests.storage.engine import TINY, WHOLE, Model, World, answer_of, blob_id, body_of, put, update
+from tests.storage.engine import TINY, WHOLE, Model, World, answer_of, blob_id, body_of, fill_holes, put, update
 
 SETTINGS: Final = replace(TINY, compaction_bytes_per_s=1 << 30, scrub_bytes_per_s=1 << 30)
 BLOCK: Final = 4 * KIB
@@ -294,9 +294,10 @@ def beside(world: World, model: Model, fault: Fault) -> str:
     wrong, errors = _look(left, model)
     if wrong:
         return f"WRONG; {wrong}"
-    upkeep = Upkeep(left.store, "disk", SETTINGS, left.clock, repair_source=Peer(model))
+    upkeep = Upkeep(left.store, "disk", SETTINGS, left.clock)
+    peer = Peer(model)
     for _ in range(STEPS_MAX):
-        if not upkeep.step():
+        if not (upkeep.step() or fill_holes(left.store, peer.fetch)):
             break
     if not (errors or upkeep.figures.damages):
         return "ESCAPED; neither a read nor scrub found it"

@@ -13,7 +13,7 @@ from typing import Any, cast
 from ambry.blob.requests import ChangesAnswer, ChangesRequest, GetAnswer, GetRequest, PutRequest, StateAnswer
 from ambry.config import StorageSettings
 from ambry.datanode.fence import Fence
-from ambry.datanode.upkeep import RepairSource, Upkeep
+from ambry.datanode.upkeep import Upkeep
 from ambry.errors import AmbryError, ConnectionLost, CorruptRecord, DeadlineExceeded, DiskUnavailable
 from ambry.limits import KIB
 from ambry.protocol.datanode import BatchAnswer, BatchItem, DatanodeStatus, ReplicaStatus
@@ -122,7 +122,6 @@ class SimNode:
         self.store: DiskStore
         self.upkeep: Upkeep
         self.fence = Fence(name)
-        self.repair_source: RepairSource | None = None
         self.on_start: Callable[[], None] = lambda: None
         self.on_end: Callable[[], None] = lambda: None
         self.listeners: list[Callable[[], None]] = []
@@ -167,7 +166,7 @@ class SimNode:
                 self._lose()
         self.services = {}
         clock = WallClock(self.clock)
-        self.upkeep = Upkeep(self.store, self.name, SETTINGS, clock, repair_source=self.repair_source)
+        self.upkeep = Upkeep(self.store, self.name, SETTINGS, clock)
 
     def _recover(self, partitions: Mapping[int, int]) -> DiskStore:
         return open_store(

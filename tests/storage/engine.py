@@ -32,6 +32,7 @@ from ambry.storage.accounts import recount
 from ambry.storage.commit import Answer, Mutation
 from ambry.storage.compaction_plan import choose
 from ambry.storage.compactor import CompactionReport
+from ambry.storage.exchange import holes
 from ambry.storage.index import pages
 from ambry.storage.index_entry import Entry, decode_entry
 from ambry.storage.journal import RING_AT
@@ -82,6 +83,12 @@ class Blob:
     put: PutRequest | None
     time_ms: int
     order: int
+
+
+def fill_holes(store: DiskStore, fetch: Callable[[bytes], PutRequest | None]) -> int:
+    """What replication does with the repair queue: commit what a peer has of it. How many puts brought bytes."""
+    found = [put for one in holes(store, b"", 1000) if (put := fetch(one)) is not None]
+    return sum(isinstance(answer, StateAnswer) and answer.has_body for put in found for answer in store.commit([put]))
 
 
 @dataclass(slots=True)

@@ -11,7 +11,7 @@ from ambry.errors import BlobCollision, CorruptRecord, DirectoryUnusable, NotHer
 from ambry.storage.exchange import holes
 from ambry.storage.journal import SLOT_BYTES, SLOTS_AT
 from ambry.storage.segment import DATA_OFFSET, ScannedRecord, Segment, scan, segment_path
-from tests.storage.engine import TINY, WHOLE, World, answer_of, blob_id, body_of, put, update
+from tests.storage.engine import TINY, WHOLE, World, answer_of, blob_id, body_of, fill_holes, put, update
 
 SETTINGS = replace(TINY, compaction_bytes_per_s=1 << 30, scrub_bytes_per_s=1 << 30)
 DAY_MS = 86_400_000
@@ -54,12 +54,22 @@ def _flip(world: World, number: int, at: int) -> None:
     segment.file.pwrite([bytes([byte ^ 4])], offset + at)
 
 
-def _work(world: World, peer: Peer | None = None) -> Upkeep:
-    upkeep = Upkeep(world.store, "disk", SETTINGS, world.clock, repair_source=peer)
+def _work(world: World) -> Upkeep:
+    upkeep = Upkeep(world.store, "disk", SETTINGS, world.clock)
     for _ in range(100):
         if not upkeep.step():
             break
     return upkeep
+
+
+def _repairs(world: World, peer: Peer) -> int:
+    """Let upkeep work and a peer fill what it found; how many the store says were filled."""
+    before = world.store.holes_filled
+    _work(world)
+    filled = fill_holes(world.store, peer.fetch)
+    _work(world)
+    assert world.store.holes_filled - before == filled
+    return filled
 
 
 def _lost(world: World, *numbers: int) -> None:
@@ -93,7 +103,7 @@ def test_damage_anywhere_in_a_record_is_found_set_aside_and_repaired(at: int) ->
     world.check()
     assert holes(world.store, b"", 9) == [blob_id(5)]
     peer = Peer(*PUTS)
-    assert _work(world, peer).figures.repairs == 1
+    assert _repairs(world, peer) == 1
     assert peer.asked == [blob_id(5)]
     (model,) = world.models
     model.apply(PUTS[5])
@@ -108,12 +118,14 @@ def test_a_blob_that_a_read_finds_damaged_does_not_wait_for_scrub() -> None:
     world = _filled()
     _work(world)
     _flip(world, 7, 300)
-    upkeep = Upkeep(world.store, "disk", SETTINGS, world.clock, repair_source=Peer(*PUTS))
+    upkeep = Upkeep(world.store, "disk", SETTINGS, world.clock)
     upkeep.suspect(blob_id(7))
     upkeep.suspect(blob_id(8))
     assert upkeep.step()
-    assert upkeep.figures.repairs == 1
+    assert upkeep.figures.repairs_waiting == 1
+    assert fill_holes(world.store, Peer(*PUTS).fetch) == 1
     assert not upkeep.step()
+    assert upkeep.figures.repairs_waiting == 0
     assert answer_of(lambda: world.store.get(GetRequest(blob_id(7), 0, WHOLE))) == world.models[0].get(
         GetRequest(blob_id(7), 0, WHOLE)
     )
@@ -125,7 +137,7 @@ def test_no_other_body_takes_the_place_of_a_lost_one() -> None:
     _work(world)
     (answer,) = world.store.commit([put(blob_id(5), b"another")])
     assert type(answer) is BlobCollision
-    assert _work(world, Peer(put(blob_id(5), b"another"))).figures.repairs == 0
+    assert _repairs(world, Peer(put(blob_id(5), b"another"))) == 0
     assert _answer(world, 5) is NotHere
 
 
@@ -134,7 +146,8 @@ def test_dead_blobs_are_not_fetched() -> None:
     world.commit([update(blob_id(5), Change.DELETE, time_ms=world.clock.now_ms())])
     _flip(world, 5, 300)
     peer = Peer(*PUTS)
-    assert _work(world, peer).figures.quarantined == 1
+    assert _work(world).figures.quarantined == 1
+    assert _repairs(world, peer) == 0
     assert peer.asked == []
     # Nor is one that dies while it waits.
     _flip(world, 6, 300)
@@ -148,7 +161,7 @@ def test_dead_blobs_are_not_fetched() -> None:
 def test_damaged_records_that_nothing_points_to_do_not_hold_their_segment() -> None:
     world = _filled()
     _flip(world, 0, 300)
-    _work(world, Peer(*PUTS))
+    assert _repairs(world, Peer(*PUTS)) == 1
     world.store.checkpoint()
     facts = world.store.segment_facts(1)
     report = world.store.compact(1, tuple(one.number for one in facts), pace=lambda _: None, on_damage=lambda *_: None)
@@ -175,14 +188,14 @@ def test_an_index_made_anew_never_leads_to_wrong_bytes() -> None:
     world.open()
     # The hole is found again where it was.
     assert _answer(world, 5) in {CorruptRecord, NotHere}
-    assert _work(world, Peer(*PUTS)).figures.repairs == 1
+    assert _repairs(world, Peer(*PUTS)) == 1
     assert _answer(world, 5) == world.models[0].get(GetRequest(blob_id(5), 0, WHOLE))
 
 
 def test_an_index_made_anew_prefers_the_repaired_bytes_to_the_damaged_ones() -> None:
     world = _filled()
     _flip(world, 5, 300)
-    assert _work(world, Peer(*PUTS)).figures.repairs == 1
+    assert _repairs(world, Peer(*PUTS)) == 1
     world.crash()
     world.discard_index()
     world.open()
@@ -197,7 +210,7 @@ def test_a_repair_that_the_index_forgot_is_redone() -> None:
     _flip(world, 5, 300)
     segment, _ = _place(world, 5)
     segment.file.sync()
-    assert _work(world, Peer(*PUTS)).figures.repairs == 1
+    assert _repairs(world, Peer(*PUTS)) == 1
     states = world.source.index.crash_states()
     assert len(states) >= 3
     for index in states:
