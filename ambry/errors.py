@@ -196,7 +196,7 @@ class NotHere(AmbryError):
 
 
 class CorruptRecord(AmbryError):
-    """Bytes below the synced length of a log do not have their checksum. Facts: partition, segment, offset."""
+    """The bytes of a blob are damaged or missing on all its replicas. Facts of a record: partition, segment, offset."""
 
     code = 41
     name = "corrupt_record"

@@ -27,6 +27,7 @@ from ambry.errors import (
     BlobDeleted,
     BlobExpired,
     BlobNotFound,
+    CorruptRecord,
     DiskFull,
     NotHere,
     Overloaded,
@@ -56,7 +57,7 @@ class Reply(Enum):
 
 
 class Verdict(Enum):
-    """What is known after some replies. WAIT: not enough yet."""
+    """What is known after some replies. WAIT: not enough yet. BYTES_LOST: all have answered, and none can give them."""
 
     WAIT = auto()
     DONE = auto()
@@ -65,6 +66,7 @@ class Verdict(Enum):
     FULL = auto()
     BUSY = auto()
     COLLISION = auto()
+    BYTES_LOST = auto()
     UNAVAILABLE = auto()
 
 
@@ -76,7 +78,8 @@ def reply_of(error: AmbryError, incarnation: bytes | None = None) -> Reply:
             return Reply.FAILED if incarnation is not None and told not in {None, incarnation} else Reply.NOT_FOUND
         case BlobDeleted() | BlobExpired():
             return Reply.DELETED
-        case NotHere():
+        case NotHere() | CorruptRecord():
+            # Damaged bytes are as good as none: the replica knows the blob, and its record will be a hole soon.
             return Reply.NOT_HERE
         case DiskFull():
             return Reply.FULL
@@ -109,6 +112,8 @@ def error_of(verdict: Verdict, what: str) -> AmbryError:
             return Overloaded(f"{what}: too much waits for the disk", retry_after_s=1)
         case Verdict.COLLISION:
             return BlobCollision("another blob is stored under this id")
+        case Verdict.BYTES_LOST:
+            return CorruptRecord(f"{what}: the bytes of the blob are damaged or missing on every replica")
         case _:
             assert verdict is Verdict.UNAVAILABLE
             return Unavailable(f"{what}: too few replicas answered")
@@ -204,7 +209,10 @@ def read_verdict(
         return Verdict.NOT_FOUND
     if Reply.PENDING in replies:
         return Verdict.WAIT
-    return Verdict.BUSY if Reply.BUSY in replies else Verdict.UNAVAILABLE
+    if Reply.BUSY in replies:
+        return Verdict.BUSY
+    is_lost = Reply.NOT_HERE in replies and all(one in {Reply.NOT_HERE, Reply.NOT_FOUND} for one in replies)
+    return Verdict.BYTES_LOST if is_lost else Verdict.UNAVAILABLE
 
 
 def _all_deny(

@@ -85,6 +85,7 @@ PROOF: Final[dict[type[AmbryError], str]] = {
     errors.NameNotFound: "name_store",
     errors.NameDeleted: "name_store",
     errors.NameExpired: "name_store",
+    errors.CorruptRecord: "replica",
     errors.NotHere: "none",
     errors.Unavailable: "none",
     errors.DeadlineExceeded: "none",
@@ -99,6 +100,9 @@ PUBLIC_MESSAGE: Final = {
     507: "no space for another blob; blobs that are stored can be read and deleted",
 }
 """Said instead of an error's own message when the fault is not the client's."""
+
+DAMAGED_MESSAGE: Final = "the bytes of the blob are damaged or missing on every replica; a repair may bring them back"
+"""Said of CorruptRecord: trying again at once helps only where bytes were damaged on their way."""
 
 REASONS: Final = {
     200: "OK", 201: "Created", 202: "Accepted", 206: "Partial Content", 304: "Not Modified", 400: "Bad Request",
@@ -132,6 +136,13 @@ def status_of(error: AmbryError) -> int:
     raise AssertionError("the root of the tree is in the table")
 
 
+def message_of(error: AmbryError) -> str:
+    """What a client is told of an error: its own words when the fault is the client's, else a fixed text."""
+    if isinstance(error, errors.CorruptRecord):
+        return DAMAGED_MESSAGE
+    return PUBLIC_MESSAGE.get(status_of(error), error.message)
+
+
 @lru_cache(maxsize=256)
 def http_date(seconds: int) -> str:
     """IMF-fixdate of a moment in seconds since 1970."""
@@ -146,7 +157,7 @@ def common_headers(now_ms: int, request_id: str) -> Headers:
 def error_answer(error: AmbryError, now_ms: int, request_id: str) -> Answer:
     """The answer to a request that failed: JSON with code, message and request id."""
     status = status_of(error)
-    message = PUBLIC_MESSAGE.get(status, error.message)
+    message = message_of(error)
     document = {"code": error.name, "message": message, "request_id": request_id}
     field = error.facts.get("field")
     if isinstance(field, str):

@@ -24,7 +24,7 @@ from ambry.blob.requests import Buffer, GetAnswer
 from ambry.errors import AmbryError, BadDigest, TooLarge
 from ambry.frontend import answers
 from ambry.frontend.access import check_secure_path
-from ambry.frontend.answers import PUBLIC_MESSAGE, status_of
+from ambry.frontend.answers import message_of, status_of
 from ambry.frontend.call import Call, RequestBody, get_option, let_continue
 from ambry.frontend.connection import BodyResponse, Services
 from ambry.frontend.digests import render_base64
@@ -302,7 +302,7 @@ def created_named_item(row: NameRow) -> bytes:
 
 def error_head(error: AmbryError) -> bytes:
     """Code and message of an error, as the single request's answer has them."""
-    document = {"code": error.name, "message": PUBLIC_MESSAGE.get(status_of(error), error.message)}
+    document = {"code": error.name, "message": message_of(error)}
     field = error.facts.get("field")
     if isinstance(field, str):
         document["field"] = field

@@ -54,7 +54,8 @@ def read_now(route: Route, request: GetRequest) -> GetAnswer | None:
 def read(route: Route, request: GetRequest, deadline: float) -> "asyncio.Future[GetAnswer]":
     """Read from the first replica that has the bytes.
 
-    The future holds BlobDeleted, BlobNotFound (certain), Overloaded or Unavailable. Cancelling it gives up the read.
+    The future holds BlobDeleted, BlobNotFound (certain), Overloaded, CorruptRecord (all have answered, and none has the
+    bytes whole) or Unavailable. Cancelling it gives up the read.
     """
     return HedgedRead(route, request, deadline).outcome
 

@@ -17,7 +17,7 @@ from ambry.blob.requests import Buffer, GetAnswer, GetRequest
 from ambry.blob.state import BlobState
 from ambry.clock import Clock
 from ambry.cluster.map import ClusterMap
-from ambry.errors import AmbryError, NoSuchReplica, Unavailable
+from ambry.errors import AmbryError, CorruptRecord, NoSuchReplica, Unavailable
 from ambry.frontend import chunks, get, hedged, update
 from ambry.frontend.budget import TransferBudget
 from ambry.frontend.buffers import BufferPool
@@ -240,7 +240,7 @@ class Operations:
         version = self._placement.map_version
         try:
             return await attempt()
-        except (Unavailable, NoSuchReplica):
+        except (Unavailable, CorruptRecord, NoSuchReplica):
             if not await self.reload(version):
                 raise
             return await attempt()

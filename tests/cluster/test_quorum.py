@@ -77,8 +77,11 @@ def test_not_found_needs_its_witnesses(counted: int) -> None:
             assert verdict is Verdict.DELETED
         elif not_found >= witness_quorum(counted) and Reply.NOT_HERE not in replies:
             assert verdict is Verdict.NOT_FOUND
+        elif Reply.PENDING in replies:
+            assert verdict is Verdict.WAIT
         else:
-            assert verdict is (Verdict.WAIT if Reply.PENDING in replies else Verdict.UNAVAILABLE)
+            is_lost = Reply.NOT_HERE in replies and Reply.FAILED not in replies
+            assert verdict is (Verdict.BYTES_LOST if is_lost else Verdict.UNAVAILABLE)
 
 
 @pytest.mark.parametrize("counted", range(1, 5))
@@ -452,7 +455,7 @@ def test_a_change_while_a_new_replica_joins_meets_readers_who_do_not_know_of_it(
         (DiskFull("x"), Reply.FULL),
         (Overloaded("x"), Reply.BUSY),
         (ConnectionLost("x"), Reply.FAILED),
-        (CorruptRecord("x"), Reply.FAILED),
+        (CorruptRecord("x"), Reply.NOT_HERE),
         (DeadlineExceeded("x"), Reply.FAILED),
         (NoSuchReplica("x"), Reply.FAILED),
         (Unavailable("x"), Reply.FAILED),

@@ -79,6 +79,14 @@ def test_what_is_not_the_clients_fault_is_not_told(error: type[AmbryError]) -> N
     assert b"disk-a" not in answer.body and b"segment" not in answer.body
 
 
+def test_damaged_bytes_are_told_from_what_only_takes_another_try() -> None:
+    answer = error_answer(errors.CorruptRecord("segment 5", segment=5), NOW_MS, "id-1")
+    document = json.loads(answer.body)
+    assert (answer.status, document["code"], document["proof"]) == (503, "corrupt_record", "replica")
+    assert document["message"] != json.loads(error_answer(errors.Unavailable("x"), NOW_MS, "r").body)["message"]
+    assert "damaged or missing" in document["message"]
+
+
 def test_facts_become_headers() -> None:
     headers = dict(error_answer(errors.MethodNotAllowed("x", allow="GET, HEAD"), NOW_MS, "r").headers)
     assert headers["Allow"] == "GET, HEAD"

@@ -174,6 +174,36 @@ def test_a_read_goes_on_to_the_replica_that_has_the_bytes() -> None:
     run(test)
 
 
+@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize("size", [5, 2000])
+def test_bytes_that_no_replica_has_whole_are_damage_before_and_after_their_quarantine(count: int, size: int) -> None:
+    """And unavailable while a replica cannot be asked, which may have them."""
+
+    async def test(operations: Operations, nodes: list[MemoryDatanode]) -> None:
+        blob_id = await put(operations, b"x" * size)
+        await settle()
+        for node in nodes:
+            node.is_warm = False
+            node.damage(blob_id)
+        for _ in range(2):
+            with pytest.raises(CorruptRecord, match="damaged or missing"):
+                await get(operations, blob_id)
+            with pytest.raises(CorruptRecord, match="damaged or missing"):
+                await operations.stat(blob_id, GetOption.NONE)
+            for node in nodes:
+                node.lose_body(blob_id)
+        if count == 3:
+            del nodes[0].blobs[blob_id]
+            with pytest.raises(CorruptRecord):
+                await get(operations, blob_id)
+        nodes[0].fail("get", ConnectionLost("x"), times=None)
+        with pytest.raises(Unavailable):
+            await get(operations, blob_id)
+        assert (await operations.delete(blob_id)).is_deleted
+
+    run(test, count)
+
+
 def test_not_found_takes_two_witnesses_of_three() -> None:
     async def test(operations: Operations, nodes: list[MemoryDatanode]) -> None:
         blob_id = await put(operations)
@@ -196,7 +226,7 @@ def test_a_hole_outweighs_those_who_know_nothing() -> None:
         first.lose_body(blob_id)
         for node in nodes:
             del node.blobs[blob_id]
-        with pytest.raises(Unavailable):
+        with pytest.raises(CorruptRecord):
             await get(operations, blob_id)
 
     run(test)
