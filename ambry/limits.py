@@ -313,6 +313,12 @@ TRANSFER_QUEUE_MAX: Final = 1024
 READ_PIECE_BYTES: Final = 1 * MIB
 """A GET holds two pieces of this size at most: one at the client's socket, one being read."""
 
+RANGE_DIGEST_BYTES_MAX: Final = 4 * MIB
+"""The digest of a range stands before its bytes, so all of them are in memory; larger ranges are sent without one."""
+
+HEAD_DIGEST_BYTES_MAX: Final = 256 * MIB
+"""Read for the digest in an answer to HEAD: a few tenths of a second from the page cache."""
+
 TTL_SECONDS_MAX: Final = 100 * 366 * 86_400
 """A longer TTL is a mistake (milliseconds, or a date); for ever is -1."""
 

@@ -66,7 +66,7 @@ class _Crc32:
         return self._value.to_bytes(4, "big")
 
 
-def digest_of(algorithm: str, pieces: Iterable[bytes]) -> str:
+def digest_of(algorithm: str, pieces: Iterable[bytes | memoryview]) -> str:
     """The digest of bytes as the store has it, in base64."""
     made = Running(algorithm)
     for piece in pieces:

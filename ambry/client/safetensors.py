@@ -16,15 +16,15 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Protocol, Self
 
 from ambry.client.parallel import Parallel
+from ambry.client.ranges import read_into
 from ambry.client.session import Session
 from ambry.client.tensors_header import PREFIX_SIZE, TensorInfo, TensorsHeader, header_size, parse_header
-from ambry.client.transfer import Source, fetch_range
+from ambry.client.transfer import Source, file_deadline
 from ambry.errors import BadTensors
 from ambry.limits import KIB, MIB
 
 if TYPE_CHECKING:
     from ambry.client.client import Client
-    from ambry.client.http import Exchange
 
 FRAMEWORKS: Final = ("numpy", "np", "pt", "torch")
 _FIRST_READ_BYTES: Final = 100 * KIB
@@ -75,15 +75,10 @@ class StoredBytes:
     def read_into(self, offset: int, view: memoryview) -> None:
         """Fill a view: one request for each content that its bytes are in."""
         at = 0
-
-        def take(exchange: "Exchange", left: int) -> int:
-            nonlocal at
-            count = exchange.readinto(view[at : at + left])
-            at += count
-            return count
-
+        until = file_deadline(self._session, None)
         for path, start, stop in self._source.ranges(offset, offset + len(view)):
-            fetch_range(self._session, path, start, stop, take)
+            read_into(self._session, path, start, view[at : at + stop - start], until)
+            at += stop - start
 
 
 class LocalBytes:

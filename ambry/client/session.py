@@ -16,7 +16,7 @@ from ambry.client.retry import ATTEMPTS_MAX, RETRY_STATUSES, WAIT_S_MAX, Fronten
 from ambry.client.settings import ClientSettings
 from ambry.client.values import BlobInfo, info_of
 from ambry.clock import SystemClock
-from ambry.errors import ERRORS_BY_CODE, AmbryError, ConnectionLost, DeadlineExceeded, Unavailable
+from ambry.errors import ERRORS_BY_CODE, AmbryError, BadDigest, ConnectionLost, DeadlineExceeded, Unavailable
 
 if TYPE_CHECKING:
     from ambry.client.http import Chunks, Exchange, Pool
@@ -149,7 +149,8 @@ class Session:
         deadline: float,
         is_once: bool = False,
     ) -> _T:
-        """What `take` makes of an answer. One that breaks off, or is none of a store, is asked for again.
+        """What `take` makes of an answer. One that breaks off, is none of a store or has not its checksum is asked for
+        again.
 
         Not with `is_once`, which tries again until there is a head. `headers` are taken anew for each attempt. Raises
         as `ask`, and what `take` raises.
@@ -165,7 +166,7 @@ class Session:
                     "status": exchange.status, "request_id": exchange.headers.get(_REQUEST_ID),
                     "attempts": attempts, "frontend": exchange.url, **error.facts,
                 }  # fmt: skip
-                if not isinstance(error, ConnectionLost | Unavailable):
+                if not isinstance(error, ConnectionLost | Unavailable | BadDigest):
                     raise
                 # It was hung up because the work was given up: no fault of the frontend.
                 stopping.check()

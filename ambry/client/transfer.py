@@ -16,7 +16,7 @@ import os
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Final
@@ -32,6 +32,7 @@ from ambry.client.landing import Landing, reserve
 from ambry.client.parallel import Parallel
 from ambry.client.part_upload import PartUpload
 from ambry.client.progress import Meter, Progress
+from ambry.client.ranges import read_range, stored_digest
 from ambry.client.session import Session
 from ambry.client.small_files import new_part
 from ambry.client.values import BlobInfo, Stored, digests_of
@@ -71,14 +72,15 @@ def file_deadline(session: Session, deadline_s: float | None) -> float:
 
 def read_whole(session: Session, path: str, headers: Mapping[str, str], deadline: float) -> bytes:
     """A body in memory; one that breaks off is asked for again. Raises BadDigest for bytes with another checksum."""
+    if "Range" in headers:
+        return read_range(session, path, headers["Range"], deadline)
 
     def take(exchange: "Exchange") -> bytes:
         data = exchange.read()
-        if exchange.status == 200:
-            _check(exchange.headers.get("repr-digest", ""), data)
+        _check(exchange.headers.get("repr-digest", ""), data)
         return data
 
-    return session.read(path, take, headers=headers, expected=(200, 206), deadline=deadline)
+    return session.read(path, take, headers=headers, deadline=deadline)
 
 
 def _check(header: str, data: bytes) -> None:
@@ -466,8 +468,13 @@ def download(
             missing = parts.fill(descriptor)
         meter.add(source.size - sum(stop - start for start, stop in map(parts.span, missing)))
         _fetch_all(session, source, parts, missing, descriptor, meter, threads, deadline)
+        if not _is_right(descriptor, source, parts, check):
+            # Some may have changed on their way: the store says which, and those are loaded again.
+            wrong = _wrong_parts(session, source, parts, range(parts.count), deadline)
+            meter.add(-sum(stop - start for start, stop in map(parts.span, wrong)))
+            _fetch_all(session, source, parts, wrong, descriptor, meter, threads, deadline)
+            _verify_at_last(session, descriptor, source, parts, wrong, check, deadline)
         with named(target):
-            _verify(descriptor, source, parts, check)
             os.fsync(descriptor)
         parts.place()
     except BaseException:
@@ -477,16 +484,54 @@ def download(
         _close(descriptor)
 
 
-def _verify(descriptor: int, source: Source, parts: _Parts, check: "Callable[[Iterator[bytes]], None] | None") -> None:
+def _is_right(
+    descriptor: int, source: Source, parts: _Parts, check: "Callable[[Iterator[bytes]], None] | None"
+) -> bool:
+    """Whether the bytes are those of the source; no, where nothing can tell that yet."""
+    try:
+        _verify(descriptor, source, parts, check)
+    except BadDigest:
+        return False
+    return source.crc32 is not None or check is not None
+
+
+def _verify_at_last(
+    session: Session, descriptor: int, source: Source, parts: _Parts, wrong: Sequence[int],
+    check: "Callable[[Iterator[bytes]], None] | None", deadline: float | None,
+) -> None:  # fmt: skip
     """Raises BadDigest for bytes that are not those of the source: nothing of them is resumed."""
     try:
-        if source.crc32 is not None and parts.crc32() != source.crc32:
-            raise BadDigest("the bytes that came do not have their checksum", field="crc32")
-        if check is not None:
-            check(pieces_of(descriptor))
+        _verify(descriptor, source, parts, check)
+        if source.crc32 is None and check is None and _wrong_parts(session, source, parts, wrong, deadline):
+            raise BadDigest("the bytes that came do not have their checksum", field="xxh3")
     except BadDigest:
         parts.forget()
         raise
+
+
+def _wrong_parts(
+    session: Session, source: Source, parts: _Parts, among: Sequence[int], deadline: float | None
+) -> list[int]:
+    """Parts of which the store says another checksum; none where it does not say any."""
+    until = file_deadline(session, None) if deadline is None else deadline
+    algorithm, size = ("xxh3", 8) if source.crc32 is None else ("crc32", 4)
+    wrong = []
+    for part in among:
+        ranges = list(source.ranges(*parts.span(part)))
+        own = base64.b64encode(parts.checks[part].to_bytes(size, "big")).decode()
+        # What is put together from several has no checksum there.
+        if len(ranges) > 1 or stored_digest(session, *ranges[0], algorithm, until) not in {None, own}:
+            wrong.append(part)
+    return wrong
+
+
+def _verify(descriptor: int, source: Source, parts: _Parts, check: "Callable[[Iterator[bytes]], None] | None") -> None:
+    """Raises BadDigest for bytes that are not those of the source."""
+    if source.crc32 is not None and parts.crc32() != source.crc32:
+        raise BadDigest("the bytes that came do not have their checksum", field="crc32")
+    if check is not None:
+        with named(parts.target):
+            check(pieces_of(descriptor))
 
 
 def _is_there(target: Path, source: Source, check: "Callable[[Iterator[bytes]], None] | None") -> bool:

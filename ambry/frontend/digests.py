@@ -1,4 +1,4 @@
-"""Digests of a body: Content-MD5 (RFC 1864), Content-Digest, Repr-Digest and Want-Repr-Digest (RFC 9530).
+"""Digests of a body: Content-MD5 (RFC 1864), Content-Digest, Repr-Digest and what asks for them (RFC 9530).
 
 They are of the plain bytes, are checked before anything is acknowledged, and are kept with the blob. On uploads both
 digest fields mean the same here, since nothing transforms a body on its way in. Algorithms that are not known are
@@ -89,13 +89,13 @@ def parse_digest_field(value: str, field: str) -> dict[str, bytes]:
     return found
 
 
-def parse_wanted(value: str) -> frozenset[str]:
-    """Known algorithms that a Want-Repr-Digest header asks for; weight 0 is "not this one". Raises BadRequest."""
+def parse_wanted(value: str, field: str = "Want-Repr-Digest") -> frozenset[str]:
+    """Known algorithms that a header asks for; weight 0 is "not this one". Raises BadRequest."""
     wanted: set[str] = set()
     for member in value.split(","):
         matched = _WISH.fullmatch(member)
         if matched is None:
-            raise BadRequest("Want-Repr-Digest is no dictionary of weights from 0 to 10", field="want-repr-digest")
+            raise BadRequest(f"{field} is no dictionary of weights from 0 to 10", field=field.lower())
         if matched[1] in SIZES and matched[2] != "0":
             wanted.add(matched[1])
     return frozenset(wanted)

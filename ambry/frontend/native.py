@@ -48,7 +48,7 @@ from ambry.frontend.chunks_api import ChunksApi
 from ambry.frontend.cluster_api import ClusterApi
 from ambry.frontend.conditions import ByteRange, Multipart, Outcome
 from ambry.frontend.connection import BodyResponse, Services
-from ambry.frontend.digests import DigestCheck, render_repr_digest
+from ambry.frontend.digests import DigestCheck, parse_wanted, render_repr_digest
 from ambry.frontend.form import FormBody, is_form
 from ambry.frontend.get import OpenBlob
 from ambry.frontend.headers import check_lines, expiry, parse_put_headers, parse_resolves_empty, parse_ttl, required_ttl
@@ -62,7 +62,7 @@ from ambry.frontend.shares import Visit
 from ambry.frontend.signed_url import container_of_path, parse_url_wish
 from ambry.frontend.uploads_api import PATH as UPLOADS
 from ambry.frontend.uploads_api import UploadsApi
-from ambry.limits import BLOB_BYTES_MAX, KIB
+from ambry.limits import BLOB_BYTES_MAX, HEAD_DIGEST_BYTES_MAX, KIB, RANGE_DIGEST_BYTES_MAX
 from ambry.logs import get_logger, request_scope
 from ambry.metrics import CONTENT_TYPE as METRICS_TYPE
 from ambry.metrics import OTHER
@@ -75,6 +75,7 @@ _CLIENT_GONE: Final = 499
 _ONE_WRITE_BYTES_MAX: Final = 64 * KIB
 """Bodies up to this are copied behind their headers; above it the copy costs more than a second write."""
 
+_WANTED: Final = "Want-Content-Digest"
 _QUOTA_WARNING: Final = "x-ambry-user-quota-warning"
 _RESOLVES_EMPTY: Final = "x-ambry-resolve-range-on-empty-blob"
 _CONDITIONS: Final = ("If-Match", "If-Unmodified-Since", "If-None-Match", "If-Modified-Since")
@@ -323,14 +324,32 @@ class NativeApi:
     async def _head_blob(self, call: Call) -> web.StreamResponse:
         """HEAD: the headers of the GET with the same headers."""
         specs = conditions.parse_range(call.request.headers.get("Range"))
-        blob = await self._services.operations.stat(call.blob_id, get_option(call), is_quorum=is_quorum(call))
+        wanted = _wanted_digests(call)
+        operations = self._services.operations
+        option, quorum = get_option(call), is_quorum(call)
+        if wanted:
+            blob = await operations.open(call.blob_id, option, head_size=0, is_quorum=quorum)
+        else:
+            blob = await operations.stat(call.blob_id, option, is_quorum=quorum)
         if _is_not_modified(call, blob):
             return _not_modified(call, blob)
         ranges = _ranges(call, blob, specs)
-        if ranges:
-            headers, _ = self._partial(call, blob, ranges)
-            return BodyResponse(Answer(206, headers))
-        return BodyResponse(Answer(200, _whole_headers(call, blob)))
+        headers = self._partial(call, blob, ranges)[0] if ranges else _whole_headers(call, blob)
+        one = ranges[0] if ranges else ByteRange(0, blob.size)
+        if wanted and len(ranges) <= 1 and one.size <= HEAD_DIGEST_BYTES_MAX:
+            headers.append(("Content-Digest", await self._digest(blob, one, wanted)))
+        return BodyResponse(Answer(206 if ranges else 200, headers))
+
+    async def _digest(self, blob: OpenBlob, one: ByteRange, wanted: frozenset[str]) -> str:
+        """The digests of a range, which is read for them."""
+        check = DigestCheck({}, wanted)
+        reader = self._services.operations.reader(blob, one.start, one.stop)
+        try:
+            while piece := await reader.next():
+                await check.update(piece)
+        finally:
+            await reader.close()
+        return render_repr_digest(check.verify())
 
     async def _send_whole(self, call: Call, blob: OpenBlob) -> web.StreamResponse:
         headers = _whole_headers(call, blob)
@@ -359,6 +378,9 @@ class NativeApi:
 
     async def _send_ranges(self, call: Call, blob: OpenBlob, ranges: tuple[ByteRange, ...]) -> web.StreamResponse:
         headers, multipart = self._partial(call, blob, ranges)
+        wanted = _wanted_digests(call)
+        if wanted and multipart is None and ranges[0].size <= RANGE_DIGEST_BYTES_MAX:
+            return await self._send_digested(call, headers, blob, ranges[0], wanted)
         response = started(206, headers)
         await response.prepare(call.request)
         for place, one in enumerate(ranges):
@@ -366,6 +388,19 @@ class NativeApi:
                 await response.write(multipart.heads[place])
             await self._send_bytes(response, blob, one.start, one.stop)
         await response.write_eof(b"" if multipart is None else multipart.closing)
+        return response
+
+    async def _send_digested(
+        self, call: Call, headers: Headers, blob: OpenBlob, one: ByteRange, wanted: frozenset[str]
+    ) -> web.StreamResponse:
+        """One range, with its digests before it."""
+        async with self._services.operations.held(blob, one.start, one.stop) as data:
+            check = DigestCheck({}, wanted)
+            await check.update(data)
+            response = started(206, [*headers, ("Content-Digest", render_repr_digest(check.verify()))])
+            await response.prepare(call.request)
+            await self._write(response, data)
+            await response.write_eof()
         return response
 
     async def _send_bytes(self, response: web.StreamResponse, blob: OpenBlob, start: int, stop: int) -> None:
@@ -512,6 +547,12 @@ def _size_max(call: Call) -> int:
     """Bytes that an upload may have; a signed URL may say less."""
     url = call.caller.url
     return BLOB_BYTES_MAX if url is None or url.size_max is None else min(url.size_max, BLOB_BYTES_MAX)
+
+
+def _wanted_digests(call: Call) -> frozenset[str]:
+    """Digests of the content of the answer that the client asks for. Raises BadRequest."""
+    wanted = call.request.headers.getall(_WANTED, [])
+    return parse_wanted(", ".join(wanted), _WANTED) if wanted else frozenset()
 
 
 def _is_not_modified(call: Call, blob: OpenBlob) -> bool:

@@ -69,6 +69,11 @@ PARAMETERS: Final[Document] = {
         "Digests to compute and keep: md5, sha, sha-256, sha-512, crc32, crc32c, crc64nvme, xxh3.",
         {"type": "string", "pattern": "^(md5|sha|sha-256|sha-512|crc32|crc32c|crc64nvme|xxh3)=[0-9]$"},
     ),
+    "want-content-digest": _header(
+        "Want-Content-Digest",
+        "Digests of the bytes of the answer: of one range of a GET up to 4 MiB, of a HEAD up to 256 MiB.",
+        {"type": "string", "pattern": "^(md5|sha|sha-256|sha-512|crc32|crc32c|crc64nvme|xxh3)=[0-9]$"},
+    ),
     "upsert": _header(
         "x-ambry-named-upsert", "Whether a name may get another blob.", {"type": "string", "enum": ["true", "false"]}
     ),
@@ -95,7 +100,7 @@ PARAMETERS: Final[Document] = {
 """Parameters by the name that operations use."""
 
 _OF_READ: Final = ("id", "get-option", "read", "account", "container")
-_OF_CONDITIONS: Final = ("range", "if-match", "if-none-match", "resolve-range")
+_OF_CONDITIONS: Final = ("range", "want-content-digest", "if-match", "if-none-match", "resolve-range")
 _OF_UPLOAD: Final = ("ttl", "service-id", "owner-id", "filename", "content-type", "want-repr-digest")
 
 SCHEMAS: Final[Document] = {

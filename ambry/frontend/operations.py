@@ -7,6 +7,7 @@ else is in put.py, get.py and update.py; this module binds them to one cluster m
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Final
 
@@ -24,7 +25,7 @@ from ambry.frontend.buffers import BufferPool
 from ambry.frontend.chance import Chance
 from ambry.frontend.get import OpenBlob, PieceReader
 from ambry.frontend.headers import GetOption
-from ambry.frontend.placement import DEFAULT_OWNER, Peers, Placement, Route
+from ambry.frontend.placement import DEFAULT_OWNER, OWNER_AT, Peers, Placement, Route
 from ambry.frontend.put import (
     NOTHING,
     Cut,
@@ -38,7 +39,14 @@ from ambry.frontend.put import (
     reserve,
 )
 from ambry.frontend.reclaim import Reclaimer
-from ambry.limits import BODY_BYTES_MAX, CHUNK_BYTES_MAX, REQUEST_DEADLINE_MS, TRANSFER_BYTES_MAX, TRANSFER_QUEUE_MAX
+from ambry.limits import (
+    BODY_BYTES_MAX,
+    CHUNK_BYTES_MAX,
+    READ_PIECE_BYTES,
+    REQUEST_DEADLINE_MS,
+    TRANSFER_BYTES_MAX,
+    TRANSFER_QUEUE_MAX,
+)
 from ambry.protocol.datanode import Datanode
 
 _SIMPLE: Final = bytes([VERSION, Kind.SIMPLE])
@@ -210,6 +218,25 @@ class Operations:
     def reader(self, blob: OpenBlob, start: int, stop: int) -> PieceReader:
         """A reader of bytes start:stop of an open blob."""
         return PieceReader(self._placement, self.budget, blob, start, stop)
+
+    @asynccontextmanager
+    async def held(self, blob: OpenBlob, start: int, stop: int) -> AsyncIterator[bytearray]:
+        """Bytes start:stop of an open blob, all of them in memory and taken from the budget while the block runs."""
+        # With what the reader needs: nobody waits for a share while holding one.
+        share = stop - start + 2 * READ_PIECE_BYTES
+        await self.budget.enter(share, blob.blob_id[OWNER_AT])
+        try:
+            data = bytearray()
+            own = TransferBudget(2 * READ_PIECE_BYTES, 1)
+            reader = PieceReader(self._placement, own, blob, start, stop)
+            try:
+                while piece := await reader.next():
+                    data += piece
+            finally:
+                await reader.close()
+            yield data
+        finally:
+            self.budget.give(share)
 
     def chunks(self, blob: OpenBlob) -> AsyncIterator[tuple[Entry, ...]]:
         """The chunks of an open composite blob, a leaf at a time; see chunks.chunks_of."""

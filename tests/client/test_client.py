@@ -279,7 +279,7 @@ def test_the_asynchronous_client_does_the_same(url: str, tmp_path: Path) -> None
 
 def test_the_two_clients_have_the_same_methods() -> None:
     def methods(cls: type) -> set[str]:
-        return {name for name in vars(cls) if not name.startswith("_")}
+        return {name for name in dir(cls) if not name.startswith("_")}
 
     assert methods(Client) == methods(AsyncClient)
 

@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from email.utils import formatdate
 
 import pytest
+import xxhash
 
 from ambry.blob.blob_id import Kind, binary_from_text, parse_text
 from ambry.errors import (
@@ -46,6 +47,37 @@ def run(test: Test, *, cut: Cut | None = None) -> None:
 
 
 BOTH = pytest.mark.parametrize("cut", [None, SMALL], ids=["simple", "composite"])
+
+
+@BOTH
+def test_a_range_has_the_digests_of_its_bytes_if_they_are_asked_for(cut: Cut | None) -> None:
+    def told(data: bytes) -> str:
+        sha256, xxh3 = hashlib.sha256(data).digest(), xxhash.xxh3_64(data).digest()
+        return ", ".join(
+            f"{name}=:{base64.b64encode(one).decode()}:" for name, one in (("sha-256", sha256), ("xxh3", xxh3))
+        )
+
+    async def test(running: Serving) -> None:
+        path = (await running.ask("PUT", "/", {"x-ambry-service-id": "svc"}, BODY)).headers["location"]
+        wanted = {"Want-Content-Digest": "xxh3=1, sha-256=3, md5=0, unknown=5"}
+        for start, stop in ((0, 1), (3, 777), (0, len(BODY)), (len(BODY) - 1, len(BODY))):
+            headers = {**wanted, "Range": f"bytes={start}-{stop - 1}"}
+            for method in ("GET", "HEAD"):
+                answer = await running.ask(method, path, headers)
+                assert answer.status == 206 and answer.headers["content-digest"] == told(BODY[start:stop])
+                assert answer.body == (BODY[start:stop] if method == "GET" else b"")
+                assert answer.headers["content-length"] == str(stop - start)
+        assert (await running.ask("HEAD", path, wanted)).headers["content-digest"] == told(BODY)
+        whole = await running.ask("GET", path, wanted)
+        assert whole.body == BODY and "content-digest" not in whole.headers
+        several = await running.ask("GET", path, {**wanted, "Range": "bytes=0-1,5-6"})
+        assert several.status == 206 and "content-digest" not in several.headers
+        plain = await running.ask("GET", path, {"Range": "bytes=0-1"})
+        assert plain.status == 206 and "content-digest" not in plain.headers
+        wrong = await running.ask("GET", path, {"Range": "bytes=0-1", "Want-Content-Digest": "xxh3"})
+        assert wrong.status == 400 and b'"want-content-digest"' in wrong.body
+
+    run(test, cut=cut)
 
 
 @BOTH
