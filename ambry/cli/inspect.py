@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Final
 
 import click
 
@@ -16,6 +17,12 @@ from ambry.limits import MIB
 from ambry.storage.inspection import PlanRow, compaction_plan, describe
 from ambry.storage.recovery import open_store
 from ambry.storage.store import DiskStore
+
+_UNKNOWN: Final = (
+    "Only the running datanode knows which segments it leaves alone for up to a day, since it could not free them, and "
+    "which partitions the cluster map has sealed: of these it takes whatever is dead once nothing in them lives."
+)
+"""What a plan that is made from the disk alone leaves out."""
 
 
 @click.command()
@@ -29,7 +36,8 @@ def compaction(
     plan: bool,  # noqa: FBT001 -- click's way of handing flags over
     as_json: bool,  # noqa: FBT001 -- click's way of handing flags over
 ) -> None:
-    """Show compaction's plan for DIRECTORY, whose process must have been stopped; reads every sealed segment.
+    """Show compaction's plan for DIRECTORY, whose process must have been stopped: for each segment whether it would be
+    taken next, and why, or why not. Reads them all.
 
     A running datanode compacts by itself.
     """
@@ -42,6 +50,7 @@ def compaction(
             click.echo(json.dumps(dataclasses.asdict(row)))
     else:
         _tell(rows)
+    click.echo(_UNKNOWN, err=True)
 
 
 @click.command()
@@ -70,11 +79,13 @@ def _store(directory: Path, settings: StorageSettings) -> Iterator[DiskStore]:
 
 
 def _tell(rows: list[PlanRow]) -> None:
-    click.echo("partition  segment      MiB  live MiB  dead MiB  kept MiB  garbage  class  compact")
+    click.echo("partition  segment      MiB  live MiB  dead MiB  kept MiB  garbage  class  compact  since")
     for row in rows:
         sizes = "".join(f"{size / MIB:10.1f}" for size in (row.live_bytes, row.dead_bytes, row.kept_bytes))
         click.echo(
             f"{row.partition:9} {row.segment:8} {row.size / MIB:8.1f}{sizes}"
-            f"  {row.garbage_ratio:6.1%}  {row.expiry_class:5}  {'yes' if row.is_chosen else 'no'}"
+            f"  {row.garbage_ratio:6.1%}  {row.expiry_class:5}  {'yes' if row.is_chosen else 'no':7}  {row.reason}"
         )
-    click.echo(f"{sum(row.is_chosen for row in rows)} of {len(rows)} sealed segments")
+    chosen = [row for row in rows if row.is_chosen]
+    sealed_first = sum(row.is_active for row in chosen)
+    click.echo(f"{len(chosen)} of {len(rows)} segments, {sealed_first} of them sealed first")

@@ -27,7 +27,7 @@ from ambry.metrics import Metrics
 from ambry.storage.compaction_plan import SegmentFacts
 from ambry.storage.exchange import holes, lives
 from ambry.storage.expiry_class import UPPER_BOUNDS_MS
-from ambry.storage.inspection import choose_for, surveyed
+from ambry.storage.inspection import choose_for, holds_live, must_be_sealed, surveyed
 from ambry.storage.rebuild import CheckReport, check_store
 from ambry.storage.seal_state import is_sealed_for_good
 from ambry.storage.segment import DATA_OFFSET, Damage
@@ -276,8 +276,10 @@ class Upkeep:
             ):
                 survey = self._survey(partition, one.number, self._compaction_pace)
             # What nobody has looked through may all have to stay.
-            known = replace(one, kept_bytes=one.size) if survey is None else surveyed(one, survey, now_ms)
-            facts.append(replace(known, is_due=True) if ends and one.dead_bytes else known)
+            if survey is None:
+                facts.append(replace(one, kept_bytes=one.size, is_due=ends and one.dead_bytes > 0))
+            else:
+                facts.append(surveyed(one, survey, now_ms, ends=ends))
         self.figures.garbage_bytes += sum(one.garbage_bytes for one in facts)
         numbers = choose_for(self._store, self._settings, facts, now_ms)
         if not numbers:
@@ -340,8 +342,7 @@ class Upkeep:
         """Whether nothing comes to a partition any more, and nothing in it lives."""
         if partition not in self.sealed_for_good and partition not in self.ending:
             return False
-        uses = self._store.accounts.of_containers().items()
-        return not any(use.live_count for (of, _, _), use in uses if of == partition)
+        return not holds_live(self._store.accounts, partition)
 
     def _seal_what_is_due(self, partition: int, surveys: dict[int, Survey], now_ms: int, *, ends: bool) -> None:
         """Compaction never takes an active segment; one that holds what is due is sealed before it is full."""
@@ -355,8 +356,7 @@ class Upkeep:
             may_end = ends and dead_bytes > 0 and is_unknown
             if segment.end > DATA_OFFSET and (may_end or self._may_be_to_erase(dead_bytes, survey, now_ms)):
                 survey = surveys[number] = self._survey(partition, number, self._compaction_pace)
-            has_garbage = survey is not None and survey.kept_bytes < survey.seen_bytes
-            if survey is not None and (survey.erase_at_ms <= now_ms or (ends and dead_bytes > 0 and has_garbage)):
+            if survey is not None and must_be_sealed(survey, dead_bytes, now_ms, ends=ends):
                 self._store.seal_active(partition, number)
                 has_sealed = True
         if has_sealed:

@@ -146,6 +146,10 @@ class SegmentFacts:
         """Bytes that compaction would copy."""
         return self.size - self.garbage_bytes
 
+    def is_worthy(self, garbage_ratio_min: float) -> bool:
+        """Whether it is worth a compaction by itself: enough of it is garbage, or anything where it is due."""
+        return self.size > 0 and self.garbage_bytes >= (1 if self.is_due else max(garbage_ratio_min * self.size, 1))
+
     def score(self, now_ms: int) -> float:
         """Benefit over cost: free space gained, times age, over bytes read and written."""
         age = max(now_ms - self.created_ms, 0) + 1
@@ -174,11 +178,7 @@ def choose(
     Together they keep at most `output_bytes_max`, and all are of one expiry class, so that classes stay apart.
     """
     known = sorted(segments, key=lambda one: (one.size, one.number))
-    worthy = [
-        one
-        for one in known
-        if one.size and one.garbage_bytes >= (1 if one.is_due else max(garbage_ratio_min * one.size, 1))
-    ]
+    worthy = [one for one in known if one.is_worthy(garbage_ratio_min)]
     if not worthy:
         return _many_small([one for one in known if one.size * SMALL_SHARE <= output_bytes_max], output_bytes_max)
     worthy.sort(key=lambda one: (not one.is_due, -one.score(now_ms), one.number))

@@ -8,10 +8,14 @@ from dataclasses import dataclass, replace
 
 from ambry.blob.state import NEVER
 from ambry.config import StorageSettings
-from ambry.storage.compaction_plan import SegmentFacts, choose
+from ambry.storage.accounts import Accounts
+from ambry.storage.compaction_plan import SegmentFacts, choose, facts_of
+from ambry.storage.compaction_reasons import APPENDED, TURNED_OFF, UNFINISHED, reasons_of
 from ambry.storage.exchange import read_tokens
 from ambry.storage.index import pages
 from ambry.storage.index_entry import decode_entry, partition_range
+from ambry.storage.replica import Replica
+from ambry.storage.seal_state import is_sealed_for_good
 from ambry.storage.segment import Damage, ScannedRecord, scan_readable
 from ambry.storage.store import DiskStore
 from ambry.storage.survey import Survey
@@ -21,7 +25,10 @@ _ENTRIES_PER_PAGE = 256
 
 @dataclass(frozen=True, slots=True)
 class PlanRow:
-    """A sealed segment, and whether compaction would take it now. Sizes in bytes."""
+    """A segment, and whether compaction would take it now and why, or why not. Sizes in bytes, age in ms.
+
+    An active segment that is chosen is sealed first.
+    """
 
     partition: int
     segment: int
@@ -34,46 +41,90 @@ class PlanRow:
     age_ms: int
     score: float
     is_chosen: bool
+    is_active: bool
+    reason: str
 
 
 def compaction_plan(store: DiskStore, settings: StorageSettings, now_ms: int) -> list[PlanRow]:
-    """Every sealed segment, surveyed now, by partition and number. Reads them all."""
-    rows: list[PlanRow] = []
-    for replica in store.replicas:
-        partition = replica.partition
-        facts = [
-            surveyed(one, store.survey(partition, one.number, pace=lambda _: None), now_ms)
-            for one in store.segment_facts(partition)
-        ]
-        chosen = choose_for(store, settings, facts, now_ms)
-        rows += [
-            PlanRow(
-                replica.partition,
-                one.number,
-                one.size,
-                one.live_bytes,
-                one.dead_bytes,
-                one.size - one.garbage_bytes,
-                one.garbage_bytes / one.size if one.size else 0.0,
-                one.expiry_class,
-                max(now_ms - one.created_ms, 0),
-                one.score(now_ms),
-                one.number in chosen,
-            )
-            for one in facts
-        ]
-    return rows
+    """Every segment, surveyed now, by partition and number. Reads them all; nothing changes but what is known of them.
+
+    It is what upkeep would do next in each partition, but for what only a running datanode knows: segments that it
+    leaves alone for a time since it could not free them, and partitions that the cluster map has sealed.
+    """
+    return [row for replica in store.replicas for row in _plan_of(store, settings, replica, now_ms)]
 
 
-def surveyed(facts: SegmentFacts, survey: Survey, now_ms: int) -> SegmentFacts:
-    """What is known of a segment after a look at it."""
-    return replace(facts, kept_bytes=survey.kept_of(facts.size), is_due=survey.erase_at_ms <= now_ms)
+def _plan_of(store: DiskStore, settings: StorageSettings, replica: Replica, now_ms: int) -> list[PlanRow]:
+    partition = replica.partition
+    surveys = {number: store.survey(partition, number, pace=lambda _: None) for number in sorted(replica.segments)}
+    tombstone_bytes = sum(survey.tombstone_bytes for survey in surveys.values())
+    is_full = is_sealed_for_good(tombstone_bytes=tombstone_bytes, capacity=replica.capacity)
+    ends = is_full and not holds_live(store.accounts, partition)
+    facts = {
+        number: surveyed(
+            facts_of(replica.segments[number], store.accounts.of_segment(partition, number)), survey, now_ms, ends=ends
+        )
+        for number, survey in surveys.items()
+    }
+    active = {segment.number for segment in replica.active.values()}
+    to_seal = {one for one in active if must_be_sealed(surveys[one], facts[one].dead_bytes, now_ms, ends=ends)}
+    ready = to_seal | {one.number for one in store.segment_facts(partition)}
+    reasons = dict.fromkeys(active - to_seal, APPENDED)
+    chosen: tuple[int, ...] = ()
+    if settings.compaction_bytes_per_s:
+        candidates = [facts[number] for number in sorted(ready)]
+        chosen = choose_for(store, settings, candidates, now_ms)
+        reasons |= reasons_of(
+            candidates, chosen, garbage_ratio_min=settings.compaction_garbage_percent / 100, ends=ends
+        )
+    else:
+        reasons = dict.fromkeys(facts, TURNED_OFF)
+    return [
+        PlanRow(
+            partition,
+            number,
+            one.size,
+            one.live_bytes,
+            one.dead_bytes,
+            one.kept,
+            one.garbage_bytes / one.size if one.size else 0.0,
+            one.expiry_class,
+            max(now_ms - one.created_ms, 0),
+            one.score(now_ms) if one.size else 0.0,
+            number in chosen,
+            number in active,
+            reasons.get(number, UNFINISHED),
+        )
+        for number, one in facts.items()
+    ]
+
+
+def surveyed(facts: SegmentFacts, survey: Survey, now_ms: int, *, ends: bool) -> SegmentFacts:
+    """What is known of a segment after a look at it. `ends`: in its partition whatever is dead is due."""
+    is_due = survey.erase_at_ms <= now_ms or (ends and facts.dead_bytes > 0)
+    return replace(facts, kept_bytes=survey.kept_of(facts.size), is_due=is_due)
+
+
+def must_be_sealed(survey: Survey, dead_bytes: int, now_ms: int, *, ends: bool) -> bool:
+    """Whether an active segment is sealed so that compaction may take it, which never takes one that is appended to."""
+    has_garbage = survey.kept_bytes < survey.seen_bytes
+    return survey.erase_at_ms <= now_ms or (ends and dead_bytes > 0 and has_garbage)
+
+
+def holds_live(accounts: Accounts, partition: int) -> bool:
+    """Whether anything in a partition lives, by its totals."""
+    return any(use.live_count for (of, _, _), use in accounts.of_containers().items() if of == partition)
 
 
 def choose_for(
     store: DiskStore, settings: StorageSettings, facts: Sequence[SegmentFacts], now_ms: int
 ) -> tuple[int, ...]:
-    """The segments of one replica that compaction takes now: the one rule, for upkeep and for whoever asks."""
+    """The segments of one replica that compaction takes now, of those that it may choose from: the one rule, for upkeep
+    and for whoever asks.
+
+    The caller knows which these are: sealed ones, with active ones that had to be sealed (`must_be_sealed`), without
+    those that it leaves alone for a time, each with what is due in it (`surveyed`).
+    """
     return choose(
         facts,
         now_ms=now_ms,

@@ -61,8 +61,12 @@ def test_the_plan_shows_what_compaction_would_take(tmp_path: Path) -> None:
     garbage = sum(row["size"] - row["kept_bytes"] for row in rows if row["is_chosen"])
     assert sum(row["kept_bytes"] for row in rows if row["is_chosen"]) <= garbage
     assert not rows[-1]["is_chosen"]
+    assert "are enough" in rows[0]["reason"]
+    assert (rows[-1]["is_active"], rows[-1]["reason"]) == (True, "it is still appended to")
+    assert "Only the running datanode knows" in result.stderr
     text = CliRunner().invoke(datanode, ["compaction", "--plan", str(tmp_path)])
-    assert f"{sum(row['is_chosen'] for row in rows)} of {len(rows)} sealed segments" in text.stdout
+    assert f"{sum(row['is_chosen'] for row in rows)} of {len(rows)} segments, 0 of them sealed first" in text.stdout
+    assert all(row["reason"] in text.stdout for row in rows)
 
 
 def test_a_folder_without_a_store_is_refused(tmp_path: Path) -> None:
