@@ -25,6 +25,7 @@ from ambry.errors import AmbryError, DiskFull, ShuttingDown
 from ambry.limits import MIB
 from ambry.metrics import Metrics
 from ambry.storage.compaction_plan import SegmentFacts
+from ambry.storage.disk import lacks_descriptors
 from ambry.storage.exchange import holes, lives
 from ambry.storage.expiry_class import UPPER_BOUNDS_MS
 from ambry.storage.inspection import choose_for, holds_live, must_be_sealed, surveyed
@@ -217,6 +218,9 @@ class Upkeep:
         self.figures.failures += 1
         self._failures_in_a_row += 1
         is_ours = not isinstance(error, AmbryError)
+        if lacks_descriptors(error):
+            _log.error("upkeep waits for descriptors; raise LimitNOFILE", disk=self._name, reason=str(error))
+            return
         _log.error("upkeep failed", disk=self._name, reason=repr(error), exc_info=error if is_ours else None)
 
     def step(self) -> bool:

@@ -7,17 +7,22 @@ and that of the journal (`is_kept`), without which nothing can be written at all
 
 Which one goes: the files stand in a circle, each use marks its file, and a hand goes round that takes the first one
 without a mark and removes the others' (the clock of Corbató, 1968). Threads may share everything here.
+
+How many files of a disk are open is the disk's; when the process has no descriptors left, those of all its disks go.
 """
 
 import contextlib
 import errno
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
+from weakref import WeakSet
 
 from ambry.errors import DiskUnavailable
+
+_Result = TypeVar("_Result")
 
 _NO_MORE: Final = frozenset({errno.EMFILE, errno.ENFILE})
 _GIVEN_UP_AT_ONCE: Final = 16
@@ -28,6 +33,8 @@ class OpenFiles:
     """At most `files_max` descriptors that could be given up are open."""
 
     def __init__(self, files_max: int) -> None:
+        with _ALL_LOCK:
+            _OF_ALL_DISKS.add(self)
         self._files_max = files_max
         self._lock = threading.Lock()
         self._files: list[Descriptor] = []
@@ -40,12 +47,22 @@ class OpenFiles:
 
     def open(self, path: str, flags: int, mode: int = 0o644) -> int:
         """As os.open; when there are no descriptors left, some of ours are given up first. Raises OSError."""
+        return self.having_one(lambda: os.open(path, flags, mode))
+
+    def having_one(self, use: Callable[[], _Result]) -> _Result:
+        """What needs a descriptor for itself, again after others were given up while there is none. Raises OSError."""
         while True:
             try:
-                return os.open(path, flags, mode)
+                return use()
             except OSError as error:
-                if error.errno not in _NO_MORE or not self._give_up(_GIVEN_UP_AT_ONCE):
+                if error.errno not in _NO_MORE or not self._give_up_any():
                     raise
+
+    def _give_up_any(self) -> bool:
+        """Give some of this disk up, or of another one: that one may have all that there are."""
+        with _ALL_LOCK:
+            pools = (self, *_OF_ALL_DISKS)
+        return any(pool.give_up(_GIVEN_UP_AT_ONCE) for pool in pools)
 
     def spare(self, count: int) -> None:
         """Give descriptors up until the process may open `count` more. Raises OSError when that is not possible."""
@@ -66,14 +83,14 @@ class OpenFiles:
             self._files.append(file)
             excess = len(self._files) - self._files_max
         if excess > 0:
-            self._give_up(excess, spare=file)
+            self.give_up(excess, spare=file)
 
     def remove(self, file: "Descriptor") -> None:
         """A file has been closed."""
         with self._lock, contextlib.suppress(ValueError):
             self._files.remove(file)
 
-    def _give_up(self, count: int, spare: "Descriptor | None" = None) -> int:
+    def give_up(self, count: int, spare: "Descriptor | None" = None) -> int:
         """Close up to `count` descriptors; how many were."""
         given_up = 0
         with self._lock:
@@ -91,6 +108,11 @@ class OpenFiles:
                 else:
                     self._hand += 1
         return given_up
+
+
+_ALL_LOCK: Final = threading.Lock()
+_OF_ALL_DISKS: Final = WeakSet[OpenFiles]()
+"""Every disk of the process, which share its descriptors."""
 
 
 class Descriptor:

@@ -319,13 +319,13 @@ class RealDisk:
     def read(self, path: str) -> bytes:
         """A small file as a whole. Raises FileNotFoundError."""
         with _errors_of(f"read of {path}"):
-            return Path(self._full(path)).read_bytes()
+            return self._files.having_one(Path(self._full(path)).read_bytes)
 
     def names(self, folder: str) -> list[str]:
         """Names in a folder, sorted; empty when there is no such folder. What a crash in `replace` left is left out."""
         with _errors_of(f"listing of {folder or '.'}"):
             try:
-                names = os.listdir(self._full(folder))
+                names = self._files.having_one(lambda: os.listdir(self._full(folder)))
             except FileNotFoundError:
                 return []
         return sorted(name for name in names if not name.endswith(TEMPORARY_SUFFIX))

@@ -163,7 +163,7 @@ def test_a_disk_that_is_remounted_read_only_refuses_writes_serves_reads_and_is_u
             # From the disk, by files that have to be opened again.
             system.is_cold = True
             files = service_of(datanode).store._disk._files  # type: ignore[attr-defined] # that of a RealDisk
-            while files._give_up(100):
+            while files.give_up(100):
                 pass
             await all_there(datanode, [*BLOBS, *held])
             assert await body(datanode, refused) is BlobNotFound

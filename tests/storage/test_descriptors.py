@@ -89,7 +89,7 @@ class Engine:
 
     def make_idle(self) -> None:
         """Every log that may gives its descriptor up."""
-        while self.disk._files._give_up(PARTITIONS):
+        while self.disk._files.give_up(PARTITIONS):
             pass
 
     def check(self) -> None:
