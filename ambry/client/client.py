@@ -126,7 +126,7 @@ class Client(ModelMethods):
         if_match: str | None = None,
         if_none_match: bool = False,
         upsert: bool = False,
-        sha256: bytes | None = None,
+        sha256: bytes | bool | None = None,
         deadline_s: float | None = None,
     ) -> Stored:
         """Store bytes, a file object or an iterable of bytes; durable when this returns.
@@ -140,7 +140,8 @@ class Client(ModelMethods):
             filename: What browsers call it when they save it.
             if_match: The id that the name must stand for until then.
             if_none_match: Whether the name must be free.
-            sha256: The 32 bytes of its SHA-256: the store takes nothing else, and keeps it.
+            sha256: The 32 bytes of its SHA-256: the store takes nothing else, and keeps it. True: it is computed while
+                the bytes are sent, here and in the store, kept, and in the `digests` of the answer.
 
         Raises:
             NameExists: The name is taken, and neither `upsert` nor `if_match` was said.
@@ -154,7 +155,9 @@ class Client(ModelMethods):
         if if_none_match:
             headers["If-None-Match"] = "*"
         until = self._session.deadline(deadline_s)
-        return puts.put(self, self._session, Body(data, size), name, headers, until, if_match=if_match, sha256=sha256)
+        own = sha256 if isinstance(sha256, bytes) else None
+        body = Body(data, size, wants_sha256=sha256 is True)
+        return puts.put(self, self._session, body, name, headers, until, if_match=if_match, sha256=own)
 
     def put_stream(
         self, pieces: Iterable[bytes], name: str | None = None, *, upsert: bool = False, deadline_s: float | None = None
@@ -426,6 +429,7 @@ class Client(ModelMethods):
         ttl_s: int | None = None,
         metadata: Mapping[str, str] | None = None,
         upsert: bool = False,
+        sha256: bool = False,
         progress: Progress = None,
         part_bytes: int = 16 * MIB,
         deadline_s: float | None = None,
@@ -437,6 +441,8 @@ class Client(ModelMethods):
 
         Args:
             path: The file.
+            sha256: Whether its SHA-256 is computed, kept with the blob, and in the `digests` of the answer and of
+                `stat`. A file in parts is read once more for it, before it is sent.
             part_bytes: Bytes of a part; more where there would be too many parts.
             deadline_s: Seconds that all of it may take; None: any number.
 
@@ -450,7 +456,7 @@ class Client(ModelMethods):
         headers = upload_headers(content_type, path.name, ttl_s, metadata, if_match=None, upsert=upsert)
         return transfer.upload_file(
             self, self._session, path, name, progress, self._threads, part_bytes, headers, deadline_s=deadline_s,
-            content_type=content_type, ttl_s=ttl_s, metadata=metadata, upsert=upsert,
+            content_type=content_type, ttl_s=ttl_s, metadata=metadata, upsert=upsert, sha256=sha256 or None,
         )  # fmt: skip
 
     def download_file(
@@ -458,6 +464,7 @@ class Client(ModelMethods):
         ref: str,
         path: str | os.PathLike[str],
         *,
+        sha256: bytes | bool | None = None,
         progress: Progress = None,
         part_bytes: int | None = None,
         deadline_s: float | None = None,
@@ -469,18 +476,21 @@ class Client(ModelMethods):
 
         Args:
             path: The file; its folder is there.
+            sha256: The 32 bytes of the SHA-256 that it must have; True: the one that was kept with the blob.
             part_bytes: Bytes of a part, which one connection loads; None: 8 MiB, 32 MiB for a file of 1 GiB or more.
             deadline_s: Seconds that all of it may take; None: any number.
 
         Raises:
             BlobNotFound: No such id; BlobDeleted, BlobExpired if there was one.
             NameNotFound: No such name; NameDeleted, NameExpired if there was one.
-            BadDigest: The bytes that came do not have the blob's checksum.
+            BadDigest: The bytes that came do not have the blob's checksum, or SHA-256; or none was kept, with True.
             OSError: The file cannot be written, or the disk is full.
         """
         deadline = transfer.file_deadline(self._session, deadline_s)
         info = self.stat(ref, deadline_s=deadline_s)
-        transfer.download_file(self._session, info, Path(path), progress, part_bytes, self._threads, deadline)
+        transfer.download_file(
+            self._session, info, Path(path), progress, part_bytes, self._threads, deadline, sha256=sha256
+        )
         return info
 
     def copy_from_url(

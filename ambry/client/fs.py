@@ -7,6 +7,7 @@ done.
 """
 
 import asyncio
+import errno
 import io
 import os
 import shutil
@@ -36,6 +37,7 @@ from ambry.errors import (
     NameExists,
     NameExpired,
     NameNotFound,
+    PreconditionFailed,
     RangeNotSatisfiable,
 )
 from ambry.limits import KIB, MIB
@@ -236,7 +238,8 @@ class AmbryFileSystem(AsyncFileSystem):  # type: ignore[misc] # fsspec has no ty
 
         Args:
             path: `account/container/name`.
-            mode: `r`, `w`, `x` (the name must be free, also when it is closed) or `a`; text without a `b`.
+            mode: `r`, `w`, `x` (the name must be free, also when it is closed) or `a` (the name must stand for the same
+                bytes when it is closed, else that is OSError, ESTALE); text without a `b`.
             block_size: Bytes that are asked for at a time, for reading.
             cache_options: Not used.
             compression: Its name, as fsspec has it, or `infer`: by the path.
@@ -263,18 +266,33 @@ class AmbryFileSystem(AsyncFileSystem):  # type: ignore[misc] # fsspec has no ty
             return io.BufferedReader(reader)
         if mode not in {"wb", "xb", "ab"}:
             raise ValueError(f"mode {mode}")
-        before = b""
         if mode == "ab":
-            with suppress(*_GONE):
-                before = self._sync.get(path)
+            return self._appended(path, autocommit=autocommit)
         if mode == "xb" and self._sync.exists(path):
             raise FileExistsError(path)
-        return self._written(path, before, upsert=mode != "xb", autocommit=autocommit)
+        return self._written(path, upsert=mode != "xb", autocommit=autocommit)
 
-    def _written(self, path: str, before: bytes = b"", *, upsert: bool, autocommit: bool) -> WrittenFile:
+    def _appended(self, path: str, *, autocommit: bool) -> WrittenFile:
+        """A file that begins with what is there, and takes its place only if nobody else has done so meanwhile."""
+        try:
+            found = self._sync.stat(path)
+            before = self._sync.get(found.id)
+        except _GONE:
+            return self._written(path, upsert=False, autocommit=autocommit)
+        return self._written(path, before, upsert=True, autocommit=autocommit, replaces=found.id)
+
+    def _written(
+        self, path: str, before: bytes = b"", *, upsert: bool, autocommit: bool, replaces: str | None = None
+    ) -> WrittenFile:
+        """`replaces`: the blob that the name must stand for when it is stored."""
+
         def store(file: IO[bytes]) -> None:
-            with _taken(path):
-                self._sync.put(file, path, upsert=upsert)
+            try:
+                with _taken(path):
+                    self._sync.put(file, path, upsert=upsert and replaces is None, if_match=replaces)
+            except PreconditionFailed as error:
+                changed = "was changed since it was opened to be appended to, and what was appended is not stored"
+                raise OSError(errno.ESTALE, changed, path) from error
 
         return WrittenFile(path, store, before, autocommit=autocommit)
 

@@ -21,7 +21,7 @@ from ambry.client.bodies import base64_of
 from ambry.client.parallel import Parallel
 from ambry.client.progress import Meter
 from ambry.client.session import Session, document_of, header_of
-from ambry.client.values import Stored, path_of
+from ambry.client.values import Stored, digests_of, path_of
 from ambry.errors import AmbryError, BadDigest, BadRequest, FileChanged, NoSuchUpload, NotAllowed
 from ambry.limits import BLOB_BYTES_MAX, CHUNK_BYTES_MAX, MIB, UPLOAD_PARTS_MAX
 
@@ -40,9 +40,10 @@ def size_of_parts(size: int, wished: int) -> int:
 class _State:
     """What is kept beside the file: which upload is under way, of what, to where."""
 
-    def __init__(self, path: Path, name: str | None, part_bytes: int) -> None:
+    def __init__(self, path: Path, name: str | None, part_bytes: int, sha256: str | None) -> None:
+        """`sha256` is what the upload has said of the whole: only for the same is it gone on with."""
         self.path = path.with_name(beside(path.name, UPLOAD))
-        self._head = {"target": name, "part_bytes": part_bytes}
+        self._head = {"target": name, "part_bytes": part_bytes, **({"sha256": sha256} if sha256 else {})}
 
     def load(self) -> str | None:
         """The id of the upload to go on with. What cannot be read is named in a warning, and begun anew."""
@@ -57,7 +58,7 @@ class _State:
             check, _, body = text.partition("\n")
             document = json.loads(body)
             if xxhash.xxh3_64_hexdigest(body.encode()) == check and isinstance(document["upload"], str):
-                return document["upload"] if {**document, **self._head} == document else None
+                return document["upload"] if {**self._head, "upload": document["upload"]} == document else None
         warnings.warn(f"{self.path} is damaged, the upload begins anew", RuntimeWarning, stacklevel=2)
         return None
 
@@ -111,7 +112,7 @@ class PartUpload:
         if self._size > BLOB_BYTES_MAX:
             raise BadRequest(f"a blob has {BLOB_BYTES_MAX} bytes at most", field="size")
         self._part_bytes = size_of_parts(self._size, part_bytes)
-        self._state = _State(path, name, self._part_bytes)
+        self._state = _State(path, name, self._part_bytes, headers.get("x-ambry-um-sha-256"))
         self._count = -(-self._size // self._part_bytes)
         self._checks = checks
         assert len(checks) in {0, self._count}
@@ -274,7 +275,8 @@ class PartUpload:
         )  # fmt: skip
         exchange.drain()
         version = exchange.headers.get("x-ambry-named-version")
-        return Stored(header_of(exchange, "x-ambry-blob-id"), self._size, self._name, version)
+        kept = digests_of(exchange.headers.get("repr-digest", ""))
+        return Stored(header_of(exchange, "x-ambry-blob-id"), self._size, self._name, version, kept)
 
     def _span(self, number: int) -> tuple[int, int]:
         return (number - 1) * self._part_bytes, min(number * self._part_bytes, self._size)

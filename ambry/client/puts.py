@@ -20,8 +20,9 @@ def put(
 ) -> Stored:  # fmt: skip
     """See Client.put."""
     sent = {**headers, **body.headers}
-    if sha256 is not None:
-        own = f"sha-256=:{base64_of(sha256)}:"
+    own_sha256 = body.sha256 if sha256 is None else sha256
+    if own_sha256 is not None:
+        own = f"sha-256=:{base64_of(own_sha256)}:"
         sent["Repr-Digest"] = f"{sent['Repr-Digest']}, {own}" if "Repr-Digest" in sent else own
     path, method = ("/", "POST") if name is None else (path_of(name), "PUT")
     try:
@@ -38,9 +39,13 @@ def put(
             raise
         return stored
     exchange.drain()
-    found = digests_of(exchange.headers.get("repr-digest", "")).get("xxh3")
+    kept = digests_of(exchange.headers.get("repr-digest", ""))
     blob_id = header_of(exchange, "x-ambry-blob-id")
-    if found not in {None, body.digest}:
-        client.delete(blob_id)
-        raise BadDigest("the store has other bytes than were sent", field="xxh3")
-    return Stored(blob_id, body.size, name, exchange.headers.get("x-ambry-named-version"))
+    digests = {"xxh3": body.digest}
+    if sha256 is not None or body.sha256 is not None:
+        digests["sha-256"] = base64_of(sha256 or body.sha256 or b"")
+    for algorithm, digest in digests.items():
+        if kept.get(algorithm) not in {None, digest}:
+            client.delete(blob_id)
+            raise BadDigest("the store has other bytes than were sent", field=algorithm)
+    return Stored(blob_id, body.size, name, exchange.headers.get("x-ambry-named-version"), digests)

@@ -27,7 +27,7 @@ from ambry.blob.crc32 import crc32
 from ambry.blob.crc_join import join_all
 from ambry.client import stopping
 from ambry.client.beside import PART, PARTS, beside, named
-from ambry.client.digests import cheapest, digest_of, opened, pieces_of
+from ambry.client.digests import Running, cheapest, digest_of, opened, pieces_of
 from ambry.client.landing import Landing, reserve
 from ambry.client.parallel import Parallel
 from ambry.client.part_upload import PartUpload
@@ -63,6 +63,8 @@ _NO_LOCKS: Final = frozenset({errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errn
 """What file systems without locks answer."""
 
 UPSERT: Final = "x-ambry-named-upsert"
+METADATA: Final = "x-ambry-um-"
+"""As which the SHA-256 of a file in parts is kept: no store can make it of parts."""
 
 
 def file_deadline(session: Session, deadline_s: float | None) -> float:
@@ -152,10 +154,13 @@ def upload_file(
         size = os.fstat(file.fileno()).st_size
         with Meter(progress, path.name, size) as meter:
             if size > part_bytes:
+                digests = _sha256_of(file) if options.get("sha256") else {}
+                headers = {**headers, **{f"{METADATA}{name}": digest for name, digest in digests.items()}}
                 condition = {key: value for key, value in headers.items() if key == UPSERT}
                 upload = PartUpload(session, path, file, name, meter, part_bytes, headers, condition)
                 try:
-                    return upload.run(threads, deadline)
+                    stored = upload.run(threads, deadline)
+                    return replace(stored, digests={**stored.digests, **digests})
                 except (NameStoreUnavailable, MethodNotAllowed):
                     # A store without names, or an older one: nothing has begun.
                     if upload.has_begun:
@@ -165,6 +170,17 @@ def upload_file(
                 watched,  # type: ignore[arg-type] # it has what put asks of a file
                 name, size=watched.size, filename=path.name, deadline_s=session.left_s(deadline), **options,
             )  # fmt: skip
+
+
+def _sha256_of(file: IO[bytes]) -> dict[str, str]:
+    """The SHA-256 of a file as it is kept. Raises FileChanged."""
+    before = os.fstat(file.fileno())
+    with named(file.name):
+        found = digest_of("sha-256", pieces_of(file.fileno()))
+    after = os.fstat(file.fileno())
+    if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
+        raise FileChanged("the file changed while it was read")
+    return {"sha-256": found}
 
 
 # --- down ------------------------------------------------------------------------------------------------------
@@ -425,6 +441,8 @@ def download_file(
     part_bytes: int | None,
     threads: int,
     deadline: float | None = None,
+    *,
+    sha256: bytes | bool | None = None,
 ) -> None:
     """Write a blob to a file; see Client.download_file. Raises BadDigest for a file that is not the blob."""
     expected, sent = info.digests.get("xxh3"), info.digests.get("crc32")
@@ -433,12 +451,24 @@ def download_file(
     if part_bytes is None:
         part_bytes = _part_bytes(info.size)
 
+    wanted = {} if expected is None else {"xxh3": expected}
+    if sha256:
+        kept = info.digests.get("sha-256") if sha256 is True else base64.b64encode(sha256).decode()
+        if kept is None:
+            raise BadDigest("no SHA-256 was kept with the blob", field="sha-256")
+        wanted["sha-256"] = kept
+
     def check(pieces: Iterator[bytes]) -> None:
-        if digest_of("xxh3", pieces) != expected:
-            raise BadDigest("the bytes that came do not have their checksum", field="xxh3")
+        made = {algorithm: Running(algorithm) for algorithm in wanted}
+        for piece in pieces:
+            for one in made.values():
+                one.update(piece)
+        for algorithm, one in made.items():
+            if one.text != wanted[algorithm]:
+                raise BadDigest("the bytes that came do not have their checksum", field=algorithm)
 
     with Meter(progress, target.name, info.size) as meter:
-        download(session, source, target, meter, None if expected is None else check, part_bytes, threads, deadline)
+        download(session, source, target, meter, check if wanted else None, part_bytes, threads, deadline)
 
 
 def _part_bytes(size: int) -> int:

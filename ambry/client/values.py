@@ -13,6 +13,7 @@ from ambry.errors import BadRequest
 
 SCHEME: Final = "ambry://"
 _MONTHS: Final = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
+_SHA256_TEXT_SIZE: Final = 44
 _SAFE_IN_NAMES: Final = "/-._~!$&'()*+,;=:@"
 
 
@@ -143,7 +144,7 @@ def info_of(headers: Mapping[str, str], fallback_id: str) -> BlobInfo:
         filename=headers.get("x-ambry-filename"),
         version=headers.get("x-ambry-named-version"),
         metadata=metadata,
-        digests=digests_of(headers.get("repr-digest", "")),
+        digests=_digests(headers.get("repr-digest", ""), metadata),
     )
 
 
@@ -169,6 +170,15 @@ def _moment_of(date: str) -> int:
 
     day, year, hour, minute, second = (int(part) for part in (parts[1], *parts[3:7]))
     return 1000 * timegm((year, _MONTHS.index(parts[2]) + 1, day, hour, minute, second))
+
+
+def _digests(value: str, metadata: Mapping[str, str]) -> dict[str, str]:
+    """Those of the store, and the SHA-256 that whoever has sent a file in parts kept as metadata."""
+    found = digests_of(value)
+    sent = metadata.get("sha-256", "")
+    if len(sent) == _SHA256_TEXT_SIZE and sent.endswith("="):
+        found.setdefault("sha-256", sent)
+    return found
 
 
 def digests_of(value: str) -> dict[str, str]:

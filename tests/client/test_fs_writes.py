@@ -1,6 +1,7 @@
 """What is written through fsspec is stored whole or not at all, whatever it is wrapped in, and whatever fails."""
 
 import contextlib
+import errno
 import gc
 import gzip
 import io
@@ -229,3 +230,26 @@ def test_a_name_that_is_taken_meanwhile_is_a_file_that_exists(fs: AmbryFileSyste
             fs.pipe_file(f"{path}-2", b"late", mode="create")
             other.put(b"early", f"{path}-2")
     assert fs.cat_file(path) == fs.cat_file(f"{path}-2") == b"early"
+
+
+def test_of_two_who_append_none_takes_away_what_the_other_has_written(fs: AmbryFileSystem) -> None:
+    base = f"default/default/appended-{next(_places)}"
+    fs.pipe_file(f"{base}/log", b"0")
+    one, other = fs.open(f"{base}/log", "ab"), fs.open(f"{base}/log", "ab")
+    one.write(b"1")
+    other.write(b"2")
+    one.close()
+    with pytest.raises(OSError, match="changed since it was opened") as caught:
+        other.close()
+    assert caught.value.errno == errno.ESTALE
+    assert fs.cat_file(f"{base}/log") == b"01"
+    with fs.open(f"{base}/log", "a") as file:
+        file.write("3")
+    assert fs.cat_file(f"{base}/log") == b"013"
+    one, other = fs.open(f"{base}/new", "ab"), fs.open(f"{base}/new", "ab")
+    one.write(b"1")
+    other.write(b"2")
+    one.close()
+    with pytest.raises(FileExistsError):
+        other.close()
+    assert fs.cat_file(f"{base}/new") == b"1"
