@@ -264,13 +264,15 @@ class _Chunk:
     `share` bytes of the budget are taken. `is_last`: the body ended here.
     """
 
-    __slots__ = ("_buffer", "_gathered", "_means", "_size", "is_last", "share")
+    __slots__ = ("_buffer", "_checked", "_gathered", "_means", "_size", "_vector", "is_last", "share")
 
     def __init__(self, means: Means) -> None:
         self._means = means
         self._gathered: list[memoryview] = []
         self._buffer: bytearray | None = None
         self._size = 0
+        self._vector = bytearray()
+        self._checked = 0
         self.share = 0
         self.is_last = False
 
@@ -281,7 +283,9 @@ class _Chunk:
         """All bytes so far."""
         if self._buffer is not None:
             return memoryview(self._buffer)[: self._size]
-        return self._gathered[0] if len(self._gathered) == 1 else b"".join(self._gathered)
+        if len(self._gathered) != 1:
+            self._gathered = [memoryview(b"".join(self._gathered))]
+        return self._gathered[0]
 
     def grant(self, wanted: int) -> int:
         """How many of `wanted` bytes may be added now; memory for them is taken. Zero when there is none."""
@@ -294,13 +298,39 @@ class _Chunk:
         self.share += granted
         return granted
 
+    @property
+    def is_in_place(self) -> bool:
+        """Whether the bytes are where they will be stored from."""
+        return self._buffer is not None
+
+    def unchecked(self) -> memoryview:
+        """The bytes that this was not asked for before."""
+        view = memoryview(self.body())[self._checked :]
+        self._checked = self._size
+        return view
+
+    def vector(self) -> bytes:
+        """The checksum vector of all bytes so far."""
+        return bytes(self._vector) + checksum_vector(memoryview(self.body())[self._summed :])
+
     def add(self, piece: memoryview) -> None:
-        """Add bytes that were granted."""
+        """Add bytes that were granted. Whole blocks are summed now, while they are in the processor's caches."""
         if self._buffer is not None:
-            memoryview(self._buffer)[self._size : self._size + len(piece)] = piece
+            buffer = memoryview(self._buffer)
+            buffer[self._size : self._size + len(piece)] = piece
+            self._size += len(piece)
+            summed = self._summed
+            whole = self._size - (self._size - summed) % CHECKSUM_BLOCK_BYTES
+            if whole > summed:
+                self._vector += checksum_vector(buffer[summed:whole])
         else:
             self._gathered.append(piece)
-        self._size += len(piece)
+            self._size += len(piece)
+
+    @property
+    def _summed(self) -> int:
+        """Bytes that the vector has so far."""
+        return len(self._vector) // CHECKSUM_SIZE * CHECKSUM_BLOCK_BYTES
 
     def _try_buffer(self) -> bool:
         budget = self._means.budget
@@ -388,7 +418,7 @@ class Upload:
     async def run_leaf(self, entries: Sequence[Entry]) -> Entry:
         """Store a full leaf of the manifest that was reserved for."""
         self._choose_group()
-        return await self._put_owned(encode_manifest(0, entries), sum(entry.size for entry in entries), level=0)
+        return await self._put_as_leaf(entries)
 
     async def run_manifest(self, entries: Sequence[Entry], level: int, attempt: int) -> bytes:
         """Put the manifest under the reserved id of this number and return that id. Its properties are the plan's.
@@ -484,7 +514,7 @@ class Upload:
             raise
         place = len(self._entries)
         self._entries.append(None)
-        task = tasks.create_task(self._put_chunk(chunk.body(), place), name="put chunk")
+        task = tasks.create_task(self._put_chunk(chunk.body(), chunk.vector(), place), name="put chunk")
         self._in_flight.add(task)
         task.add_done_callback(self._in_flight.discard)
         # Not in the task itself: one that is cancelled before its first step runs no line of it.
@@ -494,15 +524,18 @@ class Upload:
         while len(self._in_flight) > left:
             await asyncio.wait(self._in_flight, return_when=asyncio.FIRST_COMPLETED)
 
-    async def _put_chunk(self, body: Buffer, place: int) -> None:
-        self._entries[place] = await self._put_owned(body, len(body), level=None)
+    async def _put_chunk(self, body: Buffer, vector: bytes, place: int) -> None:
+        self._entries[place] = await self._put_owned(body, vector, len(body), level=None)
 
     async def _put_leaf(self) -> None:
         await self._wait_in_flight(0)
         entries = self._whole_entries()
-        leaf = encode_manifest(0, entries)
-        self._leaves.append(await self._put_owned(leaf, sum(entry.size for entry in entries), level=0))
+        self._leaves.append(await self._put_as_leaf(entries))
         self._entries.clear()
+
+    async def _put_as_leaf(self, entries: Sequence[Entry]) -> Entry:
+        leaf = encode_manifest(0, entries)
+        return await self._put_owned(leaf, checksum_vector(leaf), sum(entry.size for entry in entries), level=0)
 
     def _whole_entries(self) -> list[Entry]:
         # A chunk that failed has cancelled the upload before anyone can ask for its entry.
@@ -510,7 +543,7 @@ class Upload:
         assert len(entries) == len(self._entries)
         return entries
 
-    async def _put_owned(self, body: Buffer, size: int, *, level: int | None) -> Entry:
+    async def _put_owned(self, body: Buffer, vector: bytes, size: int, *, level: int | None) -> Entry:
         """Put a chunk or a leaf in a partition of the upload's group, or elsewhere if that fails."""
         reserved = self._reserved
         assert reserved is not None
@@ -522,7 +555,6 @@ class Upload:
             level=level,
         )
         self._next_in_group = (self._next_in_group + 1) % len(self._group)
-        vector = checksum_vector(body)
         root = root_of(vector, len(body))
         encoded = encode_properties(properties)
         partition = self._group[self._next_in_group]
@@ -614,7 +646,8 @@ class Upload:
                 await self._read_more()
             chunk.is_last = self._is_ended()
             if self._plan.check is not None:
-                await self._plan.check.update(chunk.body())
+                self._plan.check.arrived(chunk.unchecked())
+                await self._plan.check.gathered(chunk.body())
         except BaseException:
             chunk.release()
             raise
@@ -631,6 +664,8 @@ class Upload:
             if not granted:
                 return False
             chunk.add(self._rest[:granted])
+            if self._plan.check is not None and chunk.is_in_place:
+                self._plan.check.arrived(chunk.unchecked())
             self._size += granted
             self._rest = self._rest[granted:]
         return True

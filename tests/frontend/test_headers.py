@@ -232,7 +232,8 @@ def test_digests_are_checked_over_all_pieces(in_thread: bool) -> None:
     async def check(pieces: int) -> dict[str, bytes]:
         digests = DigestCheck(expected)
         for _ in range(pieces):
-            await digests.update(piece)
+            digests.arrived(piece)
+            await digests.gathered(piece)
         return digests.verify()
 
     assert asyncio.run(check(3)) == expected
@@ -261,7 +262,8 @@ def test_a_wanted_digest_is_computed_and_a_sent_one_is_checked(algorithm: str, c
     async def computed(expected: dict[str, bytes], wanted: frozenset[str]) -> dict[str, bytes]:
         digests = DigestCheck(expected, wanted)
         for piece in (b"1234", b"", b"56789"):
-            await digests.update(piece)
+            digests.arrived(piece)
+            await digests.gathered(piece)
         return digests.verify()
 
     right = {algorithm: bytes.fromhex(check)}

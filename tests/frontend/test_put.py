@@ -2,11 +2,13 @@
 
 import asyncio
 import hashlib
+import zlib
 from collections.abc import Awaitable, Callable
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from xxhash import xxh3_64
 
 from ambry.blob.blob_id import Kind, binary_from_text, parse_binary
 from ambry.blob.manifest import decode_manifest
@@ -297,6 +299,22 @@ def test_a_cancelled_upload_leaves_nothing_readable(moment: int) -> None:
         assert all(stored.state.is_deleted for stored in node.blobs.values())
 
     run(test)
+
+
+@pytest.mark.parametrize("free", [64 * MIB, 300 * KIB])
+@pytest.mark.parametrize("piece", [1000, 64 * KIB, 70_001, MIB])
+def test_digests_and_vectors_are_of_all_bytes_however_they_come_and_are_cut(piece: int, free: int) -> None:
+    """The vectors by the datanode, which refuses wrong ones. Little memory: chunks without a buffer, cut short."""
+
+    async def test(operations: Operations, _: MemoryDatanode) -> None:
+        body = hashlib.shake_128(b"body").digest(9 * 64 * KIB + 77)
+        known = {"sha-256": hashlib.sha256(body).digest(), "crc32": zlib.crc32(body).to_bytes(4, "big")}
+        check = DigestCheck(known, {"xxh3"})
+        text = await operations.put(in_pieces(body, piece), plan(len(body), check))
+        assert check.verify() == {**known, "xxh3": xxh3_64(body).digest()}
+        assert await read_all(operations, text) == body
+
+    run(test, cut=Cut(chunk_bytes=256 * KIB + 4000), budget=TransferBudget(free, 100))
 
 
 @pytest.mark.parametrize("size", [50, 350])
