@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Final
 
 from ambry.client.digests import digest_of
+from ambry.client.fresh_memory import Step, at_once
 from ambry.client.retry import ATTEMPTS_MAX
 from ambry.client.session import Session
 from ambry.client.values import digests_of
@@ -47,8 +48,11 @@ def read_range(session: Session, path: str, value: str, deadline: float) -> byte
     raise _wrong()
 
 
-def read_into(session: Session, path: str, start: int, view: memoryview, deadline: float) -> None:
-    """Fill a view with the bytes from `start` on, of a blob by its id. Raises BadDigest, and as Session.read."""
+def read_into(session: Session, path: str, start: int, view: memoryview, deadline: float, step: Step = at_once) -> None:
+    """Fill a view with the bytes from `start` on, of a blob by its id, by the step.
+
+    Raises BadDigest, and as Session.read.
+    """
     at = 0
     # Each attempt asks for what has not come yet.
     headers = {"Range": f"bytes={start}-{start + len(view) - 1}", **WANTED}
@@ -57,7 +61,7 @@ def read_into(session: Session, path: str, start: int, view: memoryview, deadlin
         nonlocal at
         began = at
         exchange.stream()
-        while at < len(view) and (count := exchange.readinto(view[at:])):
+        while at < len(view) and (count := exchange.readinto(view[at : at + step(at, len(view) - at)])):
             at += count
         if at < len(view):
             raise ConnectionLost(f"the answer is {len(view) - at} bytes short")

@@ -11,10 +11,12 @@ As `safetensors.safe_open`. Arrays are numpy's, or torch's with `framework="pt"`
 
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Protocol, Self
 
+from ambry.client.fresh_memory import FreshMemory, Step, at_once
 from ambry.client.parallel import Parallel
 from ambry.client.ranges import read_into
 from ambry.client.session import Session
@@ -59,8 +61,8 @@ class Bytes(Protocol):
 
     size: int
 
-    def read_into(self, offset: int, view: memoryview) -> None:
-        """Fill a view with the bytes from an offset on."""
+    def read_into(self, offset: int, view: memoryview, step: Step = at_once) -> None:
+        """Fill a view with the bytes from an offset on, by the step."""
         ...
 
 
@@ -72,13 +74,19 @@ class StoredBytes:
         self._source = source
         self.size = source.size
 
-    def read_into(self, offset: int, view: memoryview) -> None:
+    def read_into(self, offset: int, view: memoryview, step: Step = at_once) -> None:
         """Fill a view: one request for each content that its bytes are in."""
         at = 0
         until = file_deadline(self._session, None)
         for path, start, stop in self._source.ranges(offset, offset + len(view)):
-            read_into(self._session, path, start, view[at : at + stop - start], until)
+            part = view[at : at + stop - start]
+            read_into(self._session, path, start, part, until, partial(_step_behind, step, at))
             at += stop - start
+
+
+def _step_behind(step: Step, before: int, at: int, left: int) -> int:
+    """The step, of a view that begins behind so many bytes."""
+    return step(before + at, left)
 
 
 class LocalBytes:
@@ -92,11 +100,11 @@ class LocalBytes:
         """Let go of the file."""
         self._file.close()
 
-    def read_into(self, offset: int, view: memoryview) -> None:
+    def read_into(self, offset: int, view: memoryview, step: Step = at_once) -> None:
         """Fill a view. Raises BadTensors for a file that became shorter."""
         at = 0
         while at < len(view):
-            count = os.preadv(self._file.fileno(), [view[at:]], offset + at)
+            count = os.preadv(self._file.fileno(), [view[at : at + step(at, len(view) - at)]], offset + at)
             if not count:
                 raise BadTensors("the file became shorter")
             at += count
@@ -244,6 +252,7 @@ class TensorFile:
             raise BadTensors("tensors need numpy, which is not installed: pip install 'ambry[models]'") from error
         found = np.empty(stop - start, dtype=np.uint8)
         view: memoryview = found.data
+        memory = FreshMemory(found.ctypes.data, len(view))
         size = min(max(-(-len(view) // _PARTS), _PART_BYTES_MIN), _PART_BYTES_MAX)
         if isinstance(self._data, LocalBytes):
             parallel = Parallel(min(self._threads, _LOCAL_THREADS_MAX))
@@ -252,7 +261,7 @@ class TensorFile:
 
         def work(at: int) -> None:
             part = view[at : at + size]
-            self._data.read_into(start + at, part)
+            self._data.read_into(start + at, part, lambda inside, left: memory.step(at + inside, left))
             parallel.moved(len(part))
 
         parallel.run(range(0, len(view), size), lambda: work)
