@@ -30,6 +30,7 @@ from ambry.storage.exchange import holes, lives
 from ambry.storage.expiry_class import UPPER_BOUNDS_MS
 from ambry.storage.inspection import choose_for, holds_live, must_be_sealed, surveyed
 from ambry.storage.rebuild import CheckReport, check_store
+from ambry.storage.remains import Remnant
 from ambry.storage.seal_state import is_sealed_for_good
 from ambry.storage.segment import DATA_OFFSET, Damage
 from ambry.storage.store import DiskStore
@@ -67,6 +68,9 @@ CHECK_BYTES_PER_S: Final = 64 * MIB
 
 ERASURE_LOOK_MS: Final = 3_600_000
 """A segment with dead blobs is read again for what has to be erased after so long at the earliest."""
+
+ERASURE_MARGIN: Final = 4
+"""The journal is erased when so small a part of the shortest promise is left before the deadline."""
 
 RETRY_MS: Final = 86_400_000
 """A segment that compaction could not free is left alone for this long."""
@@ -233,10 +237,13 @@ class Upkeep:
         self.figures.repairs_waiting = len(holes(self._store, b"", REPAIRS_COUNTED_MAX))
         if has_worked:
             return True
+        remnants = self._store.remnants()
         surveys = {replica.partition: self._surveys(replica.partition) for replica in self._store.replicas}
-        self._report_erasure(surveys, now_ms)
+        self._report_erasure(surveys, remnants, now_ms)
         self._seal_for_good(surveys, now_ms)
         if self._settings.compaction_bytes_per_s:
+            if self._erase_elsewhere(remnants, now_ms):
+                return True
             self.figures.garbage_bytes = 0
             for partition, known in surveys.items():
                 if self._compact(partition, known, now_ms):
@@ -367,10 +374,30 @@ class Upkeep:
             # Compaction takes what has its length in replica.meta, and a checkpoint writes that.
             self._store.checkpoint()
 
-    def _report_erasure(self, surveys: dict[int, dict[int, Survey]], now_ms: int) -> None:
-        there = [survey for known in surveys.values() for survey in known.values() if survey.erase_by_ms < NEVER]
-        self.figures.erase_by_ms = min((survey.erase_by_ms for survey in there), default=0)
-        self.figures.erasures_overdue = sum(survey.erase_by_ms < now_ms for survey in there)
+    def _erase_elsewhere(self, remnants: list[Remnant], now_ms: int) -> bool:
+        """Remove what has to be erased and is not in a log; whether there was anything to do."""
+        due = [one for one in remnants if one.erase_at_ms <= now_ms]
+        if due:
+            self._store.remove_remnants(due)
+            _log.info("erased from quarantine", disk=self._name, files=[one.path for one in due])
+        erasures = self._store.erasures
+        # Late, since it is done once for all that left the logs until then.
+        margin_ms = erasures.now.shortest_ms // ERASURE_MARGIN
+        is_due = bool(erasures.now) and erasures.journal_by_ms - margin_ms <= now_ms
+        if is_due:
+            self._store.erase_journal(self._compaction_pace)
+            _log.info("erased from the journal", disk=self._name)
+        return bool(due) or is_due
+
+    def _report_erasure(self, surveys: dict[int, dict[int, Survey]], remnants: list[Remnant], now_ms: int) -> None:
+        deadlines = [survey.erase_by_ms for known in surveys.values() for survey in known.values()]
+        deadlines += [one.erase_by_ms for one in remnants]
+        if self._store.erasures.now:
+            deadlines.append(self._store.erasures.journal_by_ms)
+        there = [by_ms for by_ms in deadlines if by_ms < NEVER]
+        # 0 says that there is none; what nobody knows the time of is overdue.
+        self.figures.erase_by_ms = max(min(there), 1) if there else 0
+        self.figures.erasures_overdue = sum(by_ms < now_ms for by_ms in there)
 
     def _seal_for_good(self, surveys: dict[int, dict[int, Survey]], now_ms: int) -> None:
         """Tombstones stay, so a partition that is full of them stays so: it takes no puts, and is spent in the end."""
@@ -554,7 +581,7 @@ class Upkeep:
             ),
             (
                 "ambry_disk_erasures_overdue",
-                "Segments with bytes that should have been erased by now.",
+                "Segments and other files with bytes that should have been erased by now, or may have some.",
                 lambda: figures.erasures_overdue,
             ),
             (

@@ -59,6 +59,10 @@ class Erasure:
     def __len__(self) -> int:
         return len(self._ms)
 
+    def is_promised(self, blob_id: bytes) -> bool:
+        """Whether a blob is of one of them."""
+        return blob_id[4:12] in self._ms
+
     @property
     def shortest_ms(self) -> int:
         """The shortest of the promises; 0 without any."""
@@ -69,11 +73,17 @@ class Erasure:
 
         Compaction is sent for it when half the time is over: so it may first try the usual way, with other garbage.
         """
+        if header.kind is not RecordKind.PUT:
+            return NEVER, NEVER
+        return self.times_of(blob_id, entry, min(header.expires_at_ms + retention.expired_ms, now_ms), retention)
+
+    def times_of(self, blob_id: bytes, entry: Entry | None, unknown_ms: int, retention: Retention) -> Times:
+        """The same of any copy of a blob's bytes; without an entry its retention was over at `unknown_ms`."""
         container_ms = self._ms.get(blob_id[4:12])
-        if container_ms is None or header.kind is not RecordKind.PUT:
+        if container_ms is None:
             return NEVER, NEVER
         if entry is None:
-            ends_ms = min(header.expires_at_ms + retention.expired_ms, now_ms)
+            ends_ms = unknown_ms
         else:
             ends_ms = NEVER if entry.expires_at_ms == NEVER else entry.expires_at_ms + retention.expired_ms
             if entry.life & 1:

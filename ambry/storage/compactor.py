@@ -24,10 +24,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final, Protocol, TypeAlias
 
+from ambry.blob.state import NEVER
 from ambry.errors import CorruptRecord, DiskUnavailable, ShuttingDown
 from ambry.limits import MIB
 from ambry.storage.accounts import Accounts
-from ambry.storage.compaction_plan import Fate, Retention, fate_of
+from ambry.storage.compaction_plan import Erasure, Fate, Retention, fate_of
 from ambry.storage.disk import Disk, may_do_later
 from ambry.storage.index import Index
 from ambry.storage.index_entry import (
@@ -40,7 +41,7 @@ from ambry.storage.index_entry import (
     encode_entry,
     repair_key,
 )
-from ambry.storage.record import RecordKind, check_body, decode_header, encode_meta, padding_after
+from ambry.storage.record import Header, RecordKind, check_body, decode_header, encode_meta, padding_after
 from ambry.storage.reopening import index_error, is_of_index
 from ambry.storage.replica import Replica, new_segment
 from ambry.storage.segment import (
@@ -115,6 +116,10 @@ class Host(Protocol):
         """The totals; to be changed under the lock."""
         ...
 
+    def note_freed(self, by_ms: int) -> None:
+        """Bytes are about to leave the logs that have to be gone by then, wherever else they are."""
+        ...
+
     def write_totals(self, batch: list[tuple[bytes, bytes | None]]) -> None:
         """Write a batch to the index with the totals that changed; under the lock."""
         ...
@@ -147,6 +152,7 @@ class _Work:
     bytes_copied: int = 0
     buried: int = 0
     forgotten: int = 0
+    erase_by_ms: int = NEVER
 
 
 class Compaction:
@@ -160,6 +166,7 @@ class Compaction:
         *,
         segment_bytes: int,
         retention: Retention,
+        erasure: Erasure,
         now_ms: int,
         pace: Callable[[int], None],
         on_damage: OnDamage,
@@ -169,6 +176,7 @@ class Compaction:
         self._replica = replica
         self._segment_bytes = segment_bytes
         self._retention = retention
+        self._erasure = erasure
         self._now_ms = now_ms
         self._pace = pace
         self._on_damage = on_damage
@@ -228,6 +236,9 @@ class Compaction:
             self._finish_outputs()
             # What follows needs a few blocks, and the disk may have been filled by others meanwhile.
             self._host.check_index_room()
+            if self._work.erase_by_ms < NEVER:
+                # Durable with the flush that comes before the old segments go.
+                self._host.note_freed(self._work.erase_by_ms)
             self._adopt()
         except Exception:
             if not self._work.is_adopted:
@@ -282,6 +293,9 @@ class Compaction:
             if isinstance(found, Damage):
                 if is_needed(self._host.index, source, found):
                     self._keep_back(source, found)
+                elif found.header is not None:
+                    value = self._host.index.get(blob_key(found.key))
+                    self._note(found.header, found.key, decode_entry(value) if value is not None else None)
                 continue
             self._work.records_read += 1
             self._pace(found.header.record_size)
@@ -295,6 +309,8 @@ class Compaction:
     def _decide(self, source: Segment, record: ScannedRecord, key: bytes, entry: Entry | None) -> None:
         place = Place(source.number, record.offset)
         fate = fate_of(record.header, place, entry, self._now_ms, self._retention)
+        if fate is not Fate.KEEP:
+            self._note(record.header, record.key, entry)
         if fate is Fate.DROP:
             return
         assert entry is not None
@@ -318,6 +334,12 @@ class Compaction:
         target, size = self._write(source, record, entry, rest)
         if entry.place == place:
             self._work.moves.append(_Move(key, entry, fate, source.number, target, size))
+
+    def _note(self, header: Header, key: bytes, entry: Entry | None) -> None:
+        """By when bytes that are not copied have to be gone. What is kept is dropped by another compaction."""
+        if self._erasure:
+            _, by_ms = self._erasure.times_ms(header, key, entry, self._now_ms, self._retention)
+            self._work.erase_by_ms = min(self._work.erase_by_ms, by_ms)
 
     def _write(self, source: Segment, record: ScannedRecord, entry: Entry, rest: bytes | None) -> tuple[Place, int]:
         """Append a copy with the blob's newest state. `rest` is a put's from the body on; without it, a tombstone."""

@@ -2,7 +2,7 @@
 
 Order: replica.meta goes first, so that a crash leaves no replica that opens with half of its rows; then the rows,
 durably; then the logs, and what quarantine had saved of them. Done again it goes on where it was. The bytes of small
-records stay in the journal until its ring comes round.
+records stay in the journal until its ring comes round, or is erased because of a promise.
 """
 
 from typing import Final
@@ -10,8 +10,8 @@ from typing import Final
 from ambry.storage.disk import Disk
 from ambry.storage.index import Index, pages
 from ambry.storage.index_entry import end_lsn_key, partition_range
+from ambry.storage.remains import QUARANTINE_FOLDER
 from ambry.storage.replica_meta import replica_meta_path
-from ambry.storage.restoring import QUARANTINE_FOLDER
 from ambry.storage.segment import partition_folder
 
 KEY_SPACES: Final = (b"b", b"c", b"u", b"v", b"q", b"t", b"a")

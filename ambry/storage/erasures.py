@@ -1,6 +1,9 @@
 """The erasure policies that a disk follows: the newest one of each datacentre's name store, kept as rows of its index.
 
-The index is a cache, and so are these: after a rebuild frontends tell them again. Layout: docs/formats/index.md.
+The index is a cache, and so are these: after a rebuild frontends tell them again. One more row says by when the
+journal has to be erased, because of bytes that left the logs. It is durable before they go, so none is forgotten.
+Without it, or under other promises than it was written under, nobody knows, and the journal is erased at once.
+Layout: docs/formats/index.md.
 """
 
 import contextlib
@@ -10,6 +13,7 @@ from collections.abc import Iterable
 from typing import Final
 
 from ambry.blob.erasure_policy import ErasurePolicy, pack_rows, unpack_rows
+from ambry.blob.state import NEVER
 from ambry.config import ErasureSettings
 from ambry.errors import CorruptRecord
 from ambry.storage.compaction_plan import Erasure
@@ -19,6 +23,9 @@ _PREFIX: Final = b"e"
 _HEAD: Final = struct.Struct("<QQ")
 HEAD_LAYOUT: Final = (("since_ms", 0, 8), ("version", 8, 8))
 _ROWS_PER_PAGE: Final = 16
+JOURNAL_KEY: Final = b"serasure"
+_JOURNAL: Final = struct.Struct("<QQ")
+JOURNAL_LAYOUT: Final = (("erase_by_ms", 0, 8), ("erasure_digest", 8, 8))
 
 
 def policy_key(datacentre: int) -> bytes:
@@ -62,6 +69,45 @@ class Erasures:
         self._policies = load_policies(index)
         self._lock = threading.Lock()
         self.now = self._joined()
+        self._notes = 0
+        self.journal_by_ms = 0
+        """By when the freed part of the journal has to be erased: NEVER when nothing in it has to be, 0 when nobody
+        knows what is in it. Means nothing without promises.
+        """
+        row = index.get(JOURNAL_KEY)
+        if row is not None and len(row) == _JOURNAL.size:
+            by_ms, digest = _JOURNAL.unpack(row)
+            if digest == self.now.digest:
+                self.journal_by_ms = by_ms
+            else:
+                # Under those nobody says what leaves the logs: they may come back.
+                index.write([(JOURNAL_KEY, None)])
+
+    @property
+    def notes(self) -> int:
+        """How often something was noted that may be in the journal."""
+        return self._notes
+
+    def note(self, by_ms: int) -> None:
+        """Bytes leave the logs that have to be gone by then; they may be in the journal. From any thread; may block.
+
+        As durable as the index, which has to be flushed before they go. Raises DiskUnavailable, DiskFull.
+        """
+        with self._lock:
+            self._notes += 1
+            if by_ms < self.journal_by_ms:
+                self._index.write([(JOURNAL_KEY, _JOURNAL.pack(by_ms, self.now.digest))])
+                self.journal_by_ms = by_ms
+
+    def erased(self, notes: int) -> None:
+        """The journal was erased, and has nothing of what had left the logs when that began; there were `notes` then.
+
+        Raises DiskUnavailable, DiskFull.
+        """
+        with self._lock:
+            if notes == self._notes:
+                self._index.write([(JOURNAL_KEY, _JOURNAL.pack(NEVER, self.now.digest))])
+                self.journal_by_ms = NEVER
 
     def follow(self, policy: ErasurePolicy) -> tuple[tuple[int, int], bool]:
         """Follow a policy, unless a newer one of its datacentre is known: the rank of the one in use, and whether
@@ -78,12 +124,20 @@ class Erasures:
                 self._index.write([(policy_key(policy.datacentre), encode_policy(policy))])
             self._policies[policy.datacentre] = policy
             before, self.now = self.now, self._joined()
-            return policy.rank, self.now.digest != before.digest
+            is_other = self.now.digest != before.digest
+            if is_other:
+                # What left the logs before may have been promised now.
+                self._notes += 1
+                self._index.write([(JOURNAL_KEY, None)])
+                self.journal_by_ms = 0
+            return policy.rank, is_other
 
     def move_to(self, index: Index) -> None:
-        """Keep the rows in this index from here on: it has those of the one before."""
+        """Keep the rows in this index from here on: it has those of the one before, as far as they were durable."""
         with self._lock:
             self._index = index
+            if self.journal_by_ms:
+                index.write([(JOURNAL_KEY, _JOURNAL.pack(self.journal_by_ms, self.now.digest))])
 
     def _joined(self) -> Erasure:
         days = dict(self._settings)

@@ -43,6 +43,8 @@ from ambry.storage.record import RECORD_BYTES_MAX
 PATH: Final = "journal"
 NEXT_PATH: Final = "journal.next"
 """What takes the journal's place, until it does. One that a crash has left is removed at the opening."""
+KEPT_PREFIX: Final = "journal.damaged-"
+"""A journal that was discarded because it is damaged is kept under such a name, with the disk's epoch behind it."""
 MAGIC: Final = b"AJRN"
 SLOT_MAGIC: Final = b"ACKP"
 GROUP_MAGIC: Final = b"AGRP"
@@ -203,6 +205,10 @@ class Journal:
         self._full_end = full_end
         self._freed_to = RING_AT
         self._is_empty = True
+        self._lap = 0
+        self._lap_end = usable_end
+        self._covered = ((0, RING_AT), (0, RING_AT))
+        """Lap and position of the last two checkpoints."""
         self.position = RING_AT
         self.sequence = 0
         self.epoch = 0
@@ -327,6 +333,8 @@ class Journal:
         """The ring before `position` may be overwritten; `sequence` is that of the checkpoint."""
         self._freed_to = position
         self._is_empty = sequence == self.sequence
+        # The writer is at most one lap ahead of what it needs.
+        self._covered = (self._covered[1], (self._lap - (position > self.position), position))
 
     def all_groups(self) -> Iterator[tuple[int, Group]]:
         """Every whole group that lies anywhere in the file, with its position, in the order of the file."""
@@ -397,6 +405,7 @@ class Journal:
         self.position, self.sequence, self.epoch = position, sequence, epoch
         self._freed_to = freed_to
         self._is_empty = position == freed_to
+        self._covered = ((self._lap - (freed_to > position), freed_to),) * 2
 
     def has_room(self, size: int) -> bool:
         """Whether a group of `size` bytes fits without touching what no checkpoint covers yet."""
@@ -435,8 +444,51 @@ class Journal:
             self.failure = error.as_answer()
             raise
         self.sequence += 1
+        if place != self.position:
+            self._lap_end = self.position
+            self._lap += 1
         self.position = place + len(data)
         self._is_empty = False
+
+    @property
+    def end(self) -> int:
+        """Where the usable ring ends."""
+        return self._usable_end
+
+    def is_zero(self, offset: int, size: int) -> bool:
+        """Whether there is nothing in a part of the file. May block."""
+        data = self._file.pread(size, offset)
+        return data == bytes(len(data))
+
+    def erase(self, offset: int, size: int) -> None:
+        """Overwrite with zeros, durably, what no checkpoint needs of a part of the ring; under the writer's lock.
+
+        Nothing reads there: the next group may lie at any place of it, and zeros are never taken for one. What lies
+        between the last two checkpoints stays, so that either of them will do.
+        """
+        for start, stop in self._gaps_within(offset, min(offset + size, self._usable_end)):
+            self._write_and_sync(bytes(stop - start), start)
+
+    def _gaps_within(self, start: int, stop: int) -> Iterator[tuple[int, int]]:
+        (older_lap, older), (newer_lap, newer) = self._covered
+        needed = [*self._between(older, newer, is_wrapped=newer_lap > older_lap)]
+        if not self._is_empty:
+            needed += self._between(self._freed_to, self.position, is_wrapped=self._freed_to >= self.position)
+        for first, last in sorted(needed):
+            if first > start:
+                yield start, min(first, stop)
+            start = max(start, last)
+            if start >= stop:
+                return
+        yield start, stop
+
+    def _between(self, first: int, last: int, *, is_wrapped: bool) -> Iterator[tuple[int, int]]:
+        """The parts of the ring from one position to a later one, which may be of the next lap."""
+        if not is_wrapped:
+            yield first, last
+        else:
+            yield first, max(self._lap_end, first)
+            yield RING_AT, last
 
     def next_fill(self) -> tuple[int, int] | None:
         """(offset, size) of the next part of the ring to fill with zeros, or None when all is usable."""

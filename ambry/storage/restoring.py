@@ -1,5 +1,4 @@
-"""Damage and what becomes of it: what is kept of it, whom it concerns, and what a running store knows better than its
-disk.
+"""Damage and what becomes of it: whom it concerns, and what a running store knows better than its disk.
 
 Headers and small files, and records of changes of state, are read by nobody while the store runs: damage there would
 lie in wait for the next opening, or for the next time that the index is made anew. So scrub asks for them here.
@@ -13,7 +12,7 @@ from typing import Final
 
 from ambry.blob.checksums import checksum_vector
 from ambry.blob.requests import PutRequest
-from ambry.errors import AmbryError, CorruptRecord, DiskFull, DiskUnavailable
+from ambry.errors import AmbryError, CorruptRecord, DiskUnavailable
 from ambry.storage.disk import Disk
 from ambry.storage.index import Index, pages
 from ambry.storage.index_entry import Entry, decode_entry, partition_range
@@ -38,22 +37,11 @@ from ambry.storage.segment import (
     segment_path,
 )
 
-QUARANTINE_FOLDER: Final = "quarantine"
-"""Below the disk's folder: damaged records as they were found, <partition>-<segment>-<offset>.record."""
-
 _ROWS_PER_PAGE: Final = 256
 _PART_BYTES: Final = 4096
 
 _MEDIUM_ERRORS: Final = frozenset({"EIO", "EBADMSG", "EUCLEAN"})
 """The device cannot read it; or the file system's own checksum says that it is damaged."""
-
-
-def save_damaged(disk: Disk, partition: int, entry: Entry, data: bytes) -> None:
-    """Keep damaged bytes for whoever wants to look at them; without room for that, they are not kept."""
-    name = f"{QUARANTINE_FOLDER}/{partition}-{entry.segment:08d}-{entry.offset}.record"
-    with contextlib.suppress(DiskFull):
-        disk.make_folder(QUARANTINE_FOLDER)
-        disk.replace(name, data)
 
 
 def is_unreadable(error: AmbryError) -> bool:

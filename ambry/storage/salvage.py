@@ -25,14 +25,13 @@ from ambry.errors import CorruptRecord, DirectoryUnusable
 from ambry.storage.disk import Disk
 from ambry.storage.index import Index, IndexSource, pages
 from ambry.storage.index_entry import STATE_APPLIED, Entry, decode_entry, partition_range
-from ambry.storage.journal import BODY_ELSEWHERE, PATH, RING_AT, Checkpoint, Journal
+from ambry.storage.journal import BODY_ELSEWHERE, KEPT_PREFIX, PATH, RING_AT, Checkpoint, Journal
 from ambry.storage.rebuild import CheckReport, check_disk
 from ambry.storage.recovery import open_replicas
 from ambry.storage.replica import Replica, settle_ends
 from ambry.storage.replica_meta import DiskMeta, read_disk_meta
 from ambry.storage.segment import ScannedRecord, Segment, scan
 
-KEPT_PREFIX: Final = "journal.damaged-"
 _ROWS_PER_PAGE: Final = 512
 
 

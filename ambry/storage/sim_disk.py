@@ -483,6 +483,15 @@ class SimDisk:
             self._steps_left = None
             self._faults.clear()
 
+    def contents(self) -> dict[str, bytes]:
+        """What a reader sees of every file, by its path."""
+        with self.lock:
+            return {
+                f"{path}/{name}".removeprefix("/"): bytes(inode.live)
+                for path, folder in self._folders.items()
+                for name, inode in folder.live.items()
+            }
+
     def crash(self, random: random_module.Random) -> "SimDisk":
         """A disk as a power cut at this moment might leave it. This one is left as it is."""
         mode = random.choice(("nothing", "everything", "prefix", "each", "each", "each"))

@@ -41,6 +41,7 @@ from ambry.limits import (
     HOT_RECORDS_BYTES_MAX,
     INDEX_ROOM_BYTES,
     JOURNAL_FAILURES_MAX,
+    KIB,
     LOG_FAILURES_MAX,
     REPLICAS_PER_DISK_MAX,
     UNDELETE_MARGIN_MS,
@@ -78,14 +79,18 @@ from ambry.storage.journal import (
 from ambry.storage.late_rows import LateRows
 from ambry.storage.reading import checked_entry, read_changes, read_record
 from ambry.storage.record import read_whole
+from ambry.storage.remains import Remnant, kept_journals, quarantined, remove_files, save_damaged
 from ambry.storage.reopening import Reopenings, index_error, is_of_index
 from ambry.storage.replica import Replica, create_replica, no_replica, replica_of
-from ambry.storage.restoring import damaged_files, examine, keys_within, save_damaged, unbacked
+from ambry.storage.restoring import damaged_files, examine, keys_within, unbacked
 from ambry.storage.segment import Damage, Segment
 from ambry.storage.survey import Survey, encode_survey, look_at, read_surveys, survey_key
 from ambry.storage.tail import Tails, write_records
 
 _HOLE_BYTES_MAX: Final = GROUP_HEADER_SIZE + ALIGNMENT + ENTRY_SIZE + 256
+
+ERASE_STEP_BYTES: Final = 256 * KIB
+"""Of the journal, erased at once: a commit waits for about as long as for another one of that size."""
 
 INDEX_DAMAGED: Final = "the index is damaged; stop the process and make it anew with `ambry datanode check --rebuild`"
 
@@ -328,7 +333,10 @@ class DiskStore:
         damaged = examine(replica.segments[entry.segment], entry, blob_id, in_parts=self.has_peers)
         if damaged is None:
             return None, None
-        save_damaged(self._disk, replica.partition, entry, damaged.data)
+        save_damaged(self._disk, replica.partition, entry, blob_id, damaged.data)
+        if self.erasures.now.is_promised(blob_id):
+            # What the journal has of it may be the last of its bytes that anyone can name.
+            self.erasures.note(self._clock.now_ms())
         (answer,) = self._commit_group(lambda group: group.plan_hole(blob_id, key, entry))
         return blob_id if isinstance(answer, StateAnswer) else None, damaged.salvaged
 
@@ -732,6 +740,7 @@ class DiskStore:
             self._accounts.forget(partition)
             self.write_totals([])
         try:
+            self.erasures.note(self._clock.now_ms())
             # From here on the journal has nothing that an opening would write to its logs.
             self.checkpoint(always=True)
             opening = -1
@@ -758,6 +767,44 @@ class DiskStore:
                 for replica in self._replicas.values():
                     for segment in replica.segments.values():
                         segment.file.close()
+
+    # --- erasure -----------------------------------------------------------------------------------------------
+
+    def note_freed(self, by_ms: int) -> None:
+        """Bytes leave the logs that have to be gone by then. Raises DiskUnavailable, DiskFull."""
+        self.erasures.note(by_ms)
+
+    def erase_journal(self, pace: Callable[[int], None]) -> None:
+        """Overwrite what the journal has of groups that are in logs and index, and remove damaged ones that are kept.
+
+        What left the logs before is in none of them then. May block for long, commits only for a small step; `pace` is
+        told the bytes of each. Raises what `checkpoint` and `pace` raise.
+        """
+        notes = self.erasures.notes
+        for _ in range(2):
+            # Whichever of the two a crash and damage leave, what is erased is not behind it.
+            self.checkpoint(always=True)
+        offset = RING_AT
+        while offset < self._journal.end:
+            pace(ERASE_STEP_BYTES)
+            if not self._journal.is_zero(offset, ERASE_STEP_BYTES):
+                with self._checkpoint_lock, self._lock:
+                    self.check_usable()
+                    self._journal.erase(offset, ERASE_STEP_BYTES)
+            offset += ERASE_STEP_BYTES
+        remove_files(self._disk, kept_journals(self._disk))
+        self.erasures.erased(notes)
+
+    def remnants(self) -> list[Remnant]:
+        """Files in quarantine that have to go because of a promise, now or later. May block. Raises DiskUnavailable."""
+        erasure = self.erasures.now
+        if not erasure:
+            return []
+        return list(quarantined(self._disk, self._index, erasure, self.retention))
+
+    def remove_remnants(self, remnants: Sequence[Remnant]) -> None:
+        """Remove such files, durably. Raises DiskUnavailable."""
+        remove_files(self._disk, [one.path for one in remnants])
 
     # --- compaction --------------------------------------------------------------------------------------------
 
@@ -822,6 +869,7 @@ class DiskStore:
             replica,
             segment_bytes=self._settings.segment_bytes,
             retention=retention,
+            erasure=self.erasures.now,
             now_ms=self._clock.now_ms(),
             pace=pace,
             on_damage=on_damage,

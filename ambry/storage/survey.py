@@ -142,6 +142,9 @@ def look_at(
             if is_needed(index, segment, found):
                 kept += found.size
             damages += 1
+            if erasure:
+                at_ms, by_ms = _erasure_of(found, index, erasure, now_ms, retention)
+                erase_at_ms, erase_by_ms = min(erase_at_ms, at_ms), min(erase_by_ms, by_ms)
             on_damage(found)
         elif isinstance(found, ScannedRecord):
             pace(found.header.record_size)
@@ -160,6 +163,15 @@ def look_at(
                     others_values.append(value)
             judge(others, others_values)
     return Survey(now_ms, kept, next_ms, damages, erase_at_ms, erase_by_ms, erasure.digest, tombstones, seen)
+
+
+def _erasure_of(damage: Damage, index: Index, erasure: Erasure, now_ms: int, retention: Retention) -> tuple[int, int]:
+    """As `Erasure.times_ms`. What nobody can name may be of any blob, and compaction leaves it: that is overdue."""
+    if damage.header is None:
+        return NEVER, now_ms
+    value = index.get(blob_key(damage.key))
+    entry = decode_entry(value) if value is not None else None
+    return erasure.times_ms(damage.header, damage.key, entry, now_ms, retention)
 
 
 def is_needed(index: Index, segment: Segment, damage: Damage) -> bool:

@@ -56,6 +56,19 @@ def logs_have(folder: Path, body: bytes) -> bool:
     return False
 
 
+def disk_has(folder: Path, body: bytes) -> bool:
+    """Whether any file below a folder has a piece of these bytes."""
+    for path in folder.rglob("*"):
+        try:
+            if path.is_file():
+                content = path.read_bytes()
+                if any(body[at : at + 64] in content for at in range(0, len(body), 1000)):
+                    return True
+        except FileNotFoundError:
+            continue
+    return False
+
+
 def until(holds: Callable[[], bool], what: str, seconds: float = WAIT_S) -> None:
     give_up_at = time.monotonic() + seconds
     while not holds():
@@ -85,7 +98,7 @@ def write_forgetful(folder: Path) -> tuple[Path, Path]:
     datanode, frontend = folder / "datanode.toml", folder / "frontend.toml"
     datanode.write_text(
         'cluster_map = "cluster.toml"\nnode = "node"\nadmin_port = 0\n'
-        '[storage]\ndeleted_retention_ms = "1 ms"\ncompaction_garbage_percent = 90\n'
+        '[storage]\ndeleted_retention_ms = "1 ms"\ncompaction_garbage_percent = 90\njournal_bytes = "16 MiB"\n'
     )
     frontend.write_text(
         'cluster_map = "cluster.toml"\ndatacentre = "here"\nport = 0\n'
@@ -112,6 +125,11 @@ def test_serve_erases_what_was_deleted_once_the_policy_of_its_container_says_so(
             else:
                 assert get(url, blob_id) == body_of(number)
                 assert logs_have(data, body_of(number))
+        until(lambda: not disk_has(data, body_of(3)), "the bytes of an erased blob are still in a file")
+        process.process.kill()
+    with serving(data) as (process, url):
+        assert not disk_has(data, body_of(3))
+        assert get(url, ids[4]) == body_of(4)
         assert process.end() == 0
 
 
@@ -133,6 +151,8 @@ def test_datanodes_learn_the_policy_from_frontends_and_keep_it(tmp_path: Path) -
             assert figure(f"{url}/metrics", "ambry_erasure_untold") == 0
             assert figure(f"{admin}/metrics", "ambry_disk_erasure_containers") == 2
             until(lambda: figure(f"{admin}/metrics", "ambry_disk_erasures_overdue") == 0, "something is overdue")
+            until(lambda: figure(f"{admin}/metrics", "ambry_disk_erase_by_seconds") == 0, "something is to be erased")
+            assert not disk_has(tmp_path, body_of(3)), "what is reported as erased is still in a file"
             assert front.end() == 0
         assert node.end() == 0
     with ambry("datanode", "--config", str(datanode), cwd=tmp_path) as node:

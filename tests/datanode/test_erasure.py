@@ -1,17 +1,22 @@
 """Erasure: what is dead in a container with a deadline is gone in time, for one blob in a full segment too."""
 
 import threading
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
 
-from ambry.blob.requests import Change
+from ambry.blob.requests import Change, StateAnswer
 from ambry.blob.state import NEVER
 from ambry.clock import ManualClock
 from ambry.config import ErasureSettings
 from ambry.datanode import upkeep as upkeep_module
 from ambry.datanode.upkeep import Upkeep
+from ambry.errors import AmbryError, DiskUnavailable
+from ambry.limits import JOURNAL_BODY_BYTES_MAX
 from ambry.storage.compaction_plan import Erasure
+from ambry.storage.index_entry import blob_key, decode_entry
+from ambry.storage.journal import PATH
 from ambry.storage.survey import Survey, decode_survey, encode_survey
 from tests.storage.engine import TINY, World, blob_id, body_of, put, update
 
@@ -68,12 +73,82 @@ def test_one_deleted_blob_is_gone_before_its_deadline_although_there_is_little_g
     assert not _has_bytes(world, number)
     assert upkeep.figures.blobs_reclaimed == 1
     upkeep.step()
+    assert world.clock.now_ms() < upkeep.figures.erase_by_ms, "the journal may have it"
+    world.clock.advance(upkeep.figures.erase_by_ms - world.clock.now_ms())
+    _work(world, upkeep)
+    upkeep.step()
     assert (upkeep.figures.erase_by_ms, upkeep.figures.erasures_overdue) == (0, 0)
     world.check()
     world.crash()
     world.open()
     assert not _has_bytes(world, number)
     world.check()
+
+
+def _holders(world: World, marks: Sequence[bytes]) -> list[str]:
+    """Files of the disk, as a reader sees them and as any power cut may leave them, that have one of these."""
+    disks = [world.disk, *world.disk.crash_states(world.random)]
+    return sorted(
+        {path for disk in disks for path, content in disk.contents().items() if any(mark in content for mark in marks)}
+    )
+
+
+def _until_reported(world: World, upkeep: Upkeep) -> None:
+    """Let days pass until upkeep says that nothing has to be erased any more."""
+    for _ in range(3 * DAYS):
+        _work(world, upkeep)
+        if upkeep.figures.erase_by_ms == 0:
+            return
+        assert upkeep.figures.erasures_overdue == 0
+        world.clock.advance(DAY_MS)
+    raise AssertionError("it is not erased")
+
+
+@pytest.mark.parametrize("size", [1500, JOURNAL_BODY_BYTES_MAX + 1], ids=["small", "large"])
+@pytest.mark.parametrize("trouble", ["", "quarantined", "quarantined, then repaired", "killed", "in a failed journal"])
+def test_once_an_erasure_is_reported_no_file_has_a_byte_of_the_blob(size: int, trouble: str) -> None:
+    world = _filled()
+    upkeep = Upkeep(world.store, "disk", SETTINGS, world.clock)
+    _until_reported(world, upkeep)
+    blob, body, properties = blob_id(700), body_of(700, size), body_of(701, 90)
+    world.commit([put(blob, body, properties=properties)])
+    world.commit([put(blob_id(701), body_of(702, 900))])
+    if trouble == "in a failed journal":
+        world.disk.fail("sync", 1, DiskUnavailable, path="journal", done=1)
+        world.store.checkpoint()
+        assert world.store.journals_replaced == 1
+    world.store.checkpoint()
+    marks = [body[:64], body[-64:], properties]
+    assert PATH in _holders(world, marks) or trouble == "in a failed journal"
+    if trouble.startswith("quarantined"):
+        entry = decode_entry(world.store.index.get(blob_key(blob)) or b"")
+        file = world.store.replica(1).segments[entry.segment].file
+        middle = entry.offset + entry.body_offset + size // 2
+        file.pwrite([bytes(200)], middle)
+        file.sync()
+        upkeep.suspect(blob)
+        _work(world, upkeep)
+        assert any(path.startswith("quarantine/") for path in _holders(world, marks))
+    if trouble.endswith("repaired"):
+        assert not isinstance(world.store.commit([put(blob, body, properties=properties)])[0], AmbryError)
+    (answer,) = world.store.commit([update(blob, Change.DELETE, time_ms=world.clock.now_ms())])
+    assert isinstance(answer, StateAnswer)
+    world.store.checkpoint()
+    world.clock.advance(7 * DAY_MS)
+    if trouble == "killed":
+        world.clock.advance(12 * DAY_MS)
+        while upkeep.figures.compactions == 0:
+            assert upkeep.step()
+        world.kill()
+        world.open()
+        upkeep = Upkeep(world.store, "disk", SETTINGS, world.clock)
+    _until_reported(world, upkeep)
+    assert _holders(world, marks) == []
+    world.kill()
+    world.open()
+    upkeep = Upkeep(world.store, "disk", SETTINGS, world.clock)
+    _work(world, upkeep)
+    assert (upkeep.figures.erase_by_ms, _holders(world, marks)) == (0, [])
 
 
 def test_an_expired_blob_is_erased_too() -> None:

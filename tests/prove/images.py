@@ -1,5 +1,5 @@
 """R2: disks that a power cut may leave in every step of a script, of a compaction, of the replacement of a journal that
-failed, and of the recoveries of all of them.
+failed, of the erasure of what a journal has freed, and of the recoveries of all of them.
 
 Each image is opened and checked: acknowledged is readable and equal, everything else absent or complete. A sweep goes
 through all steps once, in an order of chance; the next one draws other torn writes.
@@ -15,6 +15,7 @@ from ambry.storage.sim_disk import PowerCut
 from tests.storage.engine import World
 from tests.storage.test_compaction import stopped_compaction
 from tests.storage.test_crash_everywhere import STEPS, stopped
+from tests.storage.test_erased_journal import stopped_erasure
 from tests.storage.test_failed_journal import WAYS, stopped_replacement
 
 IMAGES_MIN: Final = 20
@@ -32,6 +33,7 @@ def _worlds(chosen: int) -> Iterator[tuple[str, World]]:
     points += [("compaction", steps) for steps in range(1, compaction_steps + 1)]
     for way in WAYS:
         points += [(f"journal: {way}", steps) for steps in range(1, stopped_replacement(way, None, 0)[1] + 1)]
+    points += [("erasure", steps) for steps in range(1, stopped_erasure(None, 0)[1] + 1)]
     while True:
         chance.shuffle(points)
         for kind, steps in points:
@@ -45,6 +47,8 @@ def _worlds(chosen: int) -> Iterator[tuple[str, World]]:
 def _stopped(kind: str, steps: int, seed: int) -> World:
     if kind.startswith("journal: "):
         return stopped_replacement(kind.removeprefix("journal: "), steps, seed)[0]
+    if kind == "erasure":
+        return stopped_erasure(steps, seed)[0]
     return stopped(steps, seed) if kind == "script" else stopped_compaction(steps, seed)[0]
 
 

@@ -45,6 +45,7 @@ _JOURNAL: Final = ("tests/storage/test_failed_journal.py",)
 _INDEX: Final = ("tests/storage/test_failed_index.py",)
 _DESCRIPTORS: Final = ("tests/storage/test_descriptors.py",)
 _FAULTS: Final = ("tests/datanode/test_disk_faults.py",)
+_ERASURE: Final = ("tests/storage/test_erased_journal.py", "tests/datanode/test_erasure.py")
 _UPKEEP: Final = ("tests/datanode/test_upkeep.py",)
 
 MUTANTS: Final = (
@@ -527,6 +528,55 @@ MUTANTS: Final = (
         "        found[segment_path(replica.partition, segment.number)] = lambda: _write_header(replica, segment)\n",
         "        pass\n",
         _QUARANTINE,
+    ),
+    Mutant(
+        "what the older checkpoint needs of the journal is erased",
+        "ambry/storage/journal.py",
+        "        needed = [*self._between(older, newer, is_wrapped=newer_lap > older_lap)]\n",
+        "        needed: list[tuple[int, int]] = []\n",
+        _ERASURE,
+    ),
+    Mutant(
+        "groups that no checkpoint has are erased from the journal",
+        "ambry/storage/journal.py",
+        "        if not self._is_empty:\n            needed +=",
+        "        if False:\n            needed +=",
+        _ERASURE,
+    ),
+    Mutant(
+        "the end of a lap is not erased from the journal",
+        "ambry/storage/journal.py",
+        "            yield first, max(self._lap_end, first)\n",
+        "            yield first, self._usable_end\n",
+        _ERASURE,
+    ),
+    Mutant(
+        "that bytes left the logs which have to be erased is not noted",
+        "ambry/storage/compactor.py",
+        "                self._host.note_freed(self._work.erase_by_ms)\n",
+        "                pass\n",
+        _ERASURE,
+    ),
+    Mutant(
+        "what leaves the logs while the journal is erased is forgotten",
+        "ambry/storage/erasures.py",
+        "            if notes == self._notes:\n",
+        "            if notes <= self._notes:\n",
+        _ERASURE,
+    ),
+    Mutant(
+        "what is in quarantine is not erased",
+        "ambry/datanode/upkeep.py",
+        "        due = [one for one in remnants if one.erase_at_ms <= now_ms]\n",
+        "        due: list[Remnant] = []\n",
+        _ERASURE,
+    ),
+    Mutant(
+        "the journal is not erased",
+        "ambry/datanode/upkeep.py",
+        "            self._store.erase_journal(self._compaction_pace)\n",
+        "            self._store.erasures.erased(self._store.erasures.notes)\n",
+        _ERASURE,
     ),
     Mutant(
         "late rows of settled groups count",
