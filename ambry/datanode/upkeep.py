@@ -76,8 +76,8 @@ RETRY_MS: Final = 86_400_000
 """A segment that compaction could not free is left alone for this long."""
 
 FIRST_RETRY_MS: Final = 60_000
-"""The first time, only for this long: what most often kept it, a damaged record that is in quarantine since, or a blob
-that changed meanwhile, does so once. On a full disk a day of it would be the space that is missing."""
+"""The first time, and for blobs that changed meanwhile, only for this long: on a full disk a day of it would be the
+space that is missing."""
 
 
 @dataclass(slots=True)
@@ -300,8 +300,8 @@ class Upkeep:
             partition, numbers, pace=self._compaction_pace, on_damage=self._on_damage, needed_bytes=needed
         )
         for number in report.kept_back:
-            is_first = (partition, number) not in self._not_before
-            self._not_before[partition, number] = now_ms + (FIRST_RETRY_MS if is_first else RETRY_MS)
+            is_known = (partition, number) in self._not_before and number in report.damaged
+            self._not_before[partition, number] = now_ms + (RETRY_MS if is_known else FIRST_RETRY_MS)
         figures = self.figures
         figures.compactions += 1
         figures.bytes_copied += report.bytes_copied

@@ -8,24 +8,27 @@
     6. retire  replica.meta without the old segments; then their files go
 
 A crash before 3 leaves files that nobody lists; opening removes them. A crash after 3 leaves both; whatever the index
-points to is there, and the next compaction finds the rest to be garbage. A blob that changed between 1 and 4 so that
-its decision no longer holds keeps its old segment: nothing is lost by not freeing it yet. Readers go on all the time:
+points to is there, and the next compaction finds the rest to be garbage. Blobs that changed between 1 and 4 so that
+their decision no longer holds are decided anew in another round of 1 to 4, which is short, as they are few; after
+ROUNDS_MAX they keep their old segment: nothing is lost by not freeing it yet. Readers go on all the time:
 a read that has begun in a retired file is finished, and one that comes later looks into the index again.
 
-Damaged records, and segments that cannot be read to their end, are reported to the caller and keep their segment
-until someone has dealt with them. What is copied is verified again on its way. A failure before 3, a full disk and a
-wish to stop included, gives back what was written and harms nobody. A disk that is full when the index is to be flushed
-does not either: old and new segments are listed then, and another compaction finds the old ones to be garbage. By any
-other failure from 3 on the store itself has failed, since nobody knows which of two states its disk has.
+Damaged records, and segments that cannot be read to their end, are reported to the caller and keep their segment,
+unless he deals with them at once, so that no blob needs what is there. What is copied is verified again on its way. A
+failure before 3, a full disk and a wish to stop included, gives back what was written and harms nobody. A disk that is
+full when the index is to be flushed does not either: old and new segments are listed then, and another compaction finds
+the old ones to be garbage. By any other failure from 3 on the store itself has failed, since nobody knows which of two
+states its disk has.
 """
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Final, Protocol, TypeAlias
 
 from ambry.blob.state import NEVER
-from ambry.errors import CorruptRecord, DiskUnavailable, ShuttingDown
+from ambry.errors import CorruptRecord, DiskFull, DiskUnavailable, ShuttingDown
 from ambry.limits import MIB
 from ambry.storage.accounts import Accounts
 from ambry.storage.compaction_plan import Erasure, Fate, Retention, fate_of
@@ -41,7 +44,15 @@ from ambry.storage.index_entry import (
     encode_entry,
     repair_key,
 )
-from ambry.storage.record import Header, RecordKind, check_body, decode_header, encode_meta, padding_after
+from ambry.storage.record import (
+    Header,
+    RecordKind,
+    check_body,
+    decode_header,
+    decode_meta,
+    encode_meta,
+    padding_after,
+)
 from ambry.storage.reopening import index_error, is_of_index
 from ambry.storage.replica import Replica, new_segment
 from ambry.storage.segment import (
@@ -59,6 +70,8 @@ _LOOK_RECORDS: Final = 64
 _MOVE_RECORDS: Final = 32
 """Entries that are moved under the lock at a time: about a quarter of a millisecond."""
 _WRITE_BYTES: Final = MIB
+ROUNDS_MAX: Final = 4
+"""Each is for what changed during the one before it, which takes as long as there was to copy."""
 
 
 OnDamage: TypeAlias = Callable[[int, int, Damage], None]
@@ -72,7 +85,9 @@ class CompactionReport:
     partition: int
     compacted: tuple[int, ...]
     kept_back: tuple[int, ...]
-    """Segments that stay because of damage, or because a blob changed meanwhile."""
+    """Segments that stay because of damage, or because a blob changed again and again."""
+    damaged: tuple[int, ...]
+    """Those of them that stay because of damage."""
     written: tuple[int, ...]
     records_read: int
     records_copied: int
@@ -145,8 +160,11 @@ class _Work:
     is_listing: bool = False
     changes_copied: set[int] = field(default_factory=set)
     outputs: list[Segment] = field(default_factory=list)
+    """Of this round, that are not listed yet."""
     numbers: list[int] = field(default_factory=list)
     """Of the outputs, and of one whose creation failed: its file may be there."""
+    written: list[Segment] = field(default_factory=list)
+    """Outputs that are listed."""
     records_read: int = 0
     records_copied: int = 0
     bytes_copied: int = 0
@@ -208,11 +226,12 @@ class Compaction:
             partition=replica.partition,
             compacted=tuple(sorted(done)),
             kept_back=tuple(sorted(kept_back)),
-            written=tuple(segment.number for segment in work.outputs),
+            damaged=tuple(sorted(work.damaged)),
+            written=tuple(segment.number for segment in work.written),
             records_read=work.records_read,
             records_copied=work.records_copied,
             bytes_copied=work.bytes_copied,
-            bytes_freed=size_before - sum(segment.end for segment in work.outputs),
+            bytes_freed=size_before - sum(segment.end for segment in work.written),
             blobs_buried=work.buried,
             blobs_forgotten=work.forgotten,
         )
@@ -230,9 +249,27 @@ class Compaction:
 
         Returns the sources that a blob needs still, because it changed meanwhile.
         """
+        changed = self._round(partial(self._copy_segments, sources))
+        for _ in range(1, ROUNDS_MAX):
+            if not changed:
+                break
+            try:
+                changed = self._round(partial(self._look_again, changed))
+            except (DiskFull, DiskUnavailable, ShuttingDown):
+                if self._work.is_listing:
+                    raise
+                # What it has written is given back, and what was moved before is in the index.
+                break
+        self._host.check_index_room()
+        self._host.flush_index()
+        return {move.source for move in changed}
+
+    def _round(self, copy: Callable[[], None]) -> list[_Move]:
+        """Copy, list the copies and let the index point to them; the moves whose decision did not hold any more."""
+        work = self._work
+        work.moves = []
         try:
-            for source, start in sources:
-                self._copy_segment(source, start)
+            copy()
             self._finish_outputs()
             # What follows needs a few blocks, and the disk may have been filled by others meanwhile.
             self._host.check_index_room()
@@ -241,21 +278,21 @@ class Compaction:
                 self._host.note_freed(self._work.erase_by_ms)
             self._adopt()
         except Exception:
-            if not self._work.is_adopted:
+            if not work.is_listing:
                 self._abandon()
             raise
-        kept_back = set(self._move_all())
-        self._host.check_index_room()
-        self._host.flush_index()
-        return kept_back
+        return list(self._move_all())
 
     def _adopt(self) -> None:
+        work = self._work
         with self._host.locked():
             self._check_index()
-            self._work.is_adopted = self._work.is_listing = True
-            if self._work.outputs:
-                self._replica.adopt(self._disk, self._work.outputs)
-            self._work.is_listing = False
+            work.is_adopted = work.is_listing = True
+            if work.outputs:
+                self._replica.adopt(self._disk, work.outputs)
+            work.is_listing = False
+            work.written += work.outputs
+            work.outputs, work.numbers = [], []
 
     def _check_index(self) -> None:
         """Raise DiskUnavailable when moves may have been lost, or would be. Under the lock."""
@@ -274,6 +311,10 @@ class Compaction:
 
     # --- look and copy -----------------------------------------------------------------------------------------
 
+    def _copy_segments(self, sources: Sequence[tuple[Segment, int]]) -> None:
+        for source, start in sources:
+            self._copy_segment(source, start)
+
     def _copy_segment(self, source: Segment, start: int) -> None:
         for records in self._pages(source, start):
             keys = [blob_key(record.key) for record in records]
@@ -283,9 +324,22 @@ class Compaction:
                 self._decide(source, record, key, entry)
                 self._pace(0)
 
+    def _look_again(self, moves: Sequence[_Move]) -> None:
+        """Decide and copy what changed since it was decided."""
+        for first in range(0, len(moves), _LOOK_RECORDS):
+            page = moves[first : first + _LOOK_RECORDS]
+            values = self._host.index.get_many([move.key for move in page])
+            for move, value in zip(page, values, strict=True):
+                source = self._replica.segments[move.source]
+                record = _record_at(source, move.seen)
+                self._pace(record.header.record_size)
+                self._decide(source, record, move.key, decode_entry(value) if value is not None else None)
+
     def _keep_back(self, source: Segment, damage: Damage) -> None:
-        self._work.damaged.add(source.number)
         self._on_damage(self._replica.partition, source.number, damage)
+        # Whoever was told may have dealt with it, and the blob needs nothing of what is here any more.
+        if is_needed(self._host.index, source, damage):
+            self._work.damaged.add(source.number)
 
     def _pages(self, source: Segment, start: int) -> Iterator[list[ScannedRecord]]:
         page: list[ScannedRecord] = []
@@ -400,16 +454,18 @@ class Compaction:
         self._disk.sync_folder(partition_folder(self._replica.partition))
 
     def _abandon(self) -> None:
-        """Give back what was written: nobody lists it."""
+        """Give back what this round has written: nobody lists it."""
         for segment in self._work.outputs:
             segment.file.close()
         for number in self._work.numbers:
             self._disk.remove(segment_path(self._replica.partition, number))
+        self._work.outputs, self._work.numbers = [], []
+        self._buffer, self._buffered = [], 0
 
     # --- move --------------------------------------------------------------------------------------------------
 
-    def _move_all(self) -> Iterator[int]:
-        """Let the index point to the copies. Yields the sources that some blob still needs."""
+    def _move_all(self) -> Iterator[_Move]:
+        """Let the index point to the copies. Yields what some blob still needs where it was."""
         moves = self._work.moves
         may_rest = True
         for first in range(0, len(moves), _MOVE_RECORDS):
@@ -427,7 +483,7 @@ class Compaction:
                 for move, value in zip(page, values, strict=True):
                     entry = decode_entry(value) if value is not None else None
                     if not self._move(move, entry, batch):
-                        yield move.source
+                        yield move
                 if batch:
                     self._host.write_totals(batch)
 
@@ -462,6 +518,17 @@ class Compaction:
         batch.append((move.key, encode_entry(after) if after is not None else None))
         self._host.accounts.change(partition, entry, after)
         return True
+
+
+def _record_at(source: Segment, entry: Entry) -> ScannedRecord:
+    """The record that an entry points to. Raises DiskUnavailable; also when it is damaged now, and was not before."""
+    data = source.pread(entry.body_offset, entry.offset)
+    try:
+        header = decode_header(data, source.seed_at(entry.offset))
+        key, properties = decode_meta(header, data, source.seed_at(entry.offset))
+    except CorruptRecord as error:
+        raise DiskUnavailable(f"a record changed while it was read: {error}") from error
+    return ScannedRecord(entry.offset, header, key, properties)
 
 
 def _verified_rest(source: Segment, record: ScannedRecord) -> bytes:

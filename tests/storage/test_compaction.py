@@ -1,5 +1,6 @@
 """Compaction: nothing visible changes but what retention allows, garbage goes, and every step may be the last one."""
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -180,26 +181,79 @@ def test_expired_blobs_die_with_their_segments_and_nothing_is_copied() -> None:
     world.check()
 
 
-def test_a_blob_that_is_undeleted_while_it_is_compacted_keeps_its_bytes() -> None:
+def _compact_with_an_undelete(world: World, then: Callable[[], None] = lambda: None) -> CompactionReport:
+    """Blob 0, which is dead, lives again once it was decided that only its tombstone stays."""
+
+    def undelete(_: int) -> None:
+        world.commit([update(blob_id(0), Change.UNDELETE)])
+        then()
+
+    numbers = tuple(one.number for one in world.store.segment_facts(1))
+    return world.store.compact(1, numbers, pace=_after_look(world, undelete), on_damage=lambda *_: None)
+
+
+def _with_two_dead() -> World:
     world = _filled(NOTHING_KEPT)
     _delete(world, 0, 1)
     world.store.checkpoint()
     world.clock.advance(1)
-    undone: list[int] = []
+    return world
 
-    def undelete_once(_: int) -> None:
-        if not undone:
-            undone.append(0)
-            world.commit([update(blob_id(0), Change.UNDELETE)])
 
-    numbers = tuple(one.number for one in world.store.segment_facts(1))
-    report = world.store.compact(1, numbers, pace=_after_look(world, undelete_once), on_damage=lambda *_: None)
-    assert report.kept_back == (1,)
+def test_a_blob_that_is_undeleted_while_it_is_compacted_keeps_its_bytes_and_its_segment_goes_all_the_same() -> None:
+    """A segment that stayed for it was there twice, for a day: on a busy disk without retention most of them were."""
+    world = _with_two_dead()
+    report = _compact_with_an_undelete(world)
+    assert (report.kept_back, report.damaged) == ((), ())
+    assert 1 in report.compacted
+    assert 1 not in world.store.replicas[0].segments
     assert answer_of(lambda: _read(world, 1)) is BlobDeleted
+    assert bytes(_read(world, 0).body) == body_of(0, 1500)
     _forget_bodies(world, 1)
     world.check()
     world.crash()
     world.open()
+    world.check()
+    world.discard_index()
+    world.open()
+    world.check()
+
+
+def test_a_stop_in_every_step_of_a_compaction_with_an_undelete_loses_nothing() -> None:
+    world = _with_two_dead()
+    before = world.disk.steps
+    _compact_with_an_undelete(world)
+    count = world.disk.steps - before
+    for steps in range(1, count + 1):
+        for ending in (World.crash, World.kill):
+            world = _with_two_dead()
+            world.disk.stop_after(steps)
+            with contextlib.suppress(PowerCut):
+                _compact_with_an_undelete(world)
+            ending(world)
+            world.open()
+            world.reconcile()
+            world.check()
+            world.discard_index()
+            world.open()
+            world.reconcile()
+            world.check()
+            assert bytes(_read(world, 0).body) == body_of(0, 1500)
+
+
+def test_a_compaction_that_finds_no_room_for_what_was_undeleted_meanwhile_keeps_its_segment() -> None:
+    world = _with_two_dead()
+    report = _compact_with_an_undelete(world, lambda: world.disk.fail("create", 2, DiskFull))
+    assert (report.kept_back, report.damaged) == ((1,), ())
+    assert world.store.failure is None
+    assert bytes(_read(world, 0).body) == body_of(0, 1500)
+    _forget_bodies(world, 1)
+    world.check()
+    listed = {segment_path(1, number) for number in world.store.replicas[0].segments}
+    names = {f"partitions/1/{name}" for name in world.disk.names("partitions/1") if name.endswith(".log")}
+    assert names == listed
+    _compact_all(world)
+    assert 1 not in world.store.replicas[0].segments
     world.check()
 
 
