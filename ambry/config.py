@@ -88,10 +88,11 @@ class StorageSettings:
     alarm. Chunks of deleted blobs do not count."""
 
     compaction_bytes_per_s: Annotated[int, Range(Unit.BYTES, 0, 16 * GIB)] = 32 * MIB
-    """Compaction reads at most this much of a disk in a second, and less while commits are slow; 0 turns it off."""
+    """Compaction reads at most this much of a disk in a second while there is room, and less while commits are slow;
+    the less room there is, the more it may. 0 turns it off."""
 
     compaction_garbage_percent: Annotated[int, Range(Unit.COUNT, 1, 99)] = 25
-    """A segment is compacted when this share of it is garbage."""
+    """A segment is compacted when this share of it is garbage; down to a quarter of it, the less room there is."""
 
     scrub_bytes_per_s: Annotated[int, Range(Unit.BYTES, 0, 16 * GIB)] = 8 * MIB
     """Scrub reads at most this much of a disk in a second; less while commits are slow, and down to a sixteenth while

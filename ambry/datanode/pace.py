@@ -4,6 +4,8 @@ A step is short, since a reader may have to wait for it: for the interpreter, or
 bounded by how seldom there is a step, so each is followed by a rest: as long as the rate says; several times as long as
 the step took; longer while commits are slow; and where nothing presses, much longer while blobs are read from the disk.
 A step that had to share processor, interpreter or disk took longer, so it rests longer.
+All that is for a disk with room. What makes room rests less, the less there is (`room_of`), down to not at all: who has
+to wait for room is served worse than who waits for a step.
 Knows neither what is read nor why.
 """
 
@@ -39,20 +41,39 @@ READERS_SLOWDOWN: Final = 16
 """Such rests make the work this many times slower than its rate at most."""
 
 
-def wait_s(size: int, bytes_per_s: int, took_s: float, commit_s: float, *, for_readers: bool = False) -> float:
-    """How long to wait after a step that read `size` bytes and took `took_s`; all times in seconds."""
+ROOMY_SEGMENTS: Final = 32
+"""With as much free as so many segments there is room."""
+
+ROOMY_SHARE: Final = 4
+"""On a small disk, with this part of what it may hold: 32 segments may be all of it."""
+
+
+def room_of(free_bytes: int, log_bytes: int, segment_bytes: int) -> float:
+    """From 1, there is room, down to 0, there is none; `log_bytes` are those of all segments that are there."""
+    roomy = min(ROOMY_SEGMENTS * segment_bytes, (free_bytes + log_bytes) // ROOMY_SHARE)
+    return min(free_bytes / roomy, 1.0) if roomy else 0.0
+
+
+def wait_s(
+    size: int, bytes_per_s: int, took_s: float, commit_s: float, *, for_readers: bool = False, room: float = 1.0
+) -> float:
+    """How long to wait after a step that read `size` bytes and took `took_s`; all times in seconds.
+
+    `room` is as `room_of` has it, for work that makes more.
+    """
     at_rate_s = size / bytes_per_s
     rest_s = max(at_rate_s - took_s, min(REST_RATIO * took_s, REST_S_MAX))
     if for_readers:
         rest_s = max(rest_s, min(READERS_REST_RATIO * took_s, READERS_SLOWDOWN * at_rate_s - took_s))
-    return rest_s + YIELD_RATIO * commit_s * min(size / STEP_BYTES, 1.0)
+    return room * (rest_s + YIELD_RATIO * commit_s * min(size / STEP_BYTES, 1.0))
 
 
 class Pace:
     """Waits so that reading stays below a rate and gives way to commits and reads.
 
     Called with the bytes of each record, and with 0 between two pieces of other work. `commit_s` says what a commit
-    takes at the moment, 0 when there is none; `has_readers` whether blobs are being read from the disk.
+    takes at the moment, 0 when there is none; `has_readers` whether blobs are being read from the disk; `room` how much
+    room there is, for work that makes more.
     """
 
     def __init__(
@@ -62,12 +83,14 @@ class Pace:
         commit_s: Callable[[], float],
         monotonic: Callable[[], float],
         has_readers: Callable[[], bool] = lambda: False,
+        room: Callable[[], float] = lambda: 1.0,
     ) -> None:
         self._bytes_per_s = bytes_per_s
         self._stopping = stopping
         self._commit_s = commit_s
         self._monotonic = monotonic
         self._has_readers = has_readers
+        self._room = room
         self._debt = 0
         self._began_s = monotonic()
         self.bytes = 0
@@ -80,7 +103,8 @@ class Pace:
         if took_s < STEP_S and self._debt < STEP_BYTES:
             return
         debt, self._debt = self._debt, 0
-        pause_s = wait_s(debt, self._bytes_per_s, took_s, self._commit_s(), for_readers=self._has_readers())
+        has_readers, room = self._has_readers(), self._room()
+        pause_s = wait_s(debt, self._bytes_per_s, took_s, self._commit_s(), for_readers=has_readers, room=room)
         if self._stopping.wait(pause_s) if pause_s >= PAUSE_S_MIN else self._stopping.is_set():
             raise ShuttingDown("upkeep stops: the disk is being closed")
         self._began_s = self._monotonic()

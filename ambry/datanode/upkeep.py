@@ -4,8 +4,9 @@ One thread for each disk does one thing at a time: it compacts while there is ga
 segment whose last verification is the oldest. A survey is remembered with the moment before which it cannot be out of
 date, so a segment full of blobs that were deleted yesterday is read once, not over and over.
 
-It yields (`pace`), and `stop` ends it between two records. Scrub gives way most: while blobs are read from the disk it
-goes at a sixteenth of its rate, until it is OVERDUE.
+The less room there is, the more compaction comes first: it rests less, takes less garbage for enough, and scrub lets it
+go between two of its steps. It yields (`pace`), and `stop` ends it between two records. Scrub gives way most: while
+blobs are read from the disk it goes at a sixteenth of its rate, until it is OVERDUE.
 Knows when; how fast is the pace's, and what is garbage and what is damage is the store's.
 """
 
@@ -20,11 +21,11 @@ from ambry import logs
 from ambry.blob.state import NEVER
 from ambry.clock import Clock
 from ambry.config import StorageSettings
-from ambry.datanode.pace import Pace
+from ambry.datanode.pace import Pace, room_of
 from ambry.errors import AmbryError, DiskFull, ShuttingDown
 from ambry.limits import MIB
 from ambry.metrics import Metrics
-from ambry.storage.compaction_plan import SegmentFacts
+from ambry.storage.compaction_plan import RATIO_SHARE_MIN, SegmentFacts
 from ambry.storage.disk import lacks_descriptors
 from ambry.storage.exchange import holes, lives
 from ambry.storage.expiry_class import UPPER_BOUNDS_MS
@@ -57,11 +58,15 @@ SUSPECTS_MAX: Final = 1024
 REPAIRS_COUNTED_MAX: Final = 1000
 """Up to so many blobs that wait for their bytes are counted at every step."""
 
+SCRUB_PART: Final = 10.0
+"""On such a disk a scrub that is under way gets this part of the time of compaction, however much there is to compact:
+damage has to be found there, too."""
+
 OVERDUE: Final = 2
 """So many intervals after it was verified, or made, a segment is scrubbed at the full rate, whoever reads meanwhile."""
 
-PRESSING_SEGMENTS: Final = 8
-"""With less room than for so many segments compaction must not wait long for scrub, which has the same thread."""
+LOOK_S: Final = 1.0
+"""On a disk that is short of room, between two looks for what to compact, also while scrub is at a segment."""
 
 CHECK_BYTES_PER_S: Final = 64 * MIB
 """A check that somebody waits for: faster than scrub, and it gives way to commits all the same."""
@@ -124,13 +129,17 @@ class Upkeep:
         self._stopping = threading.Event()
         self._wanted = threading.Event()
         self._commit_s = commit_s
-        self._compaction_pace = self._pace(settings.compaction_bytes_per_s)
+        self._log_bytes = 0
+        self._scrubbed: tuple[int, int] | None = None
+        self._compaction_pace = self._pace(settings.compaction_bytes_per_s, room=self._room)
         self._scrub_pace = self._pace(settings.scrub_bytes_per_s)
         self._patient_pace = self._pace(
             settings.scrub_bytes_per_s, lambda: has_readers() and not self._has_pressing_work()
         )
         self._suspects: deque[bytes] = deque(maxlen=SUSPECTS_MAX)
         self._not_before: dict[tuple[int, int], int] = {}
+        self._written: dict[tuple[int, int], int] = {}
+        """Segments that compaction wrote lately, and until when in ms."""
         self._renewed: dict[tuple[int, int], list[Damage]] = {}
         self._failures_in_a_row = 0
         self._dropping: dict[int, Callable[[], None]] = {}
@@ -149,12 +158,23 @@ class Upkeep:
         self.sealed_at_start = frozenset(self.sealed_for_good)
         """Those of `sealed_for_good` that were so before anything was taken."""
 
-    def _pace(self, bytes_per_s: int, has_readers: Callable[[], bool] = lambda: False) -> Pace:
-        return Pace(max(bytes_per_s, 1), self._stopping, self._commit_s, self._clock.monotonic, has_readers)
+    def _pace(
+        self,
+        bytes_per_s: int,
+        has_readers: Callable[[], bool] = lambda: False,
+        room: Callable[[], float] = lambda: 1.0,
+    ) -> Pace:
+        return Pace(max(bytes_per_s, 1), self._stopping, self._commit_s, self._clock.monotonic, has_readers, room)
+
+    def _room(self) -> float:
+        """How much room there is, as `room_of` has it; of a disk that does not say, enough."""
+        with contextlib.suppress(AmbryError):
+            return room_of(self._store.free_bytes(), self._log_bytes, self._settings.segment_bytes)
+        return 1.0
 
     def _has_pressing_work(self) -> bool:
         """Whether something waits for scrub to be through with a segment: a repair, a replica to drop, a full disk."""
-        return self._wanted.is_set() or self._store.free_bytes() < PRESSING_SEGMENTS * self._settings.segment_bytes
+        return self._wanted.is_set() or self._room() < 1
 
     def stop(self) -> None:
         """Let `run` end soon. From any thread."""
@@ -215,8 +235,16 @@ class Upkeep:
                 if waits_for_room:
                     # However long it had worked before it met the full disk: nothing else makes room.
                     idle_s = IDLE_S
-                if not self._stopping.is_set():
-                    self._wanted.wait(min(idle_s * 2**self._failures_in_a_row, FAILURE_S_MAX))
+                self._idle(min(idle_s * 2**self._failures_in_a_row, FAILURE_S_MAX))
+
+    def _idle(self, idle_s: float) -> None:
+        """Wait until there may be something to do: not for long on a disk that is short of room, or becomes so."""
+        while idle_s > 0 and not self._stopping.is_set():
+            is_short = not self._failures_in_a_row and self._room() < 1
+            wait_s = min(idle_s, LOOK_S if is_short else IDLE_S)
+            if self._wanted.wait(wait_s) or is_short:
+                return
+            idle_s -= wait_s
 
     def _failed(self, error: Exception) -> None:
         self.figures.failures += 1
@@ -233,6 +261,7 @@ class Upkeep:
         Raises ShuttingDown, DiskFull, DiskUnavailable.
         """
         now_ms = self._clock.now_ms()
+        self._log_bytes = sum(replica.log_size for replica in self._store.replicas)
         has_worked = self._quarantine_suspects() | self._drop()
         self.figures.repairs_waiting = len(holes(self._store, b"", REPAIRS_COUNTED_MAX))
         if has_worked:
@@ -241,13 +270,10 @@ class Upkeep:
         surveys = {replica.partition: self._surveys(replica.partition) for replica in self._store.replicas}
         self._report_erasure(surveys, remnants, now_ms)
         self._seal_for_good(surveys, now_ms)
-        if self._settings.compaction_bytes_per_s:
-            if self._erase_elsewhere(remnants, now_ms):
-                return True
-            self.figures.garbage_bytes = 0
-            for partition, known in surveys.items():
-                if self._compact(partition, known, now_ms):
-                    return True
+        if self._settings.compaction_bytes_per_s and self._erase_elsewhere(remnants, now_ms):
+            return True
+        if self._compact_any(surveys, now_ms):
+            return True
         return bool(self._settings.scrub_bytes_per_s) and self._scrub(surveys, now_ms)
 
     # --- quarantine --------------------------------------------------------------------------------------------
@@ -270,16 +296,34 @@ class Upkeep:
 
     # --- compaction --------------------------------------------------------------------------------------------
 
+    def _compact_any(self, surveys: dict[int, dict[int, Survey]], now_ms: int) -> bool:
+        """Compact in one partition, that with the most garbage by the totals first; False when none is worth it."""
+        if not self._settings.compaction_bytes_per_s:
+            return False
+        self.figures.garbage_bytes = 0
+        garbage = {
+            partition: sum(one.garbage_bytes for one in self._store.segment_facts(partition)) for partition in surveys
+        }
+        for partition in sorted(surveys, key=lambda one: (-garbage[one], one)):
+            if self._compact(partition, surveys[partition], now_ms):
+                return True
+        return False
+
     def _compact(self, partition: int, surveys: dict[int, Survey], now_ms: int) -> bool:
-        ratio = self._settings.compaction_garbage_percent / 100
+        room = self._room()
+        ratio = self._settings.compaction_garbage_percent / 100 * max(room, RATIO_SHARE_MIN)
         facts: list[SegmentFacts] = []
         ends = self._ends(partition)
         if ends or self._store.erasures.now:
             self._seal_what_is_due(partition, surveys, now_ms, ends=ends)
         for one in self._store.segment_facts(partition):
-            if self._not_before.get((partition, one.number), 0) > now_ms:
+            if self._not_before.get((partition, one.number), 0) > now_ms or (partition, one.number) == self._scrubbed:
                 continue
             survey = surveys.get(one.number)
+            if self._is_known(partition, one.number, now_ms) and one.buried_bytes >= max(ratio * one.size, 1):
+                # Compaction reads and verifies it as well: a look before would only take as long again.
+                facts.append(replace(one, kept_bytes=one.size - one.buried_bytes, is_due=ends))
+                continue
             if (survey is None or self._is_outdated(one, survey, now_ms)) and (
                 one.garbage_bytes >= ratio * one.size
                 or _may_have_expired(one, self._store.retention.expired_ms, now_ms)
@@ -292,13 +336,15 @@ class Upkeep:
             else:
                 facts.append(surveyed(one, survey, now_ms, ends=ends))
         self.figures.garbage_bytes += sum(one.garbage_bytes for one in facts)
-        numbers = choose_for(self._store, self._settings, facts, now_ms)
+        numbers = choose_for(self._store, self._settings, facts, now_ms, room)
         if not numbers:
             return False
         needed = sum(one.size - one.garbage_bytes for one in facts if one.number in numbers)
         report = self._store.compact(
             partition, numbers, pace=self._compaction_pace, on_damage=self._on_damage, needed_bytes=needed
         )
+        self._written = {key: until_ms for key, until_ms in self._written.items() if until_ms > now_ms}
+        self._written |= {(partition, number): now_ms + FIRST_RETRY_MS for number in report.written}
         for number in report.kept_back:
             is_known = (partition, number) in self._not_before and number in report.damaged
             self._not_before[partition, number] = now_ms + (RETRY_MS if is_known else FIRST_RETRY_MS)
@@ -318,6 +364,15 @@ class Upkeep:
             bytes_freed=report.bytes_freed,
         )
         return True
+
+    def _is_known(self, partition: int, number: int, now_ms: int) -> bool:
+        """Whether what the totals call dead in a segment is garbage: without retention all of it is.
+
+        Not for a minute in what compaction wrote: by a clock that is ahead of ours a blob may have been deleted in a
+        moment that is still to come, and would be copied from segment to segment until then.
+        """
+        keeps_dead = self._store.retention.deleted_ms or self._store.erasures.now
+        return not keeps_dead and self._written.get((partition, number), 0) <= now_ms
 
     def _is_outdated(self, one: SegmentFacts, survey: Survey, now_ms: int) -> bool:
         """Whether more may be garbage than the survey saw: by the clock, in what came after it, or deleted since."""
@@ -465,10 +520,35 @@ class Upkeep:
             self.figures.damages += 1
             _log.error("a damaged file was written anew", disk=self._name, path=path)
         is_overdue = waits_since_ms + OVERDUE * self._settings.scrub_interval_ms <= now_ms
-        self._survey(partition, number, self._scrub_pace if is_overdue else self._patient_pace)
+        self._scrubbed = (partition, number)
+        try:
+            self._survey(partition, number, self._scrub_pace if is_overdue else self._patient_pace, self._between())
+        finally:
+            self._scrubbed = None
         return True
 
-    def _survey(self, partition: int, number: int, pace: Pace) -> Survey:
+    def _between(self) -> Callable[[], None]:
+        """What scrub does between two steps: on a disk that is short of room it lets others have the thread.
+
+        Compaction of all but the segment that scrub is reading, and what reads found damaged, which it would otherwise
+        keep waiting longer now. So nobody waits for the end of what another does.
+        """
+        next_s = self._clock.monotonic() + LOOK_S
+
+        def look() -> None:
+            nonlocal next_s
+            now_s = self._clock.monotonic()
+            if now_s < next_s or self._room() >= 1:
+                return
+            self._quarantine_suspects()
+            surveys = {replica.partition: self._surveys(replica.partition) for replica in self._store.replicas}
+            has_worked = self._compact_any(surveys, self._clock.now_ms())
+            ended_s = self._clock.monotonic()
+            next_s = ended_s + ((ended_s - now_s) / SCRUB_PART if has_worked else LOOK_S)
+
+        return look
+
+    def _survey(self, partition: int, number: int, pace: Pace, between: Callable[[], None] = lambda: None) -> Survey:
         before = pace.bytes
         unnamed: list[Damage] = []
 
@@ -477,7 +557,11 @@ class Upkeep:
             if damage.header is None:
                 unnamed.append(damage)
 
-        survey = self._store.survey(partition, number, pace=pace, on_damage=on_damage)
+        def step(size: int) -> None:
+            pace(size)
+            between()
+
+        survey = self._store.survey(partition, number, pace=step, on_damage=on_damage)
         self.figures.bytes_verified += pace.bytes - before
         # What stays damaged is met by every look, and was dealt with by the first.
         if unnamed and self._renewed.get((partition, number)) != unnamed:

@@ -17,13 +17,20 @@ from typing import Final, TypeAlias
 
 from xxhash import xxh3_64_intdigest
 
+from ambry.blob.blob_id import BINARY_SIZE
 from ambry.blob.state import NEVER
 from ambry.storage.accounts import Use
 from ambry.storage.index_entry import Entry, Place
-from ambry.storage.record import Header, RecordKind
+from ambry.storage.record import Header, RecordKind, record_size
 from ambry.storage.segment import DATA_OFFSET, Segment
 
 DAY_MS: Final = 86_400_000
+
+TOMBSTONE_BYTES: Final = record_size(BINARY_SIZE, 0, 0)
+
+RATIO_SHARE_MIN: Final = 0.25
+"""Without room, a segment is worth a compaction with this part of the garbage that it takes otherwise; with less, what
+is copied for each byte that is freed would hold up everybody else."""
 
 SMALL_SHARE: Final = 16
 """As many segments of a class, each at most this part of what one compaction may write, are worth one."""
@@ -143,6 +150,7 @@ class SegmentFacts:
     created_ms: int
     expiry_class: int
     kept_bytes: int | None = None
+    dead_count: int = 0
     is_due: bool = False
     """Something in it has to be erased by now, however little garbage there is."""
 
@@ -160,10 +168,19 @@ class SegmentFacts:
         """Whether it is worth a compaction by itself: enough of it is garbage, or anything where it is due."""
         return self.size > 0 and self.garbage_bytes >= (1 if self.is_due else max(garbage_ratio_min * self.size, 1))
 
+    @property
+    def buried_bytes(self) -> int:
+        """Bytes that are garbage for certain where nothing deleted is kept: of the dead, all but their tombstones."""
+        return max(self.dead_bytes - self.dead_count * TOMBSTONE_BYTES, 0)
+
     def score(self, now_ms: int) -> float:
         """Benefit over cost: free space gained, times age, over bytes read and written."""
-        age = max(now_ms - self.created_ms, 0) + 1
-        return self.garbage_bytes * age / (self.size + self.kept)
+        return self.gain * (max(now_ms - self.created_ms, 0) + 1)
+
+    @property
+    def gain(self) -> float:
+        """The same whatever the age, for when space is wanted now."""
+        return self.garbage_bytes / (self.size + self.kept)
 
 
 def facts_of(segment: Segment, use: Use) -> SegmentFacts:
@@ -173,38 +190,50 @@ def facts_of(segment: Segment, use: Use) -> SegmentFacts:
         size=segment.end - DATA_OFFSET,
         live_bytes=use.live_bytes,
         dead_bytes=use.dead_bytes,
+        dead_count=use.dead_count,
         created_ms=segment.created_ms,
         expiry_class=segment.expiry_class,
     )
 
 
 def choose(
-    segments: Iterable[SegmentFacts], *, now_ms: int, garbage_ratio_min: float, output_bytes_max: int
+    segments: Iterable[SegmentFacts],
+    *,
+    now_ms: int,
+    garbage_ratio_min: float,
+    output_bytes_max: int,
+    room: float = 1.0,
 ) -> tuple[int, ...]:
     """Numbers of the segments to compact together, best first; empty when none is worth it.
 
-    Segments that are due come first. Small ones go along, of which no more is copied than garbage is freed, and many
-    very small ones are merged: each costs a file, and what compaction keeps would end in ever more of them.
+    `room` is from 1, there is room, down to 0, there is none. The less, the less garbage is worth a compaction; what
+    frees most for its cost goes first then, however old it is.
+
+    Segments that are due come first, and then those whose copies fit. Small ones go along, of which no more is copied
+    than garbage is freed, and many very small ones are merged: each costs a file, and what compaction keeps would end
+    in ever more of them.
     Together they keep at most `output_bytes_max`, and all are of one expiry class, so that classes stay apart.
     """
     known = sorted(segments, key=lambda one: (one.size, one.number))
+    garbage_ratio_min *= max(room, RATIO_SHARE_MIN)
     worthy = [one for one in known if one.is_worthy(garbage_ratio_min)]
     if not worthy:
         return _many_small([one for one in known if one.size * SMALL_SHARE <= output_bytes_max], output_bytes_max)
-    worthy.sort(key=lambda one: (not one.is_due, -one.score(now_ms), one.number))
+    value = {one.number: one.gain if room < 1 else one.score(now_ms) for one in worthy}
+    worthy.sort(key=lambda one: (not one.is_due, one.kept > output_bytes_max, -value[one.number], one.number))
     chosen: dict[int, SegmentFacts] = {}
-    room = output_bytes_max
+    left = output_bytes_max
     for one in worthy:
-        if chosen and (one.expiry_class != worthy[0].expiry_class or one.kept > room):
+        if chosen and (one.expiry_class != worthy[0].expiry_class or one.kept > left):
             continue
         chosen[one.number] = one
-        room -= one.kept
-    room = min(room, sum(one.garbage_bytes for one in chosen.values()))
+        left -= one.kept
+    left = min(left, sum(one.garbage_bytes for one in chosen.values()))
     for one in known:
         is_small = one.size * ALONG_SHARE <= output_bytes_max and one.expiry_class == worthy[0].expiry_class
-        if is_small and one.kept <= room and one.number not in chosen:
+        if is_small and one.kept <= left and one.number not in chosen:
             chosen[one.number] = one
-            room -= one.kept
+            left -= one.kept
     return tuple(chosen)
 
 

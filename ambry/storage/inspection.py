@@ -117,19 +117,22 @@ def holds_live(accounts: Accounts, partition: int) -> bool:
 
 
 def choose_for(
-    store: DiskStore, settings: StorageSettings, facts: Sequence[SegmentFacts], now_ms: int
+    store: DiskStore, settings: StorageSettings, facts: Sequence[SegmentFacts], now_ms: int, room: float = 1.0
 ) -> tuple[int, ...]:
     """The segments of one replica that compaction takes now, of those that it may choose from: the one rule, for upkeep
     and for whoever asks.
 
     The caller knows which these are: sealed ones, with active ones that had to be sealed (`must_be_sealed`), without
     those that it leaves alone for a time, each with what is due in it (`surveyed`).
+
+    `room` is as in `choose`.
     """
     return choose(
         facts,
         now_ms=now_ms,
         garbage_ratio_min=settings.compaction_garbage_percent / 100,
         output_bytes_max=min(settings.segment_bytes, store.compaction_room()),
+        room=room,
     )
 
 

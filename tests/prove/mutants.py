@@ -215,8 +215,8 @@ MUTANTS: Final = (
     Mutant(
         "compaction moves before it lists its copies",
         "ambry/storage/compactor.py",
-        "                self._replica.adopt(self._disk, self._work.outputs)\n",
-        "                self._replica.segments.update({one.number: one for one in self._work.outputs})\n",
+        "                self._replica.adopt(self._disk, work.outputs)\n",
+        "                self._replica.segments.update({one.number: one for one in work.outputs})\n",
         _COMPACTION,
     ),
     Mutant(
@@ -250,9 +250,51 @@ MUTANTS: Final = (
     Mutant(
         "compaction frees a segment with damage that is needed",
         "ambry/storage/compactor.py",
-        "        self._work.damaged.add(source.number)\n",
+        "            self._work.damaged.add(source.number)\n",
+        "            pass\n",
+        _COMPACTION,
+    ),
+    Mutant(
+        "compaction forgets what changed while it copied",
+        "ambry/storage/compactor.py",
+        "        return {move.source for move in changed}\n",
+        "        return set()\n",
+        _COMPACTION,
+    ),
+    Mutant(
+        "another round of a compaction moves what the first one has moved",
+        "ambry/storage/compactor.py",
+        "            work.outputs, work.numbers = [], []\n",
         "",
         _COMPACTION,
+    ),
+    Mutant(
+        "a file is closed under a read of it",
+        "ambry/storage/open_files.py",
+        "            if not self._busy:\n                number, self._number = self._number, -1\n",
+        "            number, self._number = self._number, -1\n",
+        ("tests/storage/test_open_files.py",),
+    ),
+    Mutant(
+        "compaction takes the segment that scrub is reading",
+        "ambry/datanode/upkeep.py",
+        " or (partition, one.number) == self._scrubbed:",
+        ":",
+        _UPKEEP,
+    ),
+    Mutant(
+        "scrub keeps compaction waiting on a disk that is short of room",
+        "ambry/datanode/upkeep.py",
+        "            pace(size)\n            between()\n",
+        "            pace(size)\n",
+        _UPKEEP,
+    ),
+    Mutant(
+        "compaction trusts totals of what is kept for its retention",
+        "ambry/datanode/upkeep.py",
+        "        return not keeps_dead and self",
+        "        return self",
+        _UPKEEP,
     ),
     Mutant(
         "a stopped compaction leaves its files",
@@ -278,7 +320,7 @@ MUTANTS: Final = (
     Mutant(
         "small segments go along however little is freed",
         "ambry/storage/compaction_plan.py",
-        "    room = min(room, sum(one.garbage_bytes for one in chosen.values()))\n",
+        "    left = min(left, sum(one.garbage_bytes for one in chosen.values()))\n",
         "",
         _COMPACTION,
     ),

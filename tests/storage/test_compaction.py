@@ -736,3 +736,24 @@ def test_a_blob_that_is_forgotten_with_its_change_in_one_compaction_is_counted_o
     world.check()
     _compact_all(world)
     world.check()
+
+
+def _facts(number: int, garbage: int, age_ms: int = 0, size: int = 1000) -> SegmentFacts:
+    return SegmentFacts(number, size, size - garbage, 0, DAY_MS - age_ms, 0)
+
+
+def test_without_room_less_garbage_is_worth_a_compaction_and_the_most_of_it_goes_first() -> None:
+    old, young, little = _facts(1, 400, DAY_MS), _facts(2, 900), _facts(3, 100, DAY_MS)
+
+    def first(room: float, *facts: SegmentFacts, output_bytes_max: int = 1000) -> tuple[int, ...]:
+        ratio = 0.25
+        return choose(facts, now_ms=DAY_MS, garbage_ratio_min=ratio, output_bytes_max=output_bytes_max, room=room)[:1]
+
+    assert first(1.0, old, young) == (1,)
+    assert first(0.9, old, young) == (2,)
+    assert first(1.0, little) == ()
+    assert first(0.5, little) == ()
+    assert first(0.3, little) == (3,)
+    assert first(0.0, _facts(4, 60)) == ()
+    # What does not fit into the room there is waits for what does.
+    assert first(0.0, _facts(1, 400), _facts(2, 500), _facts(3, 450, size=500), output_bytes_max=100) == (3,)
