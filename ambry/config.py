@@ -72,7 +72,8 @@ class StorageSettings:
     """The journal is emptied this often even if it is far from full."""
 
     reserve_bytes: Annotated[int, Range(Unit.BYTES, 16 * MIB, 1024 * GIB)] = limits.DISK_RESERVE_BYTES
-    """Below this much free space puts are refused; reads and deletes go on."""
+    """Below this much free space puts are refused; reads and deletes go on. Three quarters of it are in the file
+    `reserve`, which counts as free, and which nobody else can fill."""
 
     deleted_retention_ms: Annotated[int, Range(Unit.MS, 0, 3650 * 86_400_000)] = 7 * 86_400_000
     """A deleted blob can be undeleted for this long; then compaction may reclaim its bytes."""

@@ -138,10 +138,10 @@ USAGE_PER_PAGE_MAX: Final = 1000
 """Rows of one answer to what containers use."""
 
 DISK_RESERVE_BYTES: Final = 256 * MIB
-"""Puts are refused below this much free space, so that deletes, checkpoints and the index go on."""
+"""Puts are refused below this much free space, the reserve's file included, so that deletes and the index go on."""
 
 INDEX_ROOM_BYTES: Final = 4 * MIB
-"""Below this much free space (or a quarter of a smaller reserve) the index is not flushed: checkpoints wait."""
+"""Below this much free space (or an eighth of a smaller reserve) the index is not flushed: checkpoints wait."""
 
 # --- wire ------------------------------------------------------------------------------------------------------
 

@@ -337,6 +337,9 @@ class DiskService:
     def _make_checkpoints(self) -> None:
         """At every interval, or when the journal fills up; first the rest of the journal is made usable."""
         is_filled, replaced, reopened = False, 0, 0
+        self.store.reserve.keep()
+        if self.store.reserve.fault is not None:
+            _log.warning("the disk has no reserve", disk=self.name, reason=str(self.store.reserve.fault))
         try:
             while not self._stopping.is_set():
                 is_filled = is_filled or not self._fill_journal()
@@ -433,6 +436,11 @@ class DiskService:
             ("ambry_disk_queued_records", "Writes that wait for the disk.", lambda: self._queued_records),
             ("ambry_disk_queued_reads", "Reads that wait for the disk.", lambda: self._queued_reads),
             ("ambry_disk_free_bytes", "Bytes that puts may still take.", self.store.free_bytes),
+            (
+                "ambry_disk_reserve_bytes",
+                "Bytes that the file `reserve` holds: less than three quarters of `reserve_bytes` when it was needed.",
+                lambda: self.store.reserve.held_bytes,
+            ),
             (
                 "ambry_disk_journal_fill_ratio",
                 "Share of the journal to be checkpointed.",

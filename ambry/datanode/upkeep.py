@@ -23,9 +23,9 @@ from ambry.clock import Clock
 from ambry.config import StorageSettings
 from ambry.datanode.pace import Pace, room_of
 from ambry.errors import AmbryError, DiskFull, ShuttingDown
-from ambry.limits import MIB
+from ambry.limits import BODY_BYTES_MAX, MIB
 from ambry.metrics import Metrics
-from ambry.storage.compaction_plan import RATIO_SHARE_MIN, SegmentFacts
+from ambry.storage.compaction_plan import RATIO_SHARE_MIN, SegmentFacts, facts_of
 from ambry.storage.disk import lacks_descriptors
 from ambry.storage.exchange import holes, lives
 from ambry.storage.expiry_class import UPPER_BOUNDS_MS
@@ -316,6 +316,8 @@ class Upkeep:
         ends = self._ends(partition)
         if ends or self._store.erasures.now:
             self._seal_what_is_due(partition, surveys, now_ms, ends=ends)
+        if self._store.free_bytes() < BODY_BYTES_MAX:
+            self._seal_garbage(partition, surveys, now_ms, ratio, room)
         for one in self._store.segment_facts(partition):
             if self._not_before.get((partition, one.number), 0) > now_ms or (partition, one.number) == self._scrubbed:
                 continue
@@ -324,11 +326,7 @@ class Upkeep:
                 # Compaction reads and verifies it as well: a look before would only take as long again.
                 facts.append(replace(one, kept_bytes=one.size - one.buried_bytes, is_due=ends))
                 continue
-            if (survey is None or self._is_outdated(one, survey, now_ms)) and (
-                one.garbage_bytes >= ratio * one.size
-                or _may_have_expired(one, self._store.retention.expired_ms, now_ms)
-                or self._may_be_to_erase(one.dead_bytes, survey, now_ms)
-            ):
+            if self._needs_look(one, survey, now_ms, ratio):
                 survey = self._survey(partition, one.number, self._compaction_pace)
             # What nobody has looked through may all have to stay.
             if survey is None:
@@ -373,6 +371,34 @@ class Upkeep:
         """
         keeps_dead = self._store.retention.deleted_ms or self._store.erasures.now
         return not keeps_dead and self._written.get((partition, number), 0) <= now_ms
+
+    def _needs_look(self, one: SegmentFacts, survey: Survey | None, now_ms: int, ratio: float) -> bool:
+        """Whether only a look says how much of a segment is garbage, and that may be worth a compaction."""
+        return (survey is None or self._is_outdated(one, survey, now_ms)) and (
+            one.garbage_bytes >= ratio * one.size
+            or _may_have_expired(one, self._store.retention.expired_ms, now_ms)
+            or self._may_be_to_erase(one.dead_bytes, survey, now_ms)
+        )
+
+    def _seal_garbage(self, partition: int, surveys: dict[int, Survey], now_ms: int, ratio: float, room: float) -> None:
+        """Where no puts are taken an active segment never becomes full, and what is garbage in it would stay for ever.
+
+        So it is sealed as soon as a compaction would be worth it, with a few KiB of the reserve for the next one.
+        """
+        has_sealed = False
+        for segment in list(self._store.replica(partition).active.values()):
+            one = facts_of(segment, self._store.accounts.of_segment(partition, segment.number))
+            survey = surveys.get(segment.number)
+            if one.size and self._needs_look(one, survey, now_ms, ratio):
+                survey = surveys[segment.number] = self._survey(partition, segment.number, self._compaction_pace)
+            if survey is not None and choose_for(
+                self._store, self._settings, [surveyed(one, survey, now_ms, ends=False)], now_ms, room
+            ):
+                self._store.seal_active(partition, segment.number)
+                has_sealed = True
+        if has_sealed:
+            # Compaction takes what has its length in replica.meta, and a checkpoint writes that.
+            self._store.checkpoint()
 
     def _is_outdated(self, one: SegmentFacts, survey: Survey, now_ms: int) -> bool:
         """Whether more may be garbage than the survey saw: by the clock, in what came after it, or deleted since."""

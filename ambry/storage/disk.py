@@ -63,6 +63,17 @@ class File(Protocol):
         """Reserve space without changing the size, where the file system can; otherwise nothing."""
         ...
 
+    def allocate(self, size: int) -> None:
+        """Make it `size` bytes long and let it have space for all of them; what the bytes are is not known.
+
+        Where the file system cannot do it otherwise they are written. Raises DiskFull: then it is as long as it was.
+        """
+        ...
+
+    def allocated(self) -> int:
+        """Bytes of the file that have space on the disk."""
+        ...
+
     def keep_open(self) -> None:
         """Never give its descriptor up for another file: nothing is written without this one."""
         ...

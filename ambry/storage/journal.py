@@ -496,7 +496,9 @@ class Journal:
         return (self._usable_end, size) if size > 0 else None
 
     def fill(self, offset: int, size: int) -> None:
-        """Fill with zeros and sync: outside the usable ring, so beside the writer."""
+        """Fill with zeros and sync: outside the usable ring, so beside the writer. Raises DiskFull, DiskUnavailable."""
+        # A journal is not filled with the disk's reserve: where its space is not reserved it stays as it is.
+        self._file.reserve(offset, size)
         self._write_and_sync(bytes(size), offset)
 
     def filled(self, offset: int, size: int) -> None:

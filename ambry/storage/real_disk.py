@@ -12,6 +12,7 @@ import contextlib
 import ctypes
 import errno
 import fcntl
+import hashlib
 import os
 import resource
 import threading
@@ -44,6 +45,7 @@ TEMPORARY_SUFFIX: Final = ".tmp"
 _NO_SPACE: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 _UNSUPPORTED: Final = frozenset({errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL})
 _FALLOC_FL_KEEP_SIZE: Final = 1
+_STAT_BLOCK_BYTES: Final = 512
 _RWF_NOWAIT: Final[int] = getattr(os, "RWF_NOWAIT", 0)
 """Zero where the system does not have it; then nothing can be read without the risk of waiting."""
 
@@ -174,16 +176,31 @@ class RealFile:
 
     def reserve(self, offset: int, size: int) -> None:
         """Reserve space without changing the size, where the file system can; otherwise nothing. Raises DiskFull."""
-        if _fallocate is None or size <= 0:
-            return
-        with self._used("reservation in") as number:
-            while _fallocate(number, _FALLOC_FL_KEEP_SIZE, offset, size) != 0:
-                code = ctypes.get_errno()
-                if code in _UNSUPPORTED:
-                    return
-                # The interpreter repeats its own calls that a signal interrupted, not those of ctypes.
-                if code != errno.EINTR:
-                    raise OSError(code, os.strerror(code))
+        if size > 0:
+            with self._used("reservation in") as number:
+                _have_space(number, _FALLOC_FL_KEEP_SIZE, offset, size)
+
+    def allocate(self, size: int) -> None:
+        """Make it `size` bytes long with space for all of them; where the file system can do no else, they are written.
+
+        Raises DiskFull: then it is as long as it was.
+        """
+        with self._used("allocation of", changes=True) as number:
+            former = os.fstat(number).st_size
+            if size <= former:
+                os.ftruncate(number, size)
+            try:
+                if size and not _have_space(number, 0, 0, size):
+                    _fill(number, min(_space_of(number), size), size)
+            except OSError:
+                if size > former:
+                    os.ftruncate(number, former)
+                raise
+
+    def allocated(self) -> int:
+        """Bytes of the file that have space on the disk."""
+        with self._used("size of") as number:
+            return _space_of(number)
 
     def keep_open(self) -> None:
         """Never give the descriptor up, however few there are."""
@@ -205,6 +222,35 @@ class RealFile:
                 if changes:
                     # Afterwards: a sync beside the change may have begun before it.
                     self._descriptor.is_unsynced = True
+
+
+def _have_space(number: int, mode: int, offset: int, size: int) -> bool:
+    """fallocate; False where there is none. Raises OSError."""
+    if _fallocate is None:
+        return False
+    while _fallocate(number, mode, offset, size) != 0:
+        code = ctypes.get_errno()
+        if code in _UNSUPPORTED:
+            return False
+        # The interpreter repeats its own calls that a signal interrupted, not those of ctypes.
+        if code != errno.EINTR:
+            raise OSError(code, os.strerror(code))
+    return True
+
+
+def _space_of(number: int) -> int:
+    stat = os.fstat(number)
+    return min(stat.st_size, stat.st_blocks * _STAT_BLOCK_BYTES)
+
+
+def _fill(number: int, start: int, stop: int) -> None:
+    """Write bytes that no file system can make fewer blocks of."""
+    block = hashlib.shake_256(b"reserve").digest(WRITE_OUT_BYTES)
+    for offset in range(start, stop, len(block)):
+        part = block[: stop - offset]
+        count = os.pwrite(number, part, offset)
+        if count < len(part):
+            _write_rest(number, part, count, offset)
 
 
 def _write_rest(number: int, data: bytes, count: int, offset: int) -> None:

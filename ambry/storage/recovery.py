@@ -52,8 +52,9 @@ from ambry.storage.replica_meta import (
     read_disk_meta,
     write_disk_meta,
 )
+from ambry.storage.reserve import ReservedDisk
 from ambry.storage.segment import Damage
-from ambry.storage.store import DiskStore
+from ambry.storage.store import DiskStore, index_room
 
 WAY_OUT: Final = (
     "`ambry datanode check --discard-journal` opens the disk without it and names what is missing; or empty the disk, "
@@ -99,6 +100,31 @@ def open_store(
     `random_bytes(n)` makes identities. `progress` is told the bytes of log that a rebuild has read. Raises
     DirectoryUnusable when the disk's files are damaged beyond what can be named, or newer than this program.
     """
+    reserved = ReservedDisk(disk, settings.reserve_bytes)
+    try:
+        return _open(
+            reserved,
+            index_source,
+            settings=settings,
+            clock=clock,
+            random_bytes=random_bytes,
+            partitions=partitions,
+            progress=progress,
+        )
+    finally:
+        reserved.refill()
+
+
+def _open(
+    disk: ReservedDisk,
+    index_source: IndexSource,
+    *,
+    settings: StorageSettings,
+    clock: Clock,
+    random_bytes: Callable[[int], bytes],
+    partitions: Mapping[int, int],
+    progress: Callable[[int], None],
+) -> tuple[DiskStore, RecoveryReport]:
     meta, journal, is_new = _open_identity(disk, settings, random_bytes)
     checkpoint, slots_damaged = journal.read_checkpoint(), tuple(journal.damaged_slots())
     if checkpoint is None:
@@ -108,6 +134,8 @@ def open_store(
         raise DirectoryUnusable(f"the disk was opened {2**EPOCH_BITS - 1} times, which is all its LSNs allow")
     write_disk_meta(disk, DiskMeta(meta.disk_id, epoch))
     replicas = open_replicas(disk, checkpoint.ends)
+    # RocksDB writes a few small files when it is opened, and does so by itself.
+    disk.make_room(index_room(settings) // 2)
     index, applied, fault = _open_index(index_source, meta.disk_id)
     rebuilds = applied < checkpoint.sequence
     if rebuilds and applied >= 0:

@@ -263,6 +263,23 @@ class SimFile:
                 raise DiskFull(f"reservation in {self._path}: no space left")
             self._inode.reserved_end = max(self._inode.reserved_end, offset + size)
 
+    def allocate(self, size: int) -> None:
+        """Make it `size` bytes long, with space for all of them."""
+        with self._disk.lock:
+            fault = self._begin("allocate")
+            if fault is not None and not fault.done:
+                raise fault.error(f"allocation of {self._path}: as told")
+            if self._disk.room_for(self._inode, size) is not None:
+                raise DiskFull(f"allocation of {self._path}: no space left")
+            self._inode.reserved_end = 0
+            self._disk.step(Step("allocate", self._path, size), lambda step: self._inode.change(_Truncate(step, size)))
+            if fault is not None:
+                raise fault.error(f"allocation of {self._path}: as told")
+
+    def allocated(self) -> int:
+        """Every byte of a file has space here."""
+        return self.size()
+
     def keep_open(self) -> None:
         """There are always enough descriptors here."""
 

@@ -51,7 +51,7 @@ from ambry.storage.checkpoint import CheckpointPlan, plan_checkpoint, write_logs
 from ambry.storage.commit import Answer, CommitGroup, Mutation, group_size_max
 from ambry.storage.compaction_plan import FOR_EVER, Retention, SegmentFacts, facts_of
 from ambry.storage.compactor import Compaction, CompactionReport, OnDamage
-from ambry.storage.disk import Buffer, Disk, lacks_descriptors, may_do_later
+from ambry.storage.disk import Buffer, lacks_descriptors, may_do_later
 from ambry.storage.dropping import remove_replica
 from ambry.storage.erasures import Erasures
 from ambry.storage.hot_records import HotRecords
@@ -82,6 +82,7 @@ from ambry.storage.record import read_whole
 from ambry.storage.remains import Remnant, kept_journals, quarantined, remove_files, save_damaged
 from ambry.storage.reopening import Reopenings, index_error, is_of_index
 from ambry.storage.replica import Replica, create_replica, no_replica, replica_of
+from ambry.storage.reserve import ReservedDisk
 from ambry.storage.restoring import damaged_files, examine, keys_within, unbacked
 from ambry.storage.segment import Damage, Segment
 from ambry.storage.survey import Survey, encode_survey, look_at, read_surveys, survey_key
@@ -98,13 +99,18 @@ _MOVES_PER_READ_MAX: Final = 3
 """A read looks into the index again when compaction moved its blob meanwhile; one blob is not moved this often."""
 
 
+def index_room(settings: StorageSettings) -> int:
+    """Bytes that have to be free for a flush of the index."""
+    return min(INDEX_ROOM_BYTES, settings.reserve_bytes // 8)
+
+
 class DiskStore:
     """An open store. Made by `recovery.open_store`."""
 
     def __init__(
         self,
         *,
-        disk: Disk,
+        disk: ReservedDisk,
         index: Index,
         index_source: IndexSource,
         journal: Journal,
@@ -333,7 +339,7 @@ class DiskStore:
         damaged = examine(replica.segments[entry.segment], entry, blob_id, in_parts=self.has_peers)
         if damaged is None:
             return None, None
-        save_damaged(self._disk, replica.partition, entry, blob_id, damaged.data)
+        save_damaged(self._disk.unreserved, replica.partition, entry, blob_id, damaged.data)
         if self.erasures.now.is_promised(blob_id):
             # What the journal has of it may be the last of its bytes that anyone can name.
             self.erasures.note(self._clock.now_ms())
@@ -455,6 +461,12 @@ class DiskStore:
         damages, self._damages = self._damages, []
         for partition, number, damage in damages:
             self.quarantine(partition, number, damage)
+        # A compaction that is under way still needs what it was given.
+        if self._compaction_lock.acquire(blocking=False):
+            try:
+                self._disk.refill()
+            finally:
+                self._compaction_lock.release()
 
     def _next_plan(self, *, always: bool) -> CheckpointPlan | None:
         while True:
@@ -880,13 +892,13 @@ class DiskStore:
 
         Nor while there are too few descriptors for it, of those of idle logs as well. Raises DiskFull, DiskUnavailable.
         """
-        if self._disk.free_bytes() < self._index_room:
+        if not self._disk.make_room(self._index_room):
             raise DiskFull("no room to flush the index")
         self._reopenings.spare_to_flush(self._disk)
 
     @property
     def _index_room(self) -> int:
-        return min(INDEX_ROOM_BYTES, self._settings.reserve_bytes // 4)
+        return index_room(self._settings)
 
     def compaction_room(self) -> int:
         """Bytes that a compaction may write before it frees any: reserved space included, but for a last part.
@@ -986,6 +998,11 @@ class DiskStore:
         """Bytes that puts may still take on this disk."""
         # What is held will be written as well.
         return max(self._disk.free_bytes() - self._settings.reserve_bytes - self._tails.size, 0)
+
+    @property
+    def reserve(self) -> ReservedDisk:
+        """The disk's reserve; `keep` is for whoever has the disk in use."""
+        return self._disk
 
     def replica(self, partition: int) -> Replica:
         """The replica of a partition; to be read only. Raises NoSuchReplica."""

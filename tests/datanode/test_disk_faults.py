@@ -162,7 +162,7 @@ def test_a_disk_that_is_remounted_read_only_refuses_writes_serves_reads_and_is_u
             assert not await is_writable(datanode)
             # From the disk, by files that have to be opened again.
             system.is_cold = True
-            files = service_of(datanode).store._disk._files  # type: ignore[attr-defined] # that of a RealDisk
+            files = service_of(datanode).store.reserve.unreserved._files  # type: ignore[attr-defined] # that of a RealDisk
             while files.give_up(100):
                 pass
             await all_there(datanode, [*BLOBS, *held])

@@ -60,6 +60,12 @@ class SlowFile:
     def reserve(self, offset: int, size: int) -> None:
         self._file.reserve(offset, size)
 
+    def allocate(self, size: int) -> None:
+        self._file.allocate(size)
+
+    def allocated(self) -> int:
+        return self._file.allocated()
+
     def keep_open(self) -> None:
         self._file.keep_open()
 

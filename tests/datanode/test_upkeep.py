@@ -575,6 +575,25 @@ def test_a_full_disk_is_freed_by_compaction() -> None:
     assert world.store.get(GetRequest(blob_id(55), 0, WHOLE)).body_size == 1500
 
 
+def test_garbage_in_the_segments_that_are_written_to_is_reclaimed_when_the_disk_takes_no_puts() -> None:
+    """They would never become full, and a disk with many partitions has most of its bytes in them."""
+    world = _filled(8)
+    assert not world.store.segment_facts(1)
+    upkeep = _upkeep(world)
+    _work(upkeep)
+    _delete(world, 6)
+    world.clock.advance(8 * DAY_MS)
+    _work(upkeep)
+    assert upkeep.figures.compactions == 0
+    world.disk.capacity_bytes = world.disk._used() + 16 * KIB
+    _work(upkeep)
+    assert upkeep.figures.bytes_freed > 6 * 1500
+    world.check()
+    compactions = upkeep.figures.compactions
+    _work(upkeep)
+    assert upkeep.figures.compactions == compactions
+
+
 def test_a_partition_full_of_tombstones_is_sealed_for_good_and_spent_when_nothing_lives() -> None:
     world = World(SETTINGS, partitions={1: 48 * KIB, 2: GIB})
     world.open()

@@ -1,7 +1,8 @@
 """R2: disks that a power cut may leave in every step of a script, of a compaction, of the replacement of a journal that
-failed, of the erasure of what a journal has freed, and of the recoveries of all of them.
+failed, of the erasure of what a journal has freed, of a disk that others have filled, and of the recoveries of all of them.
 
-Each image is opened and checked: acknowledged is readable and equal, everything else absent or complete. A sweep goes
+Each image is opened and checked: acknowledged is readable and equal, everything else absent or complete. A disk that
+was full is full again before it is opened: only its reserve is left. A sweep goes
 through all steps once, in an order of chance; the next one draws other torn writes.
 """
 
@@ -17,6 +18,7 @@ from tests.storage.test_compaction import stopped_compaction
 from tests.storage.test_crash_everywhere import STEPS, stopped
 from tests.storage.test_erased_journal import stopped_erasure
 from tests.storage.test_failed_journal import WAYS, stopped_replacement
+from tests.storage.test_reserve import fill_again, stopped_on_a_full_disk
 
 IMAGES_MIN: Final = 20
 """However little time there is, and however slow the machine."""
@@ -31,6 +33,7 @@ def _worlds(chosen: int) -> Iterator[tuple[str, World]]:
     _, compaction_steps = stopped_compaction(None, 0)
     points = [("script", steps) for steps in range(1, STEPS + 1)]
     points += [("compaction", steps) for steps in range(1, compaction_steps + 1)]
+    points += [("full disk", steps) for steps in range(1, stopped_on_a_full_disk(None, 0)[1] + 1)]
     for way in WAYS:
         points += [(f"journal: {way}", steps) for steps in range(1, stopped_replacement(way, None, 0)[1] + 1)]
     points += [("erasure", steps) for steps in range(1, stopped_erasure(None, 0)[1] + 1)]
@@ -49,6 +52,9 @@ def _stopped(kind: str, steps: int, seed: int) -> World:
         return stopped_replacement(kind.removeprefix("journal: "), steps, seed)[0]
     if kind == "erasure":
         return stopped_erasure(steps, seed)[0]
+    if kind == "full disk":
+        # Its steps are those of one seed.
+        return stopped_on_a_full_disk(steps, 0)[0]
     return stopped(steps, seed) if kind == "script" else stopped_compaction(steps, seed)[0]
 
 
@@ -58,6 +64,7 @@ def _stopped_again(world: World, chance: random.Random) -> World | None:
         world.crash()
     else:
         world.kill()
+    fill_again(world)
     world.disk.stop_after(chance.randint(1, RECOVERY_STEPS))
     try:
         world.open()
@@ -81,6 +88,7 @@ def prove_images(chosen: int, seconds: float) -> dict[str, object]:
             states = world.source.index.crash_states()
             for index in {id(state): state for state in (states[0], states[-1])}.values():
                 left = world.left_with(disk, index)
+                fill_again(left)
                 left.open()
                 left.check()
                 images[kind] += 1

@@ -316,7 +316,7 @@ def test_a_full_disk_is_waited_for_before_the_index_is_opened_again() -> None:
     world.source.index.is_stuck = True
     with pytest.raises(DiskUnavailable):
         world.store.checkpoint()
-    world.disk.capacity_bytes = world.disk._used() + 15 * KIB
+    world.disk.capacity_bytes = world.disk._used() + 7 * KIB
     with pytest.raises(DiskFull):
         world.store.commit([update(blob_id(3, partition=2), Change.DELETE)])
     world.check()

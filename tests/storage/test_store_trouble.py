@@ -173,7 +173,7 @@ def test_a_full_disk_refuses_puts_and_takes_deletes() -> None:
 def test_the_index_is_not_flushed_without_room_and_goes_on_when_there_is_some() -> None:
     world = opened(reserve_bytes=64 * KIB)
     world.commit([put(blob_id(n), body_of(n, 3000)) for n in range(4)])
-    world.disk.capacity_bytes = world.disk._used() + 15 * KIB
+    world.disk.capacity_bytes = world.disk._used() + 7 * KIB
     # RocksDB fails for good in such a flush, so this fault must not be met.
     world.source.index.fail("flush", DiskUnavailable)
     with pytest.raises(DiskFull):
