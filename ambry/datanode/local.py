@@ -52,9 +52,8 @@ from ambry.protocol.datanode import (
 from ambry.storage.real_disk import RealDisk
 from ambry.storage.rebuild import CheckReport
 from ambry.storage.recovery import RecoveryReport, open_store
-from ambry.storage.replica import Replica, no_replica
+from ambry.storage.replica import no_replica
 from ambry.storage.rocks_index import RocksIndexSource
-from ambry.storage.seal_state import is_sealed_now
 from ambry.storage.segment import partition_folder
 from ambry.storage.store import DiskStore
 
@@ -76,7 +75,6 @@ class LocalDatanode:
         self._node = node
         self._disks = tuple(disks)
         self._loop = asyncio.get_running_loop()
-        self._sealed: set[int] = set()
         self._retired: frozenset[int] = frozenset()
         self._hole_listeners: list[Callable[[bytes], None]] = []
         self._services = {
@@ -284,7 +282,7 @@ class LocalDatanode:
                     replica.log_size,
                     replica.end_lsn,
                     is_writable=service.store.is_writable
-                    and not self._is_sealed(replica)
+                    and not replica.is_sealed
                     and not service.is_sealed_for_good(replica.partition),
                 )
                 for service in services
@@ -316,13 +314,6 @@ class LocalDatanode:
             return ErasureAnswer(since_ms, version)
 
         return with_deadline(self._loop, self._loop.run_in_executor(None, follow), deadline)
-
-    def _is_sealed(self, replica: Replica) -> bool:
-        is_sealed = is_sealed_now(
-            was_sealed=replica.partition in self._sealed, log_size=replica.log_size, capacity=replica.capacity
-        )
-        (self._sealed.add if is_sealed else self._sealed.discard)(replica.partition)
-        return is_sealed
 
     async def check(self) -> dict[str, CheckReport]:
         """Check all disks while they are in use, beside each other; by the disk's name in logs and metrics."""

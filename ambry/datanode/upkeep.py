@@ -484,6 +484,8 @@ class Upkeep:
         """Tombstones stay, so a partition that is full of them stays so: it takes no puts, and is spent in the end."""
         before = self.sealed_for_good
         sealed = self._sealed_by(surveys, now_ms)
+        for partition in sealed:
+            self._store.seal_for_good(partition)
         for partition in sorted(sealed.keys() - before.keys()):
             _log.warning("partition is sealed for good: too many tombstones", disk=self._name, partition=partition)
         uses = self._store.accounts.of_containers() if sealed else {}
@@ -497,10 +499,13 @@ class Upkeep:
     def _sealed_by(self, surveys: dict[int, dict[int, Survey]], now_ms: int) -> dict[int, int]:
         """Partitions that have too many tombstones, and since when that is known.
 
-        One that had stays: segments that compaction wrote have no survey yet, and tombstones never go.
+        One that had stays: segments that compaction wrote have no survey yet, and tombstones never go. replica.meta
+        remembers it.
         """
-        capacities = {replica.partition: replica.capacity for replica in self._store.replicas}
-        before = self.sealed_for_good
+        replicas = self._store.replicas
+        capacities = {replica.partition: replica.capacity for replica in replicas}
+        known_ms = {replica.partition: replica.sealed_for_good_ms for replica in replicas if replica.sealed_for_good_ms}
+        before = known_ms | dict(self.sealed_for_good)
         return {
             partition: before.get(partition, now_ms)
             for partition, known in surveys.items()

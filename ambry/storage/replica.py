@@ -13,6 +13,7 @@ from ambry.errors import CorruptRecord, DirectoryUnusable, DiskFull, NoSuchRepli
 from ambry.storage.disk import Disk
 from ambry.storage.index_entry import end_lsn_key
 from ambry.storage.replica_meta import ReplicaMeta, read_replica_meta, replica_meta_path, write_replica_meta
+from ambry.storage.seal_state import is_sealed_now
 from ambry.storage.segment import (
     DATA_OFFSET,
     VERSION,
@@ -47,6 +48,10 @@ class Replica:
     dirty: set[int] = field(default_factory=set)
     set_aside: set[int] = field(default_factory=set)
     end_lsn_key: bytes = b""
+    was_sealed: bool = False
+    sealed_for_good_ms: int = 0
+    copied_size: int = 0
+    """Bytes that a compaction has listed beside those it copied them from, which it takes away next."""
 
     def __post_init__(self) -> None:
         self.end_lsn_key = end_lsn_key(self.partition)
@@ -63,6 +68,16 @@ class Replica:
     def sealed(self) -> set[int]:
         """Numbers of the segments that nothing is appended to any more."""
         return self.segments.keys() - {segment.number for segment in self.active.values()}
+
+    @property
+    def is_sealed(self) -> bool:
+        """Whether it takes no new blobs until there is real room again (`seal_state`).
+
+        Between two compactions a log only grows, so that it was sealed has to be remembered only where one ends.
+        """
+        return is_sealed_now(
+            was_sealed=self.was_sealed, log_size=self.log_size - self.copied_size, capacity=self.capacity
+        )
 
     def is_full(self, size: int) -> bool:
         """Whether `size` more bytes are beyond the partition's capacity."""
@@ -114,22 +129,37 @@ class Replica:
         """What replica.meta has to say now, with `new` segments behind the others."""
         lengths = [(one.number, 0 if one.number in self.open_ended else one.end) for one in self.segments.values()]
         lengths = sorted([*lengths, *((number, 0) for number in new)])
-        return ReplicaMeta(self.partition, self.incarnation, self.capacity, tuple(lengths))
+        return ReplicaMeta(
+            self.partition, self.incarnation, self.capacity, tuple(lengths), self.was_sealed, self.sealed_for_good_ms
+        )
 
     def adopt(self, disk: Disk, segments: Sequence[Segment]) -> None:
         """List sealed, synced segments that compaction wrote. From here on the index may point to them."""
         for segment in segments:
             self.segments[segment.number] = segment
             self.sealed_size += segment.end
+        self.copied_size = sum(segment.end for segment in segments)
         write_replica_meta(disk, self.meta())
 
     def retire(self, disk: Disk, numbers: set[int]) -> list[Segment]:
         """Take segments off the list that the index does not point to any more, durably; their files may go then."""
+        self.was_sealed = self.is_sealed
         retired = [self.segments.pop(number) for number in sorted(numbers)]
         self.sealed_size -= sum(segment.end for segment in retired)
         self.dirty -= numbers
+        self.copied_size = 0
+        self.was_sealed = self.is_sealed
         write_replica_meta(disk, self.meta())
         return retired
+
+    def seal_for_good(self, disk: Disk, now_ms: int) -> None:
+        """Remember durably that so much of it is tombstones that it never takes new blobs again, and since when."""
+        self.sealed_for_good_ms = now_ms
+        try:
+            write_replica_meta(disk, self.meta())
+        except BaseException:
+            self.sealed_for_good_ms = 0
+            raise
 
     def close_ends(self, disk: Disk, numbers: set[int]) -> None:
         """Write the lengths of sealed segments that are synced now. `numbers` were sealed before their sync began."""
@@ -187,7 +217,17 @@ def open_replica(disk: Disk, partition: int, ends: dict[tuple[int, int], int]) -
     _remove_unlisted(disk, partition, segments)
     # Of each class the highest segment without a length is active; ascending order lets the last one win.
     active = {segments[number].expiry_class: segments[number] for number in sorted(open_ended)}
-    return Replica(partition, meta.incarnation, meta.capacity, segments, active, open_ended, max(segments, default=0))
+    return Replica(
+        partition,
+        meta.incarnation,
+        meta.capacity,
+        segments,
+        active,
+        open_ended,
+        max(segments, default=0),
+        was_sealed=meta.was_sealed,
+        sealed_for_good_ms=meta.sealed_for_good_ms,
+    )
 
 
 def settle_ends(replica: Replica) -> None:

@@ -45,12 +45,16 @@ class ReplicaMeta:
     """`segments` are (number, synced length or 0) in ascending order; of those with 0 the last one is active.
 
     None are left when the log failed, and nothing of what was before it had to stay; the next record begins one.
+    `was_sealed` is whether the replica was sealed (`seal_state`) when the list last became shorter; one that has grown
+    since says so itself. `sealed_for_good_ms` is since when it has too many tombstones, or 0.
     """
 
     partition: int
     incarnation: bytes
     capacity: int
     segments: tuple[tuple[int, int], ...]
+    was_sealed: bool = False
+    sealed_for_good_ms: int = 0
 
 
 def replica_meta_path(partition: int) -> str:
@@ -88,12 +92,17 @@ def write_replica_meta(disk: Disk, meta: ReplicaMeta) -> None:
 
 def encode_replica_meta(meta: ReplicaMeta, version: int = REPLICA_VERSION) -> bytes:
     """The whole file."""
-    document = {
+    document: dict[str, Any] = {
         "partition": meta.partition,
         "incarnation": meta.incarnation,
         "capacity": meta.capacity,
         "segments": [list(segment) for segment in meta.segments],
     }
+    # What most replicas are not is not said: a program that does not know it writes the same bytes.
+    if meta.was_sealed:
+        document["was_sealed"] = True
+    if meta.sealed_for_good_ms:
+        document["sealed_for_good_ms"] = meta.sealed_for_good_ms
     return encode_document(REPLICA_MAGIC, version, document)
 
 
@@ -113,6 +122,8 @@ def read_replica_meta(disk: Disk, partition: int) -> ReplicaMeta | None:
     segments = document.get("segments")
     incarnation = document.get("incarnation")
     capacity = document.get("capacity")
+    was_sealed = document.get("was_sealed", False)
+    sealed_for_good_ms = document.get("sealed_for_good_ms", 0)
     if (
         document.get("partition") != partition
         or not isinstance(incarnation, bytes)
@@ -120,9 +131,12 @@ def read_replica_meta(disk: Disk, partition: int) -> ReplicaMeta | None:
         or not isinstance(capacity, int)
         or not isinstance(segments, list)
         or not _are_segments(segments)
+        or not isinstance(was_sealed, bool)
+        or not _is_int(sealed_for_good_ms, 2**63)
     ):
         raise DirectoryUnusable(f"{path} is of another partition or holds no segments")
-    return ReplicaMeta(partition, incarnation, capacity, tuple((number, length) for number, length in segments))
+    listed = tuple((number, length) for number, length in segments)
+    return ReplicaMeta(partition, incarnation, capacity, listed, was_sealed, sealed_for_good_ms)
 
 
 def listed_partitions(disk: Disk) -> list[int]:

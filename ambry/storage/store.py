@@ -864,6 +864,9 @@ class DiskStore:
                     with self._lock:
                         self._fail(error)
                 raise
+            finally:
+                # Of one that failed the copies stay beside what they were copied from.
+                replica.copied_size = 0
             for segment in retired:
                 # What is being read is read to its end. Whoever comes later looks into the index again.
                 segment.file.close()
@@ -944,6 +947,16 @@ class DiskStore:
             segment = replica.segments.get(number)
             if segment is not None and replica.active.get(segment.expiry_class) is segment:
                 replica.roll(self._disk, self._clock.now_ms(), segment.expiry_class)
+
+    def seal_for_good(self, partition: int) -> None:
+        """Remember that a replica has too many tombstones, durably; fine when it is known. Raises DiskFull,
+        DiskUnavailable.
+        """
+        with self._lock:
+            self.check_usable()
+            replica = self._replicas[partition]
+            if not replica.sealed_for_good_ms:
+                replica.seal_for_good(self._disk, max(self._clock.now_ms(), 1))
 
     def surveys(self, partition: int) -> dict[int, Survey]:
         """What was found last, by segment number."""

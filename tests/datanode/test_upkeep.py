@@ -623,6 +623,16 @@ def test_a_partition_full_of_tombstones_is_sealed_for_good_and_spent_when_nothin
     assert upkeep.figures.sealed_for_good == 1
     assert upkeep.spent == {1}
     world.check()
+    # What compaction wrote has no survey in an index that is made anew; and the process may be killed.
+    world.kill()
+    world.discard_index()
+    world.open()
+    upkeep = _upkeep(world)
+    assert upkeep.sealed_for_good.keys() == upkeep.sealed_at_start == {1}
+    _work(upkeep)
+    upkeep.step()
+    assert upkeep.sealed_for_good.keys() == {1}
+    assert upkeep.spent == {1}
     # Its end: the replica goes, with the next step.
     gone: list[int] = []
     upkeep.drop(1, lambda: gone.append(1))
