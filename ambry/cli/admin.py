@@ -63,14 +63,14 @@ class AdminServer:
         return web.json_response({name: dataclasses.asdict(report) for name, report in reports.items()})
 
     async def _check_health(self, _request: web.Request) -> web.Response:
-        """GOOD as long as the datanode answers, has space, and one of its replicas takes puts; else BAD, and 503."""
+        """GOOD as long as the datanode answers, has room, and one of its replicas takes puts; else BAD, and 503."""
         deadline = asyncio.get_running_loop().time() + _HEALTH_SECONDS
         try:
             status = await self._datanode.status(deadline)
         except AmbryError as error:
             return web.Response(text=f"BAD: {error}", status=503)
         if not status.free_bytes:
-            return web.Response(text="BAD: the disks are full", status=503)
+            return web.Response(text="BAD: there is no room for puts", status=503)
         if not any(replica.is_writable for replica in status.replicas):
             return web.Response(text="BAD: no replica takes puts", status=503)
         return web.Response(text="GOOD")

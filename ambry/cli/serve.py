@@ -143,7 +143,8 @@ async def _serve(options: ServeOptions) -> None:
         workers = Workers(_worker_arguments(settings, registry, node_port), options.workers - 1)
         job = embedded_job(settings, registry.cluster_map, registry.secret, registry.folder)
         port = await start_http(job, {node.name: datanode}, node.name, metrics, workers, stack)
-        _say_ready(options, registry, port)
+        status = await datanode.status(asyncio.get_running_loop().time() + _GRACE_S)
+        _say_ready(options, registry, port, status.free_bytes)
         await stop.wait()
     _log.info("stopped")
 
@@ -157,11 +158,9 @@ def _worker_arguments(settings: FrontendSettings, registry: EmbeddedRegistry, no
     ]
 
 
-def _say_ready(options: ServeOptions, registry: EmbeddedRegistry, port: int) -> None:
+def _say_ready(options: ServeOptions, registry: EmbeddedRegistry, port: int, room_bytes: int) -> None:
     host = f"[{options.host}]" if ":" in options.host else options.host
     url = f"http://{host}:{port}"
-    space = os.statvfs(registry.folder)
-    free_bytes = space.f_bavail * space.f_frsize
     seconds = time.monotonic() - options.started_s
     partitions = len(registry.cluster_map.partitions)
     _log.info("ready", url=url, data=str(registry.folder), partitions=partitions, seconds=round(seconds, 3))
@@ -174,7 +173,7 @@ def _say_ready(options: ServeOptions, registry: EmbeddedRegistry, port: int) -> 
 ambry {__version__} is ready on {url}
 
   Data     {registry.folder}{" (new)" if registry.is_new else ""}, {partitions} partitions, \
-{free_bytes / GIB:.1f} GiB free on the disk
+room for {room_bytes / GIB:.1f} GiB
   Put      curl -i --data-binary @FILE -H 'Content-Type: text/plain' {url}/
   Get      curl {url}/ID
   Or       ambry put FILE, ambry get ID -o FILE, ambry stat ID, ambry rm ID{_url_hint(url)}

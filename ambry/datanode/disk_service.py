@@ -161,6 +161,16 @@ class DiskService:
         """Call `listener` on the loop after every group that was committed."""
         self._listeners.append(listener)
 
+    def room_bytes(self) -> int:
+        """Bytes that puts may still take: no more than is free, or than the replicas that take puts have left."""
+        closed = self._upkeep.sealed_for_good.keys() | self._upkeep.ending
+        left = sum(
+            max(one.capacity - one.log_size, 0)
+            for one in self.store.replicas
+            if not one.is_sealed and one.partition not in closed
+        )
+        return min(self.store.free_bytes(), left) if self.store.is_writable else 0
+
     def closed_at_ms(self, partition: int) -> int:
         """From when on a partition takes no new blobs, since it has too many tombstones; NEVER while it does."""
         return self._upkeep.sealed_for_good.get(partition, NEVER)
@@ -435,7 +445,17 @@ class DiskService:
             ("ambry_disk_queued_bytes", "Bodies that wait for the disk.", lambda: self._queued_bytes),
             ("ambry_disk_queued_records", "Writes that wait for the disk.", lambda: self._queued_records),
             ("ambry_disk_queued_reads", "Reads that wait for the disk.", lambda: self._queued_reads),
-            ("ambry_disk_free_bytes", "Bytes that puts may still take.", self.store.free_bytes),
+            ("ambry_disk_free_bytes", "Free space on the disk, without the reserve.", self.store.free_bytes),
+            (
+                "ambry_disk_room_bytes",
+                "Bytes that puts may still take: of what is free, as much as the replicas that take puts have left.",
+                self.room_bytes,
+            ),
+            (
+                "ambry_disk_partitions_full",
+                "Partitions that are full here, and take new blobs again when compaction has made room.",
+                lambda: sum(one.is_sealed for one in self.store.replicas),
+            ),
             (
                 "ambry_disk_reserve_bytes",
                 "Bytes that the file `reserve` holds: less than three quarters of `reserve_bytes` when it was needed.",

@@ -289,7 +289,7 @@ class LocalDatanode:
                 for replica in service.store.replicas
                 if self._services.get(replica.partition) is service
             ]
-            free_bytes = sum(service.store.free_bytes() for service in services)
+            free_bytes = sum(service.room_bytes() for service in services)
         except AmbryError as error:
             future.set_exception(error)
             return future

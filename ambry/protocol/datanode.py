@@ -70,7 +70,7 @@ class ReplicaStatus:
 
 @dataclass(frozen=True, slots=True)
 class DatanodeStatus:
-    """What a datanode says of itself, for placement and for operators."""
+    """What a datanode says of itself, for placement and for operators. `free_bytes` is what puts may still take."""
 
     node: str
     free_bytes: int

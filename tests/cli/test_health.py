@@ -117,6 +117,6 @@ def test_n15_a_datanode_is_good_while_a_replica_takes_puts(tmp_path: Path) -> No
     datanode, _ = write_settings(tmp_path, '[storage]\nreserve_bytes = "1024 GiB"\n')
     with ambry("datanode", "--config", str(datanode)) as node:
         url = f"http://127.0.0.1:{node.wait_for('ready')['admin_port']}"
-        assert ask("GET", f"{url}/healthCheck")[::2] == (503, b"BAD: the disks are full")
+        assert ask("GET", f"{url}/healthCheck")[::2] == (503, b"BAD: there is no room for puts")
         assert ask("GET", f"{url}/metrics")[0] == 200
         assert node.end() == 0

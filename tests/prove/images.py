@@ -1,5 +1,5 @@
 """R2: disks that a power cut may leave in every step of a script, of a compaction, of the replacement of a journal that
-failed, of the erasure of what a journal has freed, of a disk that others have filled, and of the recoveries of all of them.
+failed, of the erasure of what a journal has freed, of a disk that others filled, and of the recoveries of all of them.
 
 Each image is opened and checked: acknowledged is readable and equal, everything else absent or complete. A disk that
 was full is full again before it is opened: only its reserve is left. A sweep goes
