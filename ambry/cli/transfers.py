@@ -13,7 +13,7 @@ import re
 import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, wait
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,7 +23,10 @@ from typing import Final, TypeVar
 from ambry.cli.places import GONE, Folders, Local, Place, Remote
 from ambry.cli.progress import Transferring
 from ambry.client import BlobInfo, Client, LocalFile, Stored, StoredFile
+from ambry.client.parallel import LEAVE_S
 from ambry.client.small_files import SMALL_BYTES, THREADS_MAX
+from ambry.client.stopping import Stop
+from ambry.client.workers import Workers
 from ambry.errors import AmbryError, BadName, BadRequest, FileChanged, NameExists
 from ambry.limits import MIB
 
@@ -342,21 +345,34 @@ def remove(
 
 
 def as_done(operation: Callable[[_In], _Out], items: Iterable[_In]) -> Iterator[_Out]:
-    """What an operation makes of items, by several threads, in the order in which they end; few wait at a time."""
+    """What an operation makes of items, by several threads, in the order in which they end; few wait at a time.
+
+    When nobody wants more, as after a Ctrl-C, what is still under way is given up, also where a store is silent.
+    """
     ended: queue.SimpleQueue[Future[_Out]] = queue.SimpleQueue()
-    pool = ThreadPoolExecutor(THREADS, thread_name_prefix="ambry files")
+    under_way: set[Future[_Out]] = set()
+    stop = Stop()
+    workers = Workers(THREADS, "ambry files")
+
+    def next_ended() -> _Out:
+        future = ended.get()
+        under_way.remove(future)
+        return future.result()
+
     try:
-        running = 0
         for item in items:
-            pool.submit(operation, item).add_done_callback(ended.put)
-            running += 1
-            while running >= _RUNNING_MAX or (running and not ended.empty()):
-                running -= 1
-                yield ended.get().result()
-        for _ in range(running):
-            yield ended.get().result()
+            future = workers.submit(partial(operation, item), stop)
+            under_way.add(future)
+            future.add_done_callback(ended.put)
+            while len(under_way) >= _RUNNING_MAX or not ended.empty():
+                yield next_ended()
+        while under_way:
+            yield next_ended()
     finally:
-        pool.shutdown(cancel_futures=True)
+        stop.set()
+        workers.close()
+        wait([one for one in under_way if not one.cancel()], timeout=LEAVE_S)
+        stop.end()
 
 
 def _groups(jobs: Iterable[Job]) -> Iterator[list[Job]]:

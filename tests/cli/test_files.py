@@ -20,6 +20,7 @@ from ambry.client import Client
 from tests.cli.processes import ask
 from tests.cli.shell import Shell, files_in
 from tests.client.conftest import bytes_of, written
+from tests.client.test_interrupts import silent
 
 
 def names_in(folder: Path) -> list[str]:
@@ -302,6 +303,34 @@ def test_ctrl_c_of_a_large_upload_stores_nothing_and_the_next_copy_goes_on(shell
     assert shell.names() == ({"large": data} if process.returncode == 0 or shell.names() else {})
     shell.run("cp", "-r", f"{tmp_path}/.", f"{shell.place}/")
     assert shell.names() == {"large": data} and names_in(tmp_path) == ["large"]
+
+
+@pytest.mark.parametrize("command", ["cp up", "cp down", "sync", "rm"])
+def test_ctrl_c_ends_a_command_while_the_store_is_silent(shell: Shell, tmp_path: Path, command: str) -> None:
+    files = {f"{number}": bytes_of(300_000, number) for number in range(40)}
+    written(tmp_path / "up", files)
+    # The test's own place has brackets, which would be a pattern.
+    base = f"ambry://default/default/silent-{command[-2:]}"
+    there = f"{base}/there"
+    shell.run("cp", "-r", f"{tmp_path / 'up'}/.", f"{there}/")
+    arguments = {
+        "cp up": ["cp", "-r", str(tmp_path / "up"), f"{base}/up"],
+        "cp down": ["cp", "-r", there, str(tmp_path / "down")],
+        "sync": ["sync", there, str(tmp_path / "down")],
+        "rm": ["rm", "-r", there],
+    }[command]
+    with silent(shell.url, 8_000 if command == "rm" else 2_000_000) as way, subprocess.Popen(
+        [sys.executable, "-m", "ambry.cli.main", *arguments],
+        env=os.environ | {"AMBRY_URL": way.url}, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    ) as process:  # fmt: skip
+        assert way.is_silent.wait(20), (process.poll(), way._left)
+        process.send_signal(signal.SIGINT)
+        # A silent server is given up after a minute by itself.
+        _, said = process.communicate(timeout=30)
+    assert (process.returncode, said) == (130, b"ambry: interrupted\n")
+    with Client(shell.url) as client:
+        for one in client.list(f"{base}/up/"):
+            assert client.get(str(one.id)) == files[one.name.rpartition("/")[2]]
 
 
 def test_ctrl_c_of_an_upload_stores_nothing(shell: Shell, tmp_path: Path) -> None:
