@@ -190,7 +190,7 @@ class Client(ModelMethods):
             BlobNotFound: No such id; BlobDeleted, BlobExpired if there was one.
             NameNotFound: No such name; NameDeleted, NameExpired if there was one.
             RangeNotSatisfiable: The blob ends before `start`.
-            BadDigest: A whole blob does not have the checksum that the store keeps.
+            BadDigest: What came, five times, has not the checksum that the store keeps, or makes of a range.
         """
         headers = {} if start == 0 and stop is None else {"Range": range_of(start, stop)}
         if stop is not None and stop <= start:

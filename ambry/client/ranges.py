@@ -29,19 +29,22 @@ def read_range(session: Session, path: str, value: str, deadline: float) -> byte
 
     def take(exchange: "Exchange") -> tuple[bytes, bool, str, str]:
         data = exchange.read()
+        place = exchange.headers.get("content-range", "")
+        first, _, last = place.removeprefix("bytes ").partition("/")[0].partition("-")
+        if exchange.status == 206 and len(data) != int(last) + 1 - int(first):
+            raise ConnectionLost("the answer is shorter or longer than it says")
         # Of an empty blob, whose range is the whole of it, there is nothing to compare.
         is_checked = exchange.status == 200 or _is_digest_right(exchange, [data])
-        return data, is_checked, exchange.headers.get("etag", ""), exchange.headers.get("content-range", "")
+        return data, is_checked, exchange.headers.get("etag", ""), first
 
     for _ in range(ATTEMPTS_MAX):
-        data, is_checked, etag, place = session.read(
+        data, is_checked, etag, start = session.read(
             path, take, headers=headers, expected=(200, 206), deadline=deadline
         )
         if is_checked:
             return data
         # By its id: the name may stand for another blob by now.
-        start = place.removeprefix("bytes ").partition("-")[0]
-        if not (etag and start.isdecimal()):
+        if not etag:
             return data
         if _is_as_stored(session, f"/{etag.strip(chr(34))}", int(start), memoryview(data), deadline):
             return data

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 from ambry.client import chance, stopping
 from ambry.client.retry import ATTEMPTS_MAX, RETRY_STATUSES, WAIT_S_MAX, Frontends, RetryBudget, retry_after_s, wait_s
 from ambry.client.settings import ClientSettings
-from ambry.client.values import BlobInfo, info_of
+from ambry.client.values import BlobInfo, info_of, is_range
 from ambry.clock import SystemClock
 from ambry.errors import ERRORS_BY_CODE, AmbryError, BadDigest, ConnectionLost, DeadlineExceeded, Unavailable
 
@@ -117,11 +117,12 @@ class Session:
                 is_unsure = is_unsure or (exchange.is_second and method in _CHANGES)
                 was_sent = True
                 status = exchange.status
-                is_foreign = status in expected and _REQUEST_ID not in exchange.headers
-                if status in expected and not is_foreign:
+                lacks = _lacking(exchange, expected, headers or {})
+                is_foreign = lacks is not None
+                if status in expected and lacks is None:
                     self._note(url, failed=False)
                     return exchange
-                failure, is_stores = (_foreign(exchange), False) if is_foreign else _failure(exchange)
+                failure, is_stores = _failure(exchange) if lacks is None else (_foreign(exchange, lacks), False)
                 after_s = retry_after_s(exchange.headers, _CLOCK.now_ms())
                 is_broken = status in {502, 503, 504} or (status >= 500 and not is_stores) or is_foreign
                 self._note(url, failed=is_broken, after_s=after_s)
@@ -296,10 +297,23 @@ def _no_answer(exchange: "Exchange", what: str) -> Unavailable:
     )  # fmt: skip
 
 
-def _foreign(exchange: "Exchange") -> Unavailable:
+def _lacking(exchange: "Exchange", expected: tuple[int, ...], asked: Mapping[str, str]) -> str | None:
+    """What an answer lacks with which a store says that it has succeeded."""
+    if exchange.status in expected and _REQUEST_ID not in exchange.headers:
+        return f"no {_REQUEST_ID}"
+    value = asked.get("Range")
+    if value is not None and exchange.status in {200, 206}:
+        # An empty blob has no ranges, and is answered as a whole.
+        is_whole = exchange.status == 200 and exchange.headers.get("content-length") == "0"
+        if not is_whole and not (exchange.status == 206 and is_range(exchange.headers, value)):
+            return "other bytes than those that were asked for"
+    return None
+
+
+def _foreign(exchange: "Exchange", what: str) -> Unavailable:
     """The error of an answer with the status of success that no store has given; nobody reads its body."""
     exchange.close()
-    return _no_answer(exchange, f"no {_REQUEST_ID}")
+    return _no_answer(exchange, what)
 
 
 def _failure(exchange: "Exchange") -> tuple[AmbryError, bool]:

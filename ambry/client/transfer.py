@@ -36,7 +36,14 @@ from ambry.client.ranges import read_range, stored_digest
 from ambry.client.session import Session
 from ambry.client.small_files import new_part
 from ambry.client.values import BlobInfo, Stored, digests_of
-from ambry.errors import BadDigest, DeadlineExceeded, FileChanged, MethodNotAllowed, NameStoreUnavailable
+from ambry.errors import (
+    BadDigest,
+    ConnectionLost,
+    DeadlineExceeded,
+    FileChanged,
+    MethodNotAllowed,
+    NameStoreUnavailable,
+)
 from ambry.limits import GIB, KIB, MIB
 
 if TYPE_CHECKING:
@@ -645,6 +652,8 @@ def fetch_range(
         while start < stop and (count := take(exchange, stop - start)):
             start += count
             headers["Range"] = f"bytes={start}-{stop - 1}"
+        if start < stop:
+            raise ConnectionLost(f"the answer is {stop - start} bytes short")
 
-    while start < stop:
+    if start < stop:
         session.read(path, take_all, headers=headers, expected=(206,), deadline=until)

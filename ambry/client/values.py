@@ -120,6 +120,19 @@ def range_of(start: int, stop: int | None) -> str:
     return f"bytes={start}-" if stop is None else f"bytes={start}-{stop - 1}"
 
 
+def is_range(headers: Mapping[str, str], value: str) -> bool:
+    """Whether a 206 has the bytes that `value`, of a Range header with a first byte, asks for: all of them, no others.
+
+    There are proxies that answer with what they have kept of another request.
+    """
+    first, _, last = value.removeprefix("bytes=").partition("-")
+    place, _, size = headers.get("content-range", "").removeprefix("bytes ").partition("/")
+    if not (size.isascii() and size.isdecimal()):
+        return False
+    stop = int(size) if not last else min(int(last) + 1, int(size))
+    return place == f"{first}-{stop - 1}" and headers.get("content-length") in {None, str(stop - int(first))}
+
+
 def with_version(path: str, version: str | None) -> str:
     """The path of one version of a name; of the newest without one."""
     return path if version is None else f"{path}?{urlencode({'version': version})}"

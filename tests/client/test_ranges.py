@@ -1,5 +1,6 @@
 """Bytes that change between the store and the client: every way of reading part of a blob finds it, and reads again."""
 
+import contextlib
 import http.client
 import struct
 import threading
@@ -13,12 +14,13 @@ import pytest
 
 from ambry.client import Client
 from ambry.client.fs import AmbryFileSystem
-from ambry.errors import BadDigest
+from ambry.errors import BadDigest, ConnectionLost, Unavailable
 from ambry.limits import KIB, MIB
 from tests.client.conftest import bytes_of
 
 BASE = "default/default/ranges"
 DATA = bytes_of(12 * MIB + 777)
+_OF_BODIES = ("content-length", "content-digest")
 
 
 class Flipping(ThreadingHTTPServer):
@@ -33,7 +35,18 @@ class Flipping(ThreadingHTTPServer):
         self.lock = threading.Lock()
         self.flips = 0
         """How many are still to be changed."""
+        self.others = 0
+        """How many ranges are still answered by `other`."""
+        self.other = ""
         self.asked: list[str] = []
+
+    def other_for(self, asked: str | None) -> str:
+        """What is answered to a request for a range, if not that."""
+        with self.lock:
+            if asked is None or not self.others:
+                return ""
+            self.others -= 1
+            return self.other
 
     def changed(self, data: bytes) -> bytes:
         """A body on its way."""
@@ -53,15 +66,30 @@ class Handler(BaseHTTPRequestHandler):
     def _forward(self) -> None:
         self.server.asked.append(self.command)
         body = self.rfile.read(int(self.headers.get("Content-Length", "0")))
+        asked = dict(self.headers)
+        other = self.server.other_for(self.headers.get("Range"))
+        if other == "another range":
+            asked["Range"] = "bytes=70-169"
+        elif other == "a shorter range":
+            asked["Range"] = asked["Range"].partition("-")[0] + f"-{int(asked['Range'][6:].partition('-')[0]) + 9}"
+        elif other == "the whole":
+            del asked["Range"]
         store = http.client.HTTPConnection(self.server.store)
-        store.request(self.command, self.path, body or None, dict(self.headers))
+        store.request(self.command, self.path, body or None, asked)
         answer = store.getresponse()
         data = self.server.changed(answer.read())
+        headers = dict(answer.getheaders())
+        if other in {"nothing", "nothing in chunks"}:
+            data = b""
+            headers = {name: value for name, value in headers.items() if name.lower() not in _OF_BODIES}
+            headers |= {"Content-Length": "0"} if other == "nothing" else {"Transfer-Encoding": "chunked"}
         self.send_response_only(answer.status)
-        for name, value in answer.getheaders():
+        for name, value in headers.items():
             self.send_header(name, value)
         self.end_headers()
-        self.wfile.write(data)
+        # Who asked may have hung up.
+        with contextlib.suppress(OSError):
+            self.wfile.write(b"0\r\n\r\n" if "Transfer-Encoding" in headers else data)
         store.close()
 
     def do_GET(self) -> None:
@@ -126,6 +154,45 @@ def test_a_bit_that_changes_on_its_way_is_found_and_the_range_read_again(way: Fl
         way.flips = 1000
         with pytest.raises(BadDigest):
             READS[read](client, stored)
+
+
+@pytest.mark.parametrize("read", READS)
+@pytest.mark.parametrize("other", ["another range", "a shorter range", "the whole", "nothing", "nothing in chunks"])
+def test_an_answer_with_another_range_than_was_asked_for_is_none(
+    way: Flipping, stored: str, other: str, read: str
+) -> None:
+    with Client(way.url) as client:
+        way.other, way.others = other, 2
+        assert READS[read](client, stored) == EXPECTED[read]
+        assert way.others == 0
+
+
+@pytest.mark.parametrize("read", ["get short", "open all"])
+@pytest.mark.parametrize("other", ["another range", "the whole", "nothing", "nothing in chunks"])
+def test_a_server_that_never_answers_with_the_range_is_asked_five_times(
+    way: Flipping, stored: str, other: str, read: str
+) -> None:
+    with Client(way.url) as client:
+        way.other, way.others = other, 1000
+        with pytest.raises((Unavailable, ConnectionLost)):
+            READS[read](client, stored)
+        assert way.asked.count("GET") == 5
+
+
+@pytest.mark.parametrize("other", ["another range", "nothing", "nothing in chunks"])
+def test_a_download_takes_no_other_ranges_than_it_asks_for(
+    way: Flipping, stored: str, tmp_path: Path, other: str
+) -> None:
+    target = tmp_path / "target"
+    with Client(way.url) as client:
+        way.other, way.others = other, 2
+        client.download_file(stored, target, part_bytes=4 * MIB)
+        assert target.read_bytes() == DATA and way.others == 0
+        target.unlink()
+        way.others = 1000
+        with pytest.raises((Unavailable, ConnectionLost)):
+            client.download_file(stored, target, part_bytes=4 * MIB)
+        assert not target.exists()
 
 
 def test_a_short_range_costs_one_request(way: Flipping, stored: str) -> None:
