@@ -141,6 +141,9 @@ class Exchange:
         if self._is_buffered:
             # What http.client has read behind the head. A view larger than its buffer leaves nothing there.
             count = response.fp.readinto1(wanted)
+            if count is None:
+                # The kernel's patience is over: a socket that waits there itself has nothing instead of an error.
+                raise TimeoutError("nothing came for too long")
             self._is_buffered = len(wanted) <= io.DEFAULT_BUFFER_SIZE
         else:
             left_s = _left_s(self._until)

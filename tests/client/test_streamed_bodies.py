@@ -57,17 +57,20 @@ def test_a_streamed_body_is_whole_and_its_connection_is_used_again(piece_bytes: 
     pool.close()
 
 
-def test_a_server_that_falls_silent_in_a_streamed_body_ends_with_the_deadline() -> None:
+# Behind the head, with what http.client has read, and in the middle; into small views and large ones.
+@pytest.mark.parametrize("piece_bytes", [1000, 131_072])
+@pytest.mark.parametrize("sent", [0, 500, 200_000])
+def test_a_server_that_falls_silent_in_a_streamed_body_ends_with_the_deadline(sent: int, piece_bytes: int) -> None:
     done = threading.Event()
 
     def answer(connection: socket.socket) -> None:
         connection.recv(65_536)
-        connection.sendall(_HEAD + _BODY[:200_000])
+        connection.sendall(_HEAD + _BODY[:sent])
         done.wait(30)
 
     exchange = _asked(Pool(), _serving(answer), timeout_s=0.5)
-    with pytest.raises(DeadlineExceeded, match="100000 bytes short"):
-        _read(exchange, 131_072)
+    with pytest.raises(DeadlineExceeded, match=f"{300_000 - sent} bytes short"):
+        _read(exchange, piece_bytes)
     done.set()
 
 
