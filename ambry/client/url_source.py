@@ -7,6 +7,7 @@ that it is of the source: nobody may take it for one of the store.
 
 import contextlib
 import os
+import stat
 import time
 from collections.abc import Mapping
 from http import HTTPStatus
@@ -99,10 +100,14 @@ class _FileSource:
     def __init__(self, path: Path) -> None:
         self._where = f"file://{path}"
         try:
-            self._file = path.open("rb", buffering=0)
-            self._before = os.fstat(self._file.fileno())
+            # A pipe that nobody writes to is not waited for.
+            self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         except OSError as error:
             raise SourceFailed(f"the source cannot be read: {error}", url=self._where) from error
+        self._before = os.fstat(self._descriptor)
+        if not stat.S_ISREG(self._before.st_mode):
+            os.close(self._descriptor)
+            raise SourceFailed("the source cannot be read: it is no file", url=self._where)
         self.size: int | None = self._before.st_size
         self.content_type: str | None = None
         self.filename: str | None = path.name
@@ -115,20 +120,24 @@ class _FileSource:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._file.close()
+        os.close(self._descriptor)
 
     def readinto(self, view: memoryview) -> int:
         """The next bytes."""
         stopping.check()
         try:
-            count = self._file.readinto(view) or 0
-            after = os.fstat(self._file.fileno())
+            count = os.readv(self._descriptor, [view])
+            after = os.fstat(self._descriptor)
+            self._at += count
+            has_more = self._at == self.size and os.pread(self._descriptor, 1, self._at)
         except OSError as error:
             raise SourceFailed(f"the source cannot be read: {error}", url=self._where) from error
-        self._at += count
         is_same = (after.st_size, after.st_mtime_ns) == (self._before.st_size, self._before.st_mtime_ns)
         if not is_same or (len(view) and not count and self._at != self.size):
             raise FileChanged("the source changed while it was read", url=self._where)
+        if has_more:
+            # As those that the kernel makes while they are read, in /proc.
+            raise SourceFailed("the source cannot be read: it has more bytes than it says", url=self._where)
         return count
 
 
@@ -189,6 +198,10 @@ class _HttpSource:
             self._at += count
             if count:
                 self._failures = 0
+            elif self.size is not None:
+                self._exchange = None
+                self._failed(f"the answer is {self.size - self._at} bytes short", None, None)
+                continue
             return count
 
     def _opened(self) -> Exchange:
@@ -196,15 +209,13 @@ class _HttpSource:
         while True:
             try:
                 exchange = self._asked()
+                status = exchange.status
+                if self._goes_on(exchange) if self._at else status == HTTPStatus.OK:
+                    return exchange
             except (ConnectionLost, DeadlineExceeded) as error:
                 stopping.check()
                 self._failed(error.message, None, error)
                 continue
-            status = exchange.status
-            if status == HTTPStatus.OK and not self._at:
-                return exchange
-            if self._at and self._goes_on(exchange):
-                return exchange
             after_s = retry_after_s(exchange.headers, _CLOCK.now_ms())
             exchange.abort()
             if self._at and status in {HTTPStatus.OK, 206, 412, 416}:
@@ -217,12 +228,18 @@ class _HttpSource:
         """Whether the answer is of the same bytes; then it stands where this does."""
         found = exchange.headers
         if exchange.status == 206:
-            first, _, size = found.get("content-range", "").removeprefix("bytes ").partition("/")
-            is_whole = size == "*" or self.size is None or size == str(self.size)
+            place, _, size = found.get("content-range", "").removeprefix("bytes ").partition("/")
+            if self.size is None and size.isascii() and size.isdecimal():
+                # Whose end nobody knew before.
+                self.size = int(size)
             # The tag once more: there are servers that do not look at If-Range.
-            is_same = found.get("etag", self._validator) == self._validator or "etag" not in found
-            return first.startswith(f"{self._at}-") and is_whole and is_same
+            is_same = found.get("etag", self._validator) == self._validator
+            is_whole = self.size is not None and size in {"*", str(self.size)}
+            # All of the rest, since a server may send less.
+            return is_same and is_whole and place == f"{self._at}-{(self.size or 0) - 1}" and self._fits(exchange, 0)
         if exchange.status != HTTPStatus.OK or _validator_of(found) != self._validator:
+            return False
+        if not self._fits(exchange, self._at):
             return False
         # The same, by a server without ranges: what was read is read once more.
         room = memoryview(bytearray(min(self._at, 1 << 18)))
@@ -233,6 +250,10 @@ class _HttpSource:
                 return False
             left -= count
         return True
+
+    def _fits(self, exchange: Exchange, read: int) -> bool:
+        """Whether an answer of which `read` bytes are here already brings as many as are missing, if it says."""
+        return None in {exchange.left, self.size} or exchange.left == read + (self.size or 0) - self._at
 
     def _asked(self) -> Exchange:
         """An answer that leads nowhere else."""

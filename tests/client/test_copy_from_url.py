@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import hashlib
+import os
 import re
 import socket
 import threading
@@ -212,6 +213,38 @@ def test_a_source_that_changed_is_not_put_together_from_both(client: Client, way
     assert not client.exists(f"{BASE}/changed")
 
 
+@pytest.mark.parametrize("is_known", [True, False])
+@pytest.mark.parametrize("way", ["a part", "a part in chunks", "more", "a part of who knows", "shorter whole"])
+def test_a_rest_that_is_not_all_of_the_rest_makes_no_blob(client: Client, way: str, is_known: bool) -> None:
+    at, size = 20 * MIB, len(DATA)
+
+    def answer(handler: Handler) -> None:
+        if len(server.asked) == 1:
+            handler.head(200, size if is_known else None, ETag=ETAG)
+            data = DATA[:at]
+            handler.wfile.write(data if is_known else b"%x\r\n%b\r\n" % (at, data))
+        elif way == "a part":
+            handler.head(206, 100, ETag=ETAG, Content_Range=f"bytes {at}-{at + 99}/{size}")
+            handler.wfile.write(DATA[at : at + 100])
+        elif way == "a part of who knows":
+            handler.head(206, 100, ETag=ETAG, Content_Range=f"bytes {at}-{at + 99}/*")
+            handler.wfile.write(DATA[at : at + 100])
+        elif way == "a part in chunks":
+            handler.head(206, None, ETag=ETAG, Content_Range=f"bytes {at}-{size - 1}/{size}")
+            handler.wfile.write(b"64\r\n%b\r\n0\r\n\r\n" % DATA[at : at + 100])
+        elif way == "more":
+            handler.head(206, size - at + 5, ETag=ETAG, Content_Range=f"bytes {at}-{size + 4}/{size}")
+            handler.wfile.write(DATA[at:] + b"xxxxx")
+        else:
+            handler.head(200, at + 100, ETag=ETAG)
+            handler.wfile.write(DATA[: at + 100] if is_known else DATA[: at - 1])
+        handler.close_connection = True
+
+    with source(answer) as server, pytest.raises((FileChanged, SourceFailed), match="the source"):
+        client.copy_from_url(server.url, f"{BASE}/rest")
+    assert not client.exists(f"{BASE}/rest")
+
+
 @pytest.mark.parametrize("status", [401, 403, 404, 410])
 def test_what_a_source_refuses_is_its_own_error_at_once(client: Client, status: int) -> None:
     with source(lambda handler: handler.head(status, 0)) as server:
@@ -295,6 +328,17 @@ def test_files_of_this_machine_are_copied_by_their_urls(client: Client, tmp_path
     for wrong in (tmp_path / "never", tmp_path):
         with pytest.raises(SourceFailed, match="cannot be read"):
             client.copy_from_url(wrong.as_uri())
+
+
+def test_what_says_another_size_than_it_has_is_no_source(client: Client, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    # Without a size, and without an end; nobody writes to the pipe.
+    for wrong in (Path("/dev/zero"), tmp_path / "pipe"):
+        with pytest.raises(SourceFailed, match="cannot be read"):
+            client.copy_from_url(wrong.as_uri(), f"{BASE}/no file")
+    with pytest.raises(SourceFailed, match="more bytes"):
+        client.copy_from_url("file:///proc/self/status", f"{BASE}/no file")
+    assert not client.exists(f"{BASE}/no file")
 
 
 def test_what_is_no_url_of_a_source_is_refused_before_anything_is_asked() -> None:
