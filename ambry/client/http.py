@@ -5,6 +5,7 @@ from one socket. This module sends and receives; retries, errors and blobs are s
 """
 
 import contextlib
+import errno
 import http.client
 import io
 import os
@@ -212,9 +213,8 @@ class _Watch:
 
     __slots__ = ("_key", "_stop")
 
-    def __init__(self, connection: http.client.HTTPConnection) -> None:
+    def __init__(self, sock: socket.socket) -> None:
         self._stop = stopping.current()
-        sock = connection.sock
         self._key = 0 if self._stop is None else self._stop.add(lambda: _hang_up(sock))
 
     def end(self) -> None:
@@ -227,6 +227,70 @@ def _hang_up(sock: socket.socket) -> None:
     with contextlib.suppress(OSError):
         # Not by the method of a TLS socket, which would give the other thread what was not decrypted.
         socket.socket.shutdown(sock, socket.SHUT_RDWR)
+
+
+def _dialled(host: str, port: int, wait_s: float) -> socket.socket:
+    """A connection to the first of a host's addresses that takes it; each gets so long. Raises OSError, Stopped."""
+    failure = OSError(f"{host} has no address")
+    for family, kind, protocol, _, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
+        try:
+            sock = socket.socket(family, kind, protocol)
+        except OSError as error:
+            failure = error
+            continue
+        try:
+            _reach(sock, address, wait_s)
+        except OSError as error:
+            sock.close()
+            failure = error
+        except BaseException:
+            sock.close()
+            raise
+        else:
+            sock.settimeout(wait_s)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            return sock
+    raise failure
+
+
+def _reach(sock: socket.socket, address: Any, wait_s: float) -> None:  # noqa: ANN401 -- as its family has it
+    """Connect; hung up when the work of this thread is given up, which http.client's own connecting cannot be."""
+    sock.setblocking(False)
+    code = sock.connect_ex(address)
+    if code not in {0, errno.EINPROGRESS}:
+        raise OSError(code, os.strerror(code))
+    # What is not under way yet is not ended by hanging up.
+    watch = _Watch(sock)
+    try:
+        stopping.check()
+        poll = select.poll()
+        poll.register(sock, select.POLLOUT)
+        if not poll.poll(wait_s * 1000):
+            raise TimeoutError("timed out")
+        if code := sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+            raise OSError(code, os.strerror(code))
+        stopping.check()
+    finally:
+        watch.end()
+
+
+def _encrypted(sock: socket.socket, context: ssl.SSLContext, host: str) -> ssl.SSLSocket:
+    """The same connection over TLS. Raises OSError, Stopped."""
+    try:
+        wrapped = context.wrap_socket(sock, server_hostname=host, do_handshake_on_connect=False)
+    except BaseException:
+        sock.close()
+        raise
+    watch = _Watch(wrapped)
+    try:
+        stopping.check()
+        wrapped.do_handshake()
+    except BaseException:
+        watch.end()
+        wrapped.close()
+        raise
+    watch.end()
+    return wrapped
 
 
 def _text(value: str) -> str:
@@ -340,15 +404,17 @@ class Pool:
         assert parts.hostname is not None
         wait_s = min(CONNECT_S, timeout_s)
         connection: http.client.HTTPConnection
+        context: ssl.SSLContext | None = None
         if parts.scheme == "https":
             context = self._tls or ssl.create_default_context()
-            connection = http.client.HTTPSConnection(parts.hostname, parts.port, timeout=wait_s, context=context)
+            connection = http.client.HTTPSConnection(parts.hostname, parts.port, context=context)
         else:
-            connection = http.client.HTTPConnection(parts.hostname, parts.port, timeout=wait_s)
+            connection = http.client.HTTPConnection(parts.hostname, parts.port)
         try:
-            connection.connect()
+            sock = _dialled(parts.hostname, connection.port, wait_s)
+            connection.sock = sock if context is None else _encrypted(sock, context, parts.hostname)
         except _BROKEN as error:
-            connection.close()
+            stopping.check()
             raise ConnectionLost(f"cannot connect to {url}: {error}", was_sent=False) from error
         return connection
 
@@ -367,7 +433,7 @@ class Pool:
         until = time.monotonic() + timeout_s
         connection.response_class = partial(_Response, until=until)  # type: ignore[assignment] # called as the class is
         is_whole = True
-        watch = _Watch(connection)
+        watch = _Watch(connection.sock)
         try:
             with _told(url):
                 connection.putrequest(method, path, skip_accept_encoding=True)

@@ -9,6 +9,7 @@ import struct
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -16,6 +17,7 @@ import pytest
 
 from ambry.client import AsyncClient, Client
 from ambry.client.beside import is_beside
+from ambry.client.http import CONNECT_S
 from ambry.client.small_files import NAME_OF_PART, SMALL_BYTES
 from ambry.limits import KIB, MIB
 from tests.client.conftest import bytes_of, written
@@ -208,6 +210,38 @@ def test_a_call_that_is_cancelled_leaves_no_thread_at_work(url: str, tmp_path: P
         asyncio.run(story(way))
     with Client(url) as client:
         assert not client.exists(name)
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_a_call_that_is_cancelled_while_it_connects_leaves_no_thread_at_work(scheme: str) -> None:
+    async def story(listener: socket.socket) -> None:
+        port = listener.getsockname()[1]
+        async with AsyncClient(f"{scheme}://127.0.0.1:{port}") as client:
+            task = asyncio.create_task(client.get(f"{BASE}/silent"))
+            if scheme == "http":
+                await asyncio.to_thread(connecting_to, port)
+            else:
+                # Taken, and silent when it comes to keys.
+                await asyncio.to_thread(lambda: taken.enter_context(listener.accept()[0]).recv(1))
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            assert client._workers._free.acquire(timeout=CONNECT_S / 2)
+            client._workers._free.release()
+
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as listener, contextlib.ExitStack() as taken:
+        if scheme == "http":
+            # As many wait as may, one more than was said: whoever comes now hears nothing.
+            taken.enter_context(socket.create_connection(listener.getsockname()))
+        asyncio.run(story(listener))
+
+
+def connecting_to(port: int) -> None:
+    """Returns when somebody has asked this port for a connection and was not answered."""
+    asking = f":{port:04X} 02 "  # TCP's state SYN_SENT
+    until = time.monotonic() + 30
+    while asking not in Path("/proc/net/tcp").read_text():
+        assert time.monotonic() < until
 
 
 def test_readers_of_batches_that_leave_in_the_middle_cost_the_store_nothing(client: Client, url: str) -> None:
