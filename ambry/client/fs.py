@@ -276,14 +276,19 @@ class AmbryFileSystem(AsyncFileSystem):  # type: ignore[misc] # fsspec has no ty
         """A file that begins with what is there, and takes its place only if nobody else has done so meanwhile."""
         try:
             found = self._sync.stat(path)
-            before = self._sync.get(found.id)
+            with self._sync.open(found.id) as before:
+                file = self._written(path, upsert=True, autocommit=autocommit, replaces=found.id)
+                try:
+                    shutil.copyfileobj(before, file, 4 * MIB)
+                except BaseException:
+                    file.discard()
+                    file.close()
+                    raise
+                return file
         except _GONE:
             return self._written(path, upsert=False, autocommit=autocommit)
-        return self._written(path, before, upsert=True, autocommit=autocommit, replaces=found.id)
 
-    def _written(
-        self, path: str, before: bytes = b"", *, upsert: bool, autocommit: bool, replaces: str | None = None
-    ) -> WrittenFile:
+    def _written(self, path: str, *, upsert: bool, autocommit: bool, replaces: str | None = None) -> WrittenFile:
         """`replaces`: the blob that the name must stand for when it is stored."""
 
         def store(file: IO[bytes]) -> None:
@@ -294,7 +299,7 @@ class AmbryFileSystem(AsyncFileSystem):  # type: ignore[misc] # fsspec has no ty
                 changed = "was changed since it was opened to be appended to, and what was appended is not stored"
                 raise OSError(errno.ESTALE, changed, path) from error
 
-        return WrittenFile(path, store, before, autocommit=autocommit)
+        return WrittenFile(path, store, autocommit=autocommit)
 
     async def open_async(self, path: str, mode: str = "rb", **options: Any) -> AsyncFile:
         """As `open`, for `await`: a file whose methods wait on threads."""

@@ -47,13 +47,10 @@ class WrittenFile(_Discarding, io.RawIOBase):
     Args:
         path: For people.
         store: Stores what the file has, which is read from its beginning.
-        before: What it begins with.
         autocommit: Whether to store it when it is closed.
     """
 
-    def __init__(
-        self, path: str, store: Callable[[IO[bytes]], object], before: bytes = b"", *, autocommit: bool = True
-    ) -> None:
+    def __init__(self, path: str, store: Callable[[IO[bytes]], object], *, autocommit: bool = True) -> None:
         super().__init__()
         self.path = path
         self._store = store
@@ -62,7 +59,6 @@ class WrittenFile(_Discarding, io.RawIOBase):
         self._is_dropped = False
         self._handled = sys.exception()
         self._file = tempfile.SpooledTemporaryFile(_SPOOL_BYTES)  # noqa: SIM115 -- closed in `close`, or by `commit`
-        self.write(before)
 
     def writable(self) -> bool:
         """It is."""

@@ -4,10 +4,12 @@ import contextlib
 import errno
 import gc
 import gzip
+import hashlib
 import io
 import itertools
 import os
 import tempfile
+import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ import pytest
 
 from ambry.client import Client
 from ambry.client.fs import AmbryFileSystem
+from ambry.limits import MIB
 
 fsspec.register_implementation("ambry", AmbryFileSystem, clobber=True)
 _places = itertools.count()
@@ -253,3 +256,19 @@ def test_of_two_who_append_none_takes_away_what_the_other_has_written(fs: AmbryF
     with pytest.raises(FileExistsError):
         other.close()
     assert fs.cat_file(f"{base}/new") == b"1"
+
+
+def test_appending_to_a_large_file_takes_the_memory_of_a_small_one(fs: AmbryFileSystem, client: Client) -> None:
+    path, data = f"default/default/written-{next(_places)}", os.urandom(48 * MIB)
+    client.put(data, path)
+    expected = hashlib.sha256(data + b"more").digest()
+    del data
+    tracemalloc.start()
+    try:
+        with fs.open(path, "ab") as file:
+            file.write(b"more")
+        # What is spooled, what is read ahead, and the copies of these that are made on the way.
+        assert tracemalloc.get_traced_memory()[1] <= 32 * MIB
+    finally:
+        tracemalloc.stop()
+    assert hashlib.sha256(client.get(path)).digest() == expected
