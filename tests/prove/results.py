@@ -21,7 +21,8 @@ CLEAN: Final = "clean"
 FOUND: Final = "found"
 """What the proof looks for was there: something lost, wrong, resurrected, not repaired, not caught."""
 
-_NAMES_MAX: Final = 12
+_SPELLED_MAX: Final = 4
+_NAMES_MAX: Final = 24
 _PATHS: Final = re.compile(r"(?<![\w.])/[\w.@+-]+(?:/[\w.@+-]+)+")
 
 
@@ -90,18 +91,17 @@ def rows(folder: Path = RESULTS) -> Iterator[tuple[str, ...]]:
         where = f"[{one.commit}](results/{path.name})"
         took = f"{one.seconds:,.0f} s, load {one.load[0]:.0f} to {one.load[1]:.0f}"
         found = one.outcome if not one.error else f"{one.outcome}: {one.error.splitlines()[0][:200]}"
-        yield f"`{one.arguments}`", where, took, found, ", ".join(_figures(one.figures))
+        yield f"`{one.arguments}`", where, took, found, "; ".join(_figures(one.figures))
 
 
 def _figures(figures: Mapping[str, Any]) -> Iterator[str]:
-    """Numbers as they are, lists and tables by how much they have, unless that is little."""
+    """Numbers as they are, a few by their names; sums of more, and how many there are of what is neither."""
     for name, value in figures.items():
         spoken = name.replace("_", " ")
-        if (
-            isinstance(value, Mapping)
-            and len(value) <= _NAMES_MAX
-            and all(isinstance(one, int) for one in value.values())
-        ):
+        is_of_numbers = isinstance(value, Mapping) and all(isinstance(one, int | float) for one in value.values())
+        if is_of_numbers and len(value) <= _SPELLED_MAX:
+            yield f"{spoken}: {', '.join(f'{one} {count:,}' for one, count in value.items())}"
+        elif is_of_numbers and len(value) <= _NAMES_MAX:
             yield f"{spoken}: {sum(value.values()):,}"
         elif isinstance(value, Mapping | list):
             yield f"{spoken}: {len(value):,}"
