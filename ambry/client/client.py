@@ -6,6 +6,7 @@ included. Large files are transfer.py's, folders folders.py's, batches batches.p
 
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
@@ -24,7 +25,7 @@ from ambry.client.values import (
     ListedName,
     Stored,
     container_path,
-    listed_of,
+    page_of,
     path_of,
     range_of,
     with_version,
@@ -351,12 +352,13 @@ class Client(ModelMethods):
         while True:
             target = f"{path}?{urlencode(query)}"
             until = self._session.deadline(None)
-            document = self._session.read_json(target, "entries", "nextPageToken", deadline=until)
-            for entry in document["entries"]:
-                yield listed_of(entry)
-            if document["nextPageToken"] is None:
+            page, following = self._session.read_json(
+                target, "entries", "nextPageToken", deadline=until, made=partial(page_of, query.get("page"))
+            )
+            yield from page
+            if following is None:
                 return
-            query["page"] = document["nextPageToken"]
+            query["page"] = following
 
     def copy(self, source: str, target: str, *, upsert: bool = False, deadline_s: float | None = None) -> Stored:
         """Give the name `target` the bytes of `source`, in the store: none are moved. Both: `account/container/name`.

@@ -11,8 +11,9 @@ import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Final
+from typing import IO, TYPE_CHECKING, Any, Final
 
 import xxhash
 
@@ -29,6 +30,17 @@ if TYPE_CHECKING:
     from ambry.client.http import Chunks
 
 _PIECE_BYTES: Final = MIB
+
+
+def _parts_of(after: int, document: Any) -> tuple[dict[int, str], str, int | None]:  # noqa: ANN401 -- JSON of the store
+    """Entity tags by the numbers of parts behind `after`, the status, and where the next page begins.
+
+    Raises KeyError, TypeError or ValueError for what says none of that.
+    """
+    following = document["nextAfter"]
+    if following is not None and not int(following) > after:
+        raise ValueError("a page that leads to itself")
+    return {int(one["part"]): str(one["etag"]) for one in document["parts"]}, document["status"], following
 
 
 def size_of_parts(size: int, wished: int) -> int:
@@ -170,20 +182,19 @@ class PartUpload:
         after = 0
         while True:
             try:
-                document = self._session.read_json(
+                parts, status, following = self._session.read_json(
                     f"{self._path}?after={after}", "parts", "status", "nextAfter",
-                    deadline=deadline,
+                    deadline=deadline, made=partial(_parts_of, after),
                 )  # fmt: skip
             except (NoSuchUpload, BadRequest):
                 return None
-            for one in document["parts"]:
-                known[one["part"]] = one["etag"]
-            if document["status"] == "COMPLETED":
+            known.update(parts)
+            if status == "COMPLETED":
                 # Its parts are not listed any more: all of them may be what the file has.
                 return dict.fromkeys(range(1, self._count + 1), "*")
-            if document["nextAfter"] is None:
+            if following is None:
                 return known
-            after = document["nextAfter"]
+            after = following
 
     def _create(self, deadline: float) -> None:
         headers = {**self._headers, **self._condition}

@@ -176,9 +176,22 @@ class Session:
             finally:
                 exchange.close()
 
-    def read_json(self, path: str, *keys: str, deadline: float) -> Any:  # noqa: ANN401 -- JSON of the store
-        """The document that is answered, which has these keys. Raises Unavailable for what is none."""
-        return self.read(path, lambda exchange: document_of(exchange, *keys), deadline=deadline)
+    def read_json(
+        self, path: str, *keys: str, deadline: float, made: Callable[[Any], Any] = lambda document: document
+    ) -> Any:  # noqa: ANN401 -- JSON of the store
+        """What `made` makes of the document that is answered, which has these keys.
+
+        Raises Unavailable for what is none, and where `made` raises KeyError, TypeError or ValueError.
+        """
+
+        def take(exchange: "Exchange") -> Any:  # noqa: ANN401 -- JSON of the store
+            document = document_of(exchange, *keys)
+            try:
+                return made(document)
+            except (KeyError, TypeError, ValueError) as error:
+                raise _no_answer(exchange, "JSON that says something else") from error
+
+        return self.read(path, take, deadline=deadline)
 
     def _wait(
         self,

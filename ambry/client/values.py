@@ -5,7 +5,7 @@ A blob is named by its id (43 characters), or by `account/container/name`, also 
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 from urllib.parse import quote, unquote, urlencode
 
 from ambry.blob.blob_id import TEXT_SIZE
@@ -172,6 +172,17 @@ def listed_of(entry: Mapping[str, object]) -> ListedName:
         modified_ms=int(str(entry["modifiedTimeMs"])),
         version=str(entry["version"]),
     )
+
+
+def page_of(asked: str | None, document: Any) -> tuple[list[ListedName], str | None]:  # noqa: ANN401 -- JSON of the store
+    """A page of a list from its JSON, and the next one. `asked` is the page that was asked for, None the first.
+
+    Raises KeyError, TypeError or ValueError for what is no page, or leads to itself.
+    """
+    following = document["nextPageToken"]
+    if following is not None and (not isinstance(following, str) or following == asked):
+        raise ValueError("a page that leads to itself, or nowhere")
+    return [listed_of(entry) for entry in document["entries"]], following
 
 
 def _moment_of(date: str) -> int:

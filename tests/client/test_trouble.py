@@ -129,6 +129,32 @@ def test_an_answer_that_is_no_stores_is_an_error_of_the_tree() -> None:
     assert caught.value.facts["status"] == 418
 
 
+@pytest.mark.parametrize("key", ["entries", "parts"])
+@pytest.mark.parametrize("rest", ['[{}], "next": null', '5, "next": null', '[], "next": "x"', '[], "next": {}'])
+def test_lists_that_say_nothing_or_never_end_are_no_answers_of_a_store(tmp_path: Path, key: str, rest: str) -> None:
+    page = "nextPageToken" if key == "entries" else "nextAfter"
+    text = f'{{"{key}": {rest}, "status": "OPEN", "uploadId": "u"}}'.replace("next", page, 1)
+    if key == "parts":
+        text = text.replace('"x"', "0")
+
+    def answer(number: int, connection: socket.socket) -> None:
+        head = HEAD.replace(b"200", b"201") if key == "parts" and not number else HEAD
+        connection.sendall(head % len(text) + text.encode())
+
+    path = tmp_path / "file"
+    path.write_bytes(bytes(3000))
+    with misbehaving(answer) as url, Client(url, deadline_s=20) as client:
+        if key == "entries":
+            with pytest.raises(Unavailable, match="no answer of a store"):
+                list(client.list("a/b"))
+            return
+        # The first begins an upload, which the second goes on with.
+        with pytest.raises(AmbryError):
+            client.upload_file(path, part_bytes=1000)
+        with pytest.raises(Unavailable, match="no answer of a store"):
+            client.upload_file(path, part_bytes=1000)
+
+
 def test_a_frontend_that_is_gone_is_replaced_by_another(url: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         gone = "http://{}:{}".format(*listener.getsockname())
