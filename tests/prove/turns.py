@@ -38,10 +38,13 @@ class TurnLock:
     def __exit__(self, *_: object) -> None:
         self.release()
 
-    def acquire(self) -> bool:
-        """Wait until it is free, and have it."""
-        self._turns.reach(self)
-        assert self.owner is None
+    def acquire(self, *, blocking: bool = True) -> bool:
+        """Wait until it is free, and have it; or have it only if it is free now. Whether one has it."""
+        if blocking:
+            self._turns.reach(self)
+            assert self.owner is None
+        elif self.owner is not None:
+            return False
         self.owner = self._turns.actor
         return True
 
@@ -60,6 +63,7 @@ class Turns:
         store._lock = cast("threading.Lock", self.lock)
         store._checkpoint_lock = cast("threading.Lock", TurnLock(self))
         store._compaction_lock = cast("threading.Lock", TurnLock(self))
+        store._disk._lock = cast("threading.Lock", TurnLock(self))
         self.actor = OUTSIDE
         self.upcoming: dict[int, tuple[str, str]] = {}
         self.ways: Counter[int] = Counter()
