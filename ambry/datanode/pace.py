@@ -4,8 +4,8 @@ A step is short, since a reader may have to wait for it: for the interpreter, or
 bounded by how seldom there is a step, so each is followed by a rest: as long as the rate says; several times as long as
 the step took; longer while commits are slow; and where nothing presses, much longer while blobs are read from the disk.
 A step that had to share processor, interpreter or disk took longer, so it rests longer.
-All that is for a disk with room. What makes room rests less, the less there is (`room_of`), down to not at all: who has
-to wait for room is served worse than who waits for a step.
+All that is for a disk with room. What makes room rests less, the less there is (`compaction_plan.room_of`), down to not
+at all: who has to wait for room is served worse than who waits for a step.
 Knows neither what is read nor why.
 """
 
@@ -41,25 +41,12 @@ READERS_SLOWDOWN: Final = 16
 """Such rests make the work this many times slower than its rate at most."""
 
 
-ROOMY_SEGMENTS: Final = 32
-"""With as much free as so many segments there is room."""
-
-ROOMY_SHARE: Final = 4
-"""On a small disk, with this part of what it may hold: 32 segments may be all of it."""
-
-
-def room_of(free_bytes: int, log_bytes: int, segment_bytes: int) -> float:
-    """From 1, there is room, down to 0, there is none; `log_bytes` are those of all segments that are there."""
-    roomy = min(ROOMY_SEGMENTS * segment_bytes, (free_bytes + log_bytes) // ROOMY_SHARE)
-    return min(free_bytes / roomy, 1.0) if roomy else 0.0
-
-
 def wait_s(
     size: int, bytes_per_s: int, took_s: float, commit_s: float, *, for_readers: bool = False, room: float = 1.0
 ) -> float:
     """How long to wait after a step that read `size` bytes and took `took_s`; all times in seconds.
 
-    `room` is as `room_of` has it, for work that makes more.
+    `room` is as compaction_plan.py has it, for work that makes more.
     """
     at_rate_s = size / bytes_per_s
     rest_s = max(at_rate_s - took_s, min(REST_RATIO * took_s, REST_S_MAX))

@@ -21,15 +21,22 @@ from ambry import logs
 from ambry.blob.state import NEVER
 from ambry.clock import Clock
 from ambry.config import StorageSettings
-from ambry.datanode.pace import Pace, room_of
+from ambry.datanode.pace import Pace
 from ambry.errors import AmbryError, DiskFull, ShuttingDown
-from ambry.limits import BODY_BYTES_MAX, MIB
+from ambry.limits import MIB
 from ambry.metrics import Metrics
-from ambry.storage.compaction_plan import RATIO_SHARE_MIN, SegmentFacts, facts_of
+from ambry.storage.compaction_plan import SegmentFacts, facts_of, ratio_share, room_of
 from ambry.storage.disk import lacks_descriptors
 from ambry.storage.exchange import holes, lives
 from ambry.storage.expiry_class import UPPER_BOUNDS_MS
-from ambry.storage.inspection import choose_for, holds_live, must_be_sealed, surveyed
+from ambry.storage.inspection import (
+    choose_for,
+    holds_live,
+    is_worth_sealing,
+    must_be_sealed,
+    surveyed,
+    takes_no_puts,
+)
 from ambry.storage.rebuild import CheckReport, check_store
 from ambry.storage.remains import Remnant
 from ambry.storage.seal_state import is_sealed_for_good
@@ -311,12 +318,12 @@ class Upkeep:
 
     def _compact(self, partition: int, surveys: dict[int, Survey], now_ms: int) -> bool:
         room = self._room()
-        ratio = self._settings.compaction_garbage_percent / 100 * max(room, RATIO_SHARE_MIN)
+        ratio = self._settings.compaction_garbage_percent / 100 * ratio_share(room)
         facts: list[SegmentFacts] = []
         ends = self._ends(partition)
         if ends or self._store.erasures.now:
             self._seal_what_is_due(partition, surveys, now_ms, ends=ends)
-        if self._store.free_bytes() < BODY_BYTES_MAX:
+        if takes_no_puts(self._store):
             self._seal_garbage(partition, surveys, now_ms, ratio, room)
         for one in self._store.segment_facts(partition):
             if self._not_before.get((partition, one.number), 0) > now_ms or (partition, one.number) == self._scrubbed:
@@ -391,8 +398,8 @@ class Upkeep:
             survey = surveys.get(segment.number)
             if one.size and self._needs_look(one, survey, now_ms, ratio):
                 survey = surveys[segment.number] = self._survey(partition, segment.number, self._compaction_pace)
-            if survey is not None and choose_for(
-                self._store, self._settings, [surveyed(one, survey, now_ms, ends=False)], now_ms, room
+            if survey is not None and is_worth_sealing(
+                self._store, self._settings, surveyed(one, survey, now_ms, ends=False), now_ms, room
             ):
                 self._store.seal_active(partition, segment.number)
                 has_sealed = True

@@ -32,6 +32,12 @@ RATIO_SHARE_MIN: Final = 0.25
 """Without room, a segment is worth a compaction with this part of the garbage that it takes otherwise; with less, what
 is copied for each byte that is freed would hold up everybody else."""
 
+ROOMY_SEGMENTS: Final = 32
+"""With as much free as so many segments there is room."""
+
+ROOMY_SHARE: Final = 4
+"""On a small disk, with this part of what it may hold: 32 segments may be all of it."""
+
 SMALL_SHARE: Final = 16
 """As many segments of a class, each at most this part of what one compaction may write, are worth one."""
 
@@ -196,6 +202,17 @@ def facts_of(segment: Segment, use: Use) -> SegmentFacts:
     )
 
 
+def room_of(free_bytes: int, log_bytes: int, segment_bytes: int) -> float:
+    """From 1, there is room, down to 0, there is none; `log_bytes` are those of all segments that are there."""
+    roomy = min(ROOMY_SEGMENTS * segment_bytes, (free_bytes + log_bytes) // ROOMY_SHARE)
+    return min(free_bytes / roomy, 1.0) if roomy else 0.0
+
+
+def ratio_share(room: float) -> float:
+    """With so much of the share of garbage that is worth a compaction otherwise, it is worth one."""
+    return max(room, RATIO_SHARE_MIN)
+
+
 def choose(
     segments: Iterable[SegmentFacts],
     *,
@@ -206,21 +223,31 @@ def choose(
 ) -> tuple[int, ...]:
     """Numbers of the segments to compact together, best first; empty when none is worth it.
 
-    `room` is from 1, there is room, down to 0, there is none. The less, the less garbage is worth a compaction; what
-    frees most for its cost goes first then, however old it is.
+    `room` is as `room_of` has it. The less, the less garbage is worth a compaction; what frees most for its cost goes
+    first then, however old it is.
 
-    Segments that are due come first, and then those whose copies fit. Small ones go along, of which no more is copied
+    Segments that are due come first, and then those whose copies fit; short of room these come before anything else,
+    for it is they that make some. Small ones go along, of which no more is copied
     than garbage is freed, and many very small ones are merged: each costs a file, and what compaction keeps would end
     in ever more of them.
     Together they keep at most `output_bytes_max`, and all are of one expiry class, so that classes stay apart.
     """
     known = sorted(segments, key=lambda one: (one.size, one.number))
-    garbage_ratio_min *= max(room, RATIO_SHARE_MIN)
+    garbage_ratio_min *= ratio_share(room)
     worthy = [one for one in known if one.is_worthy(garbage_ratio_min)]
     if not worthy:
         return _many_small([one for one in known if one.size * SMALL_SHARE <= output_bytes_max], output_bytes_max)
     value = {one.number: one.gain if room < 1 else one.score(now_ms) for one in worthy}
-    worthy.sort(key=lambda one: (not one.is_due, one.kept > output_bytes_max, -value[one.number], one.number))
+    too_large = {one.number for one in worthy if one.kept > output_bytes_max}
+    worthy.sort(
+        key=lambda one: (
+            room < 1 and one.number in too_large,
+            not one.is_due,
+            one.number in too_large,
+            -value[one.number],
+            one.number,
+        )
+    )
     chosen: dict[int, SegmentFacts] = {}
     left = output_bytes_max
     for one in worthy:

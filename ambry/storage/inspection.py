@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 
 from ambry.blob.state import NEVER
 from ambry.config import StorageSettings
+from ambry.limits import BODY_BYTES_MAX
 from ambry.storage.accounts import Accounts
-from ambry.storage.compaction_plan import SegmentFacts, choose, facts_of
+from ambry.storage.compaction_plan import SegmentFacts, choose, facts_of, ratio_share, room_of
 from ambry.storage.compaction_reasons import APPENDED, TURNED_OFF, UNFINISHED, reasons_of
 from ambry.storage.exchange import read_tokens
 from ambry.storage.index import pages
@@ -51,10 +52,12 @@ def compaction_plan(store: DiskStore, settings: StorageSettings, now_ms: int) ->
     It is what upkeep would do next in each partition, but for what only a running datanode knows: segments that it
     leaves alone for a time since it could not free them, and partitions that the cluster map has sealed.
     """
-    return [row for replica in store.replicas for row in _plan_of(store, settings, replica, now_ms)]
+    log_bytes = sum(replica.log_size for replica in store.replicas)
+    room = room_of(store.free_bytes(), log_bytes, settings.segment_bytes)
+    return [row for replica in store.replicas for row in _plan_of(store, settings, replica, now_ms, room)]
 
 
-def _plan_of(store: DiskStore, settings: StorageSettings, replica: Replica, now_ms: int) -> list[PlanRow]:
+def _plan_of(store: DiskStore, settings: StorageSettings, replica: Replica, now_ms: int, room: float) -> list[PlanRow]:
     partition = replica.partition
     surveys = {number: store.survey(partition, number, pace=lambda _: None) for number in sorted(replica.segments)}
     tombstone_bytes = sum(survey.tombstone_bytes for survey in surveys.values())
@@ -68,15 +71,16 @@ def _plan_of(store: DiskStore, settings: StorageSettings, replica: Replica, now_
     }
     active = {segment.number for segment in replica.active.values()}
     to_seal = {one for one in active if must_be_sealed(surveys[one], facts[one].dead_bytes, now_ms, ends=ends)}
+    if takes_no_puts(store):
+        to_seal |= {one for one in active if is_worth_sealing(store, settings, facts[one], now_ms, room)}
     ready = to_seal | {one.number for one in store.segment_facts(partition)}
     reasons = dict.fromkeys(active - to_seal, APPENDED)
     chosen: tuple[int, ...] = ()
     if settings.compaction_bytes_per_s:
         candidates = [facts[number] for number in sorted(ready)]
-        chosen = choose_for(store, settings, candidates, now_ms)
-        reasons |= reasons_of(
-            candidates, chosen, garbage_ratio_min=settings.compaction_garbage_percent / 100, ends=ends
-        )
+        chosen = choose_for(store, settings, candidates, now_ms, room)
+        ratio = settings.compaction_garbage_percent / 100 * ratio_share(room)
+        reasons |= reasons_of(candidates, chosen, garbage_ratio_min=ratio, ends=ends)
     else:
         reasons = dict.fromkeys(facts, TURNED_OFF)
     return [
@@ -109,6 +113,18 @@ def must_be_sealed(survey: Survey, dead_bytes: int, now_ms: int, *, ends: bool) 
     """Whether an active segment is sealed so that compaction may take it, which never takes one that is appended to."""
     has_garbage = survey.kept_bytes < survey.seen_bytes
     return survey.erase_at_ms <= now_ms or (ends and dead_bytes > 0 and has_garbage)
+
+
+def takes_no_puts(store: DiskStore) -> bool:
+    """Whether so little is free that no active segment becomes full any more."""
+    return store.free_bytes() < BODY_BYTES_MAX
+
+
+def is_worth_sealing(
+    store: DiskStore, settings: StorageSettings, facts: SegmentFacts, now_ms: int, room: float
+) -> bool:
+    """Whether an active segment that never becomes full is sealed: as soon as compaction would take it by itself."""
+    return bool(choose_for(store, settings, [facts], now_ms, room))
 
 
 def holds_live(accounts: Accounts, partition: int) -> bool:

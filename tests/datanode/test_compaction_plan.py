@@ -10,6 +10,7 @@ from ambry.blob.state import BlobState
 from ambry.config import ErasureSettings, StorageSettings
 from ambry.datanode.upkeep import Upkeep
 from ambry.limits import GIB, KIB
+from ambry.storage.compaction_plan import SegmentFacts, choose
 from ambry.storage.inspection import PlanRow, compaction_plan
 from tests.storage.engine import TINY, World, blob_id, body_of, put, update
 
@@ -62,6 +63,21 @@ def _with_a_partition_that_ends() -> World:
     return world
 
 
+def _short_of_room(number: int) -> Callable[[], World]:
+    """One blob of two hundred is deleted, a tenth of its segment: with room for a few segments that is enough."""
+
+    def made() -> World:
+        world = _opened(SETTINGS)
+        _put(world, 200)
+        _delete(world, [number])
+        world.clock.advance(8 * DAY_MS)
+        world.store.checkpoint()
+        world.disk.capacity_bytes = world.disk._used() + world.settings.reserve_bytes + 24 * KIB
+        return world
+
+    return made
+
+
 def _plan(world: World) -> list[PlanRow]:
     return compaction_plan(world.store, world.settings, world.clock.now_ms())
 
@@ -73,6 +89,8 @@ def _plan(world: World) -> list[PlanRow]:
         (_with_an_erasure_that_is_due(5), False, "has to be erased"),
         (_with_an_erasure_that_is_due(23), True, "has to be erased"),
         (_with_a_partition_that_ends, True, "nothing in its partition lives"),
+        (_short_of_room(0), False, "% are enough"),
+        (_short_of_room(199), True, "% are enough"),
     ],
 )
 def test_the_plan_is_what_upkeep_does_next(made: Callable[[], World], *, has_active: bool, why: str) -> None:
@@ -108,3 +126,13 @@ def test_the_plan_says_why_a_segment_is_left() -> None:
     assert (last.is_active, last.reason) == (True, "it is still appended to")
     off = replace(SETTINGS, compaction_bytes_per_s=0)
     assert {row.reason for row in compaction_plan(world.store, off, 0)} == {"compaction is turned off"}
+
+
+def test_short_of_room_what_is_due_and_does_not_fit_keeps_nothing_else_from_being_freed() -> None:
+    due = SegmentFacts(1, 1000, 500, 500, 0, 0, is_due=True)
+    fits = SegmentFacts(2, 1000, 300, 700, 0, 0)
+    for room, first in ((1.0, 1), (0.9, 2), (0.0, 2)):
+        numbers = choose([due, fits], now_ms=0, garbage_ratio_min=0.25, output_bytes_max=400, room=room)
+        assert numbers[0] == first, room
+    # Alone it is tried: there may be room by now.
+    assert choose([due], now_ms=0, garbage_ratio_min=0.25, output_bytes_max=400, room=0.0) == (1,)

@@ -12,15 +12,14 @@ from ambry.blob.state import NEVER, BlobState
 from ambry.datanode.pace import (
     READERS_SLOWDOWN,
     REST_S_MAX,
-    ROOMY_SEGMENTS,
     STEP_BYTES,
     Pace,
-    room_of,
     wait_s,
 )
 from ambry.datanode.upkeep import FIRST_RETRY_MS, IDLE_S, LOOK_S, OVERDUE, Upkeep
 from ambry.errors import DiskFull, NotHere, ShuttingDown
 from ambry.limits import GIB, KIB, MIB
+from ambry.storage.compaction_plan import ROOMY_SEGMENTS, room_of
 from ambry.storage.compactor import CompactionReport, OnDamage
 from ambry.storage.index_entry import blob_key, decode_entry
 from ambry.storage.survey import Survey
