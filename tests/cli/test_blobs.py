@@ -50,7 +50,7 @@ class Store:
             self.bodies.append(await request.read())
             return web.Response(status=201, headers={"Location": f"/{BLOB_ID}"})
         if request.method == "DELETE":
-            return web.Response(status=202)
+            return web.Response(status=202, headers={"x-ambry-request-id": "a1"})
         if request.path.endswith("/BlobInfo"):
             return web.Response(headers=self.headers)
         return web.Response(body=BODY, headers={"Repr-Digest": self.digest, "Content-Encoding": "gzip"})
