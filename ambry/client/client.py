@@ -24,6 +24,7 @@ from ambry.client.values import (
     BlobInfo,
     ListedName,
     Stored,
+    Way,
     container_path,
     page_of,
     path_of,
@@ -226,12 +227,11 @@ class Client(ModelMethods):
             return info_from(exchange, ref) if exchange.status == 200 else None
 
         expected = (200, 400, 401, 403, 404, 410, 412)
-        info = self._session.read(path, take, method="HEAD", expected=expected, deadline=deadline)
-        if info is not None:
-            return info
-        # The answer to a HEAD has no body that says why.
-        self._session.ask("GET", path, headers={"Range": "bytes=0-0"}, expected=(206, 416), deadline=deadline).close()
-        return self.stat(ref, version=version, deadline_s=deadline_s)
+        first = {"Range": "bytes=0-0"}
+        while (info := self._session.read(path, take, method="HEAD", expected=expected, deadline=deadline)) is None:
+            # The answer to a HEAD has no body that says why. Who is answered has come meanwhile.
+            self._session.ask("GET", path, headers=first, expected=(206, 416), deadline=deadline).close()
+        return info
 
     def exists(self, ref: str, *, deadline_s: float | None = None) -> bool:
         """Whether there is such a blob; False for one that was deleted or has expired."""
@@ -349,11 +349,12 @@ class Client(ModelMethods):
             query["delimiter"] = delimiter
         if start_after is not None:
             query["start-after"] = start_after
+        way = Way()
         while True:
             target = f"{path}?{urlencode(query)}"
             until = self._session.deadline(None)
             page, following = self._session.read_json(
-                target, "entries", "nextPageToken", deadline=until, made=partial(page_of, query.get("page"))
+                target, "entries", "nextPageToken", deadline=until, made=partial(page_of, way)
             )
             yield from page
             if following is None:

@@ -3,6 +3,7 @@
 A blob is named by its id (43 characters), or by `account/container/name`, also written `ambry://account/container/name`.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -14,6 +15,7 @@ from ambry.errors import BadRequest
 SCHEME: Final = "ambry://"
 _MONTHS: Final = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 _SHA256_TEXT_SIZE: Final = 44
+_ID: Final = re.compile(r"[\w-]+", re.ASCII)
 _SAFE_IN_NAMES: Final = "/-._~!$&'()*+,;=:@"
 
 
@@ -139,7 +141,10 @@ def with_version(path: str, version: str | None) -> str:
 
 
 def info_of(headers: Mapping[str, str], fallback_id: str) -> BlobInfo:
-    """What headers of an answer say of a blob; `headers` has lower-case names."""
+    """What headers of an answer say of a blob; `headers` has lower-case names.
+
+    Raises ValueError for what no blob has.
+    """
     ttl = headers.get("x-ambry-ttl", "-1")
     metadata = {}
     for name, value in headers.items():
@@ -148,9 +153,13 @@ def info_of(headers: Mapping[str, str], fallback_id: str) -> BlobInfo:
         elif name.startswith("x-ambry-enc-um-"):
             metadata[name.removeprefix("x-ambry-enc-um-")] = unquote(value)
     created = headers.get("x-ambry-creation-time")
+    said_id = headers.get("etag", "").strip('"') or headers.get("x-ambry-blob-id")
+    size = int(headers.get("x-ambry-blob-size", headers.get("content-length", "0")))
+    if size < 0 or (said_id and not _ID.fullmatch(said_id)):
+        raise ValueError(f"a blob {said_id!r} of {size} bytes")
     return BlobInfo(
-        id=headers.get("etag", "").strip('"') or headers.get("x-ambry-blob-id") or fallback_id,
-        size=int(headers.get("x-ambry-blob-size", headers.get("content-length", "0"))),
+        id=said_id or fallback_id,
+        size=size,
         content_type=headers.get("x-ambry-content-type", headers.get("content-type", "")),
         created_ms=0 if created is None else _moment_of(created),
         ttl_s=None if ttl == "-1" else int(ttl),
@@ -174,15 +183,39 @@ def listed_of(entry: Mapping[str, object]) -> ListedName:
     )
 
 
-def page_of(asked: str | None, document: Any) -> tuple[list[ListedName], str | None]:  # noqa: ANN401 -- JSON of the store
-    """A page of a list from its JSON, and the next one. `asked` is the page that was asked for, None the first.
+class Way:
+    """From page to page of a list, which may not lead in a circle.
 
-    Raises KeyError, TypeError or ValueError for what is no page, or leads to itself.
+    The tokens of pages 1, 2, 4, 8 and so on are remembered, one at a time, so a circle is met soon after it was gone
+    round (Brent, 1980).
+    """
+
+    def __init__(self) -> None:
+        self._token: str | None = None
+        self._left = self._steps = 1
+
+    def go(self, token: str) -> None:
+        """To the next page. Raises ValueError for one that was there."""
+        if token == self._token:
+            raise ValueError("pages that lead to themselves")
+        self._left -= 1
+        if not self._left:
+            self._token = token
+            self._left = self._steps = 2 * self._steps
+
+
+def page_of(way: Way, document: Any) -> tuple[list[ListedName], str | None]:  # noqa: ANN401 -- JSON of the store
+    """A page of a list from its JSON, and the next one.
+
+    Raises KeyError, TypeError or ValueError for what is no page, or leads in a circle.
     """
     following = document["nextPageToken"]
-    if following is not None and (not isinstance(following, str) or following == asked):
-        raise ValueError("a page that leads to itself, or nowhere")
-    return [listed_of(entry) for entry in document["entries"]], following
+    entries = [listed_of(entry) for entry in document["entries"]]
+    if following is not None:
+        if not isinstance(following, str):
+            raise ValueError("a next page that is no text")
+        way.go(following)
+    return entries, following
 
 
 def _moment_of(date: str) -> int:

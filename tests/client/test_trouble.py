@@ -155,6 +155,33 @@ def test_lists_that_say_nothing_or_never_end_are_no_answers_of_a_store(tmp_path:
             client.upload_file(path, part_bytes=1000)
 
 
+@pytest.mark.parametrize("length", [2, 3, 5])
+def test_a_list_whose_pages_lead_in_a_circle_ends(length: int) -> None:
+    def answer(number: int, connection: socket.socket) -> None:
+        text = f'{{"entries": [], "nextPageToken": "{number % length}"}}'
+        connection.sendall(HEAD % len(text) + text.encode())
+
+    with (
+        misbehaving(answer) as url,
+        Client(url, deadline_s=20) as client,
+        pytest.raises(Unavailable, match="no answer of a store"),
+    ):
+        list(client.list("a/b"))
+
+
+@pytest.mark.parametrize("said", ["x-ambry-blob-size: -5", 'x-ambry-blob-size: 5\r\nETag: "../../x"'])
+def test_headers_that_no_blob_has_are_no_answer_of_a_store(said: str) -> None:
+    def answer(_number: int, connection: socket.socket) -> None:
+        connection.sendall(HEAD.replace(b"\r\n", f"\r\n{said}\r\n".encode(), 1) % 0)
+
+    with (
+        misbehaving(answer) as url,
+        Client(url, deadline_s=20) as client,
+        pytest.raises(Unavailable, match="no answer of a store"),
+    ):
+        client.stat("a/b/c")
+
+
 def test_a_frontend_that_is_gone_is_replaced_by_another(url: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         gone = "http://{}:{}".format(*listener.getsockname())
