@@ -329,22 +329,28 @@ def test_without_descriptors_writes_are_refused_or_kept_and_the_disk_goes_on_whe
             service_of(datanode).store.checkpoint()
             # Threads and connections of the loop are there: only files are missing.
             await body(datanode, BLOBS[0])
-            answers: list[object] = []
+            kept: list[PutRequest] = []
+            refused: list[object] = []
             with no_descriptors():
-                for request in BLOBS[2:]:
-                    answers += await store(datanode, request)
+                # A segment takes three of them; a new one needs descriptors, and there are those of idle files of all
+                # disks that the process has open, or has not collected yet.
+                for request in (put(blob_id(n), body_of(n, 20_000)) for n in range(2, 400)):
+                    (answer,) = await store(datanode, request)
+                    if isinstance(answer, StateAnswer):
+                        kept.append(request)
+                    else:
+                        refused.append(answer)
                     assert await body(datanode, BLOBS[0]) == BLOBS[0].body
-            kept = [one for one, answer in zip(BLOBS[2:], answers, strict=True) if isinstance(answer, StateAnswer)]
-            refused = [answer for answer in answers if not isinstance(answer, StateAnswer)]
-            # A segment takes three of them; a new one needs descriptors.
+                    if len(refused) == 3:
+                        break
             assert kept
             assert refused
             assert {type(answer) for answer in refused} == {DiskUnavailable}
             assert service_of(datanode).store.failure is None
             assert all(isinstance(one, StateAnswer) for one in await store(datanode, *BLOBS))
-            await all_there(datanode, BLOBS)
+            await all_there(datanode, [*BLOBS, *kept])
         async with running(tmp_path) as datanode:
-            await all_there(datanode, BLOBS)
+            await all_there(datanode, [*BLOBS, *kept])
 
     asyncio.run(run())
 
