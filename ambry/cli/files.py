@@ -50,7 +50,7 @@ from ambry.cli.places import (
 )
 from ambry.cli.progress import Transferring, transferring
 from ambry.cli.transfers import Job, Manner, Outcome, Transfers, remove
-from ambry.client import BlobReader, Client
+from ambry.client import BlobReader, Client, Stored
 from ambry.client.model_names import KEPT
 from ambry.client.values import SCHEME
 from ambry.errors import AmbryError, BadDigest, BadRequest, NameExists
@@ -296,21 +296,33 @@ def _from_urls(
             if manner.keeps_targets and client.exists(str(job.target)):
                 yield Outcome(job, is_skipped=True)
                 continue
-            if is_dry:
-                yield Outcome(job)
-                continue
-            bars.begin(1, 0)
-            with _told(bars) as progress:
-                stored = client.copy_from_url(
-                    str(url), str(job.target), upsert=not manner.keeps_targets, progress=progress
-                )
-            bars.ended(1)
-        except NameExists as error:
-            yield Outcome(job, None, is_skipped=True) if manner.keeps_targets else Outcome(job, error)
         except AmbryError as error:
             yield Outcome(job, error)
-        else:
-            yield Outcome(replace(job, size=stored.size))
+            continue
+        if is_dry:
+            yield Outcome(job)
+            continue
+        yield _outcome_of(job, manner, partial(_copied, client, job, manner, bars))
+
+
+def _copied(client: Client, job: Job, manner: Manner, bars: Transferring) -> Stored:
+    bars.begin(1, 0)
+    with _told(bars) as progress:
+        stored = client.copy_from_url(
+            str(job.source), str(job.target), upsert=not manner.keeps_targets, progress=progress
+        )
+    bars.ended(1)
+    return stored
+
+
+def _outcome_of(job: Job, manner: Manner, stored: Callable[[], Stored]) -> Outcome:
+    """What becomes of a file that is stored by a call, and whose size only that knows."""
+    try:
+        return Outcome(replace(job, size=stored().size))
+    except NameExists as error:
+        return Outcome(job, None, is_skipped=True) if manner.keeps_targets else Outcome(job, error)
+    except AmbryError as error:
+        return Outcome(job, error)
 
 
 @contextlib.contextmanager
@@ -333,14 +345,11 @@ def _from_standard_input(client: Client, target: Place, manner: Manner, *, is_dr
     if is_dry:
         yield Outcome(job)
         return
-    try:
-        stored = client.put_stream(_standard_input(), str(target), upsert=not manner.keeps_targets)
-    except NameExists as error:
-        yield Outcome(job, None, is_skipped=True) if manner.keeps_targets else Outcome(job, error)
-    except AmbryError as error:
-        yield Outcome(job, error)
-    else:
-        yield Outcome(replace(job, size=stored.size))
+    yield _outcome_of(
+        job,
+        manner,
+        lambda: client.put_stream(_standard_input(), str(target), upsert=not manner.keeps_targets),
+    )
 
 
 def _standard_input() -> Iterator[bytes]:

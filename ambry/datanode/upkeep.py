@@ -25,12 +25,13 @@ from ambry.datanode.pace import Pace
 from ambry.errors import AmbryError, DiskFull, ShuttingDown
 from ambry.limits import MIB
 from ambry.metrics import Metrics
-from ambry.storage.compaction_plan import SegmentFacts, facts_of, ratio_share, room_of
+from ambry.storage.compaction_plan import SegmentFacts, facts_of, room_of
 from ambry.storage.disk import lacks_descriptors
 from ambry.storage.exchange import holes, lives
 from ambry.storage.expiry_class import UPPER_BOUNDS_MS
 from ambry.storage.inspection import (
     choose_for,
+    garbage_ratio_for,
     holds_live,
     is_worth_sealing,
     must_be_sealed,
@@ -318,7 +319,7 @@ class Upkeep:
 
     def _compact(self, partition: int, surveys: dict[int, Survey], now_ms: int) -> bool:
         room = self._room()
-        ratio = self._settings.compaction_garbage_percent / 100 * ratio_share(room)
+        ratio = garbage_ratio_for(self._settings, room)
         facts: list[SegmentFacts] = []
         ends = self._ends(partition)
         if ends or self._store.erasures.now:

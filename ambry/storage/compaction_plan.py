@@ -227,9 +227,9 @@ def choose(
     first then, however old it is.
 
     Segments that are due come first, and then those whose copies fit; short of room these come before anything else,
-    for it is they that make some. Small ones go along, of which no more is copied
-    than garbage is freed, and many very small ones are merged: each costs a file, and what compaction keeps would end
-    in ever more of them.
+    for it is they that make some. Small ones go along, of which no more is copied than garbage is freed, and many very
+    small ones are merged: each costs a file, and what compaction keeps would end in ever more of them.
+
     Together they keep at most `output_bytes_max`, and all are of one expiry class, so that classes stay apart.
     """
     known = sorted(segments, key=lambda one: (one.size, one.number))

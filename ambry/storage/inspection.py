@@ -79,7 +79,7 @@ def _plan_of(store: DiskStore, settings: StorageSettings, replica: Replica, now_
     if settings.compaction_bytes_per_s:
         candidates = [facts[number] for number in sorted(ready)]
         chosen = choose_for(store, settings, candidates, now_ms, room)
-        ratio = settings.compaction_garbage_percent / 100 * ratio_share(room)
+        ratio = garbage_ratio_for(settings, room)
         reasons |= reasons_of(candidates, chosen, garbage_ratio_min=ratio, ends=ends)
     else:
         reasons = dict.fromkeys(facts, TURNED_OFF)
@@ -113,6 +113,11 @@ def must_be_sealed(survey: Survey, dead_bytes: int, now_ms: int, *, ends: bool) 
     """Whether an active segment is sealed so that compaction may take it, which never takes one that is appended to."""
     has_garbage = survey.kept_bytes < survey.seen_bytes
     return survey.erase_at_ms <= now_ms or (ends and dead_bytes > 0 and has_garbage)
+
+
+def garbage_ratio_for(settings: StorageSettings, room: float) -> float:
+    """The share of garbage with which a segment is worth a compaction; `room` as in `choose`."""
+    return settings.compaction_garbage_percent / 100 * ratio_share(room)
 
 
 def takes_no_puts(store: DiskStore) -> bool:

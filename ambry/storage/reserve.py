@@ -231,22 +231,19 @@ class ReservedFile:
 
     def pwrite(self, pieces: Sequence[Buffer], offset: int) -> None:
         """As the file's: the same bytes to the same place, if need be again."""
-        try:
-            self._file.pwrite(pieces, offset)
-        except DiskFull:
-            if not self._disk.held_bytes:
-                raise
-        else:
-            return
-        self._disk.again(sum(map(len, pieces)), lambda: self._file.pwrite(pieces, offset))
+        self._write(self._file.pwrite, pieces, offset)
 
     def write_out(self, pieces: Sequence[Buffer], offset: int) -> None:
         """As `pwrite`."""
+        self._write(self._file.write_out, pieces, offset)
+
+    def _write(self, write: Callable[[Sequence[Buffer], int], None], pieces: Sequence[Buffer], offset: int) -> None:
         try:
-            self._file.write_out(pieces, offset)
+            write(pieces, offset)
         except DiskFull:
             if not self._disk.held_bytes:
                 raise
         else:
             return
-        self._disk.again(sum(map(len, pieces)), lambda: self._file.write_out(pieces, offset))
+        # How much it is, is added up only here: mostly nobody has to know.
+        self._disk.again(sum(map(len, pieces)), lambda: write(pieces, offset))
