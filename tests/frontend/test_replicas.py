@@ -345,17 +345,25 @@ def test_an_undelete_of_what_every_replica_reclaimed_says_deleted_even_where_som
     run(test)
 
 
+async def undelete_at_the_replicas(
+    operations: Operations, nodes: list[MemoryDatanode]
+) -> tuple[bytes, asyncio.Task[BlobState], list[asyncio.Event]]:
+    """A deleted blob whose undelete has looked, and whose requests wait at all replicas, each for an event."""
+    blob_id = await put(operations)
+    await operations.delete(blob_id)
+    await settle()
+    gates = [node.hold("update") for node in nodes]
+    undelete = asyncio.create_task(operations.undelete(blob_id))
+    while not all(node.waiting for node in nodes):
+        await asyncio.sleep(0)
+    return blob_id, undelete, gates
+
+
 def test_an_undelete_whose_bytes_all_replicas_reclaim_after_the_look_says_deleted() -> None:
     """By refusals of the new kind and of datanodes of an older version, which said "not found"."""
 
     async def test(operations: Operations, nodes: list[MemoryDatanode]) -> None:
-        blob_id = await put(operations)
-        await operations.delete(blob_id)
-        await settle()
-        gates = [node.hold("update") for node in nodes]
-        undelete = asyncio.create_task(operations.undelete(blob_id))
-        while not all(node.waiting for node in nodes):
-            await asyncio.sleep(0)
+        blob_id, undelete, gates = await undelete_at_the_replicas(operations, nodes)
         nodes[2].fail("update", BlobNotFound("the blob was deleted for good"))
         for node, gate in zip(nodes, gates, strict=True):
             node.lose_body(blob_id)
@@ -371,13 +379,7 @@ def test_an_undelete_that_breaks_off_brings_no_blob_back_whose_bytes_were_taken_
     """Nobody is left to take it back: it would be unavailable for ever."""
 
     async def test(operations: Operations, nodes: list[MemoryDatanode]) -> None:
-        blob_id = await put(operations)
-        await operations.delete(blob_id)
-        await settle()
-        gates = [node.hold("update") for node in nodes]
-        undelete = asyncio.create_task(operations.undelete(blob_id))
-        while not all(node.waiting for node in nodes):
-            await asyncio.sleep(0)
+        blob_id, undelete, gates = await undelete_at_the_replicas(operations, nodes)
         undelete.cancel()
         for node, gate in zip(nodes, gates, strict=True):
             node.lose_body(blob_id)
