@@ -393,7 +393,7 @@ class Upkeep:
 
         So it is sealed as soon as a compaction would be worth it, with a few KiB of the reserve for the next one.
         """
-        has_sealed = False
+        to_seal: list[int] = []
         for segment in list(self._store.replica(partition).active.values()):
             one = facts_of(segment, self._store.accounts.of_segment(partition, segment.number))
             survey = surveys.get(segment.number)
@@ -402,9 +402,13 @@ class Upkeep:
             if survey is not None and is_worth_sealing(
                 self._store, self._settings, surveyed(one, survey, now_ms, ends=False), now_ms, room
             ):
-                self._store.seal_active(partition, segment.number)
-                has_sealed = True
-        if has_sealed:
+                to_seal.append(segment.number)
+        self._seal(partition, to_seal)
+
+    def _seal(self, partition: int, numbers: list[int]) -> None:
+        for number in numbers:
+            self._store.seal_active(partition, number)
+        if numbers:
             # Compaction takes what has its length in replica.meta, and a checkpoint writes that.
             self._store.checkpoint()
 
@@ -447,7 +451,7 @@ class Upkeep:
     def _seal_what_is_due(self, partition: int, surveys: dict[int, Survey], now_ms: int, *, ends: bool) -> None:
         """Compaction never takes an active segment; one that holds what is due is sealed before it is full."""
         replica = next(one for one in self._store.replicas if one.partition == partition)
-        has_sealed = False
+        to_seal: list[int] = []
         for segment in list(replica.active.values()):
             number = segment.number
             survey = surveys.get(number)
@@ -457,11 +461,8 @@ class Upkeep:
             if segment.end > DATA_OFFSET and (may_end or self._may_be_to_erase(dead_bytes, survey, now_ms)):
                 survey = surveys[number] = self._survey(partition, number, self._compaction_pace)
             if survey is not None and must_be_sealed(survey, dead_bytes, now_ms, ends=ends):
-                self._store.seal_active(partition, number)
-                has_sealed = True
-        if has_sealed:
-            # Compaction takes what has its length in replica.meta, and a checkpoint writes that.
-            self._store.checkpoint()
+                to_seal.append(number)
+        self._seal(partition, to_seal)
 
     def _erase_elsewhere(self, remnants: list[Remnant], now_ms: int) -> bool:
         """Remove what has to be erased and is not in a log; whether there was anything to do."""
